@@ -1,0 +1,275 @@
+"""LayerDef → live ``nn.Module``, without running text.
+
+The module walks the lowered tree through closures made once. It reads the same tables as
+``codegen``, so both compute the same.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tpack.nn
+from tpack.layerdef import (
+    Assignment,
+    BinaryOp,
+    Expression,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    LayerDef,
+    Literal,
+    Lowered,
+    Param,
+    Program,
+    Return,
+    Statement,
+    Tuple,
+    UnaryOp,
+    as_program,
+    lower,
+)
+from tpack.layerdef.builtin import BUILTIN
+from tpack.layerdef.names import is_position
+from tpack.layerdef.ops import OPS, PACKED_OPS, Op, torch_name
+from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
+
+Values = dict[str, Any]
+#: Computes an expression from the module and the local values.
+Step = Callable[[nn.Module, Values], Any]
+
+_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "**": operator.pow,
+    "@": operator.matmul,
+}
+
+
+def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -> nn.Module:
+    """Make the module of a LayerDef or Program: packed weights of trits 0, scales 1.
+
+    Args:
+        device: where its tensors are made; ``meta`` allocates none.
+
+    Raises:
+        LayerDefError: the tree is malformed or does not fit its shapes.
+    """
+    program = as_program(tree)
+    with torch.device(device):
+        module = BuiltModule(program, program.root)
+    return module.eval()
+
+
+class BuiltModule(PackedModule):
+    """A layer of a program as a module.
+
+    Attributes:
+        program: the program it is part of.
+        layer_name: the LayerDef it is an instance of.
+    """
+
+    def __init__(self, program: Program, layer_name: str) -> None:
+        super().__init__()
+        self.program = program
+        self.layer_name = layer_name
+        lowered = lower(program.by_name[layer_name])
+        self.ternary_shapes = {}  # type: ignore[misc]
+        self.ternary_layouts = {}  # type: ignore[misc]
+        for param in lowered.stored:
+            self._store(param)
+        for name, child in _children(program, lowered):
+            self.add_module(name, child)
+        self._steps = _compile(lowered)
+
+    def _store(self, param: Param) -> None:
+        shape, dtype = param.shape or (), getattr(torch, param.dtype)
+        if param.param_type == "Buffer":
+            self.register_buffer(param.name, torch.zeros(shape, dtype=dtype))
+        elif param.param_type == "Tensor":
+            self.register_parameter(param.name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+        else:
+            split = param.rows_split
+            packed = packed_zeros(*shape, split=split, layout=param.layout)
+            self.register_buffer(f"{param.name}_packed", packed)
+            scale = scale_ones(param.scale, *shape, split=split, dtype=dtype)
+            self.register_parameter(f"{param.name}_scale", scale)
+            self.ternary_shapes[param.name] = shape
+            self.ternary_layouts[param.name] = param.layout
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the body; arguments as the LayerDef declares them.
+
+        Raises:
+            NotImplementedError: the file knows the tensors, but not the order of calls.
+            TypeError: wrong arguments.
+        """
+        inputs, body = self._steps
+        if body is None:
+            raise NotImplementedError(
+                f"{self.layer_name}: a state dict does not tell the order of calls; convert "
+                "again with --layerdef FILE."
+            )
+        values = dict(zip(inputs, args, strict=False))
+        values.update(kwargs)
+        if len(args) + len(kwargs) != len(inputs) or values.keys() != set(inputs):
+            raise TypeError(f"{self.layer_name}.forward takes {', '.join(inputs)}.")
+        for target, step in body:
+            values[target] = step(self, values)
+        return values[_RESULT]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the closures, which are made again from the program."""
+        return {name: value for name, value in self.__dict__.items() if name != "_steps"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._steps = _compile(lower(self.program.by_name[self.layer_name]))
+
+    def extra_repr(self) -> str:
+        """The LayerDef and its packed weights, for ``print(module)``."""
+        weights = [f"{name}={tuple(shape)}" for name, shape in self.ternary_shapes.items()]
+        return ", ".join([self.layer_name, *weights])
+
+
+#: Where the returned value stands among the local values; no identifier.
+_RESULT = "return"
+
+
+def _children(program: Program, lowered: Lowered) -> list[tuple[str, nn.Module]]:
+    children: dict[str, nn.Module] = {}
+    for param in lowered.children:
+        copies = [_child(program, param) for _ in range(param.repeat or 1)]
+        children[param.name] = copies[0] if param.repeat is None else nn.ModuleList(copies)
+    positions = [int(name) for name in children if is_position(name)]
+    for position in range(max(positions, default=0)):  # generated source fills gaps likewise
+        children.setdefault(str(position), nn.Identity())
+    return sorted(children.items(), key=lambda item: int(item[0]) if is_position(item[0]) else -1)
+
+
+def _child(program: Program, param: Param) -> nn.Module:
+    row = BUILTIN.get(param.layer or "")
+    if row is None:
+        return BuiltModule(program, param.layer or "")
+    given = {
+        name: getattr(torch, str(value)) if name.endswith("dtype") else value
+        for name, value in param.args
+    }
+    home: Any = nn if row.spelling.startswith("nn.") else tpack.nn
+    module: nn.Module = getattr(home, row.spelling.removeprefix("nn."))(**given)
+    return module
+
+
+# ---- lowered expressions → closures
+
+
+def _compile(
+    lowered: Lowered,
+) -> tuple[tuple[str, ...], tuple[tuple[str, Step], ...] | None]:
+    stored = {
+        name
+        for param in lowered.stored
+        for name in (param.name, f"{param.name}_packed", f"{param.name}_scale")
+    }
+    lists = {child.name for child in lowered.children if child.repeat is not None}
+    compiler = _Compiler(stored, lists)
+    body = tuple(compiler.statement(item) for item in lowered.body)
+    return lowered.inputs, body or None
+
+
+class _Compiler:
+    def __init__(self, stored: set[str], lists: set[str]) -> None:
+        self.stored = stored
+        self.lists = lists
+
+    def statement(self, statement: Statement) -> tuple[str, Step]:
+        assert isinstance(statement, Assignment | Return)
+        target = statement.target if isinstance(statement, Assignment) else _RESULT
+        return target, self.expression(statement.value)
+
+    def expression(self, node: Expression) -> Step:
+        match node:
+            case Identifier(name) if name in self.stored:
+                return lambda module, _: getattr(module, name)
+            case Identifier(name):
+                return lambda _, values: values[name]
+            case Literal(value):
+                return lambda *_: value
+            case Tuple(items):
+                steps = [self.expression(item) for item in items]
+                return lambda module, values: tuple(step(module, values) for step in steps)
+            case UnaryOp(_, operand):
+                inner = self.expression(operand)
+                return lambda module, values: -inner(module, values)
+            case BinaryOp(symbol, left, right):
+                function = _BINARY[symbol]
+                first, second = self.expression(left), self.expression(right)
+                return lambda module, values: function(
+                    first(module, values), second(module, values)
+                )
+            case LayerCall(layer, args):
+                return self.layer_call(layer, [self.expression(arg) for arg in args])
+            case FunctionCall():
+                return self.function_call(node)
+
+    def layer_call(self, name: str, args: list[Step]) -> Step:
+        repeated = name in self.lists
+
+        def call(module: nn.Module, values: Values) -> Any:
+            first, *others = (arg(module, values) for arg in args)
+            child = module._modules[name]
+            assert child is not None
+            if not repeated:
+                return child(first, *others)
+            for copy in child.children():
+                first = copy(first, *others)
+            return first
+
+        return call
+
+    def function_call(self, node: FunctionCall) -> Step:
+        op = OPS.get(node.function) or PACKED_OPS[node.function]
+        function = _function(op)
+        given = dict(node.kwargs)
+        positional: list[Step] = []
+        named: dict[str, Step] = {}
+        for param in op.params:
+            value = given.get(param.name, Literal(param.default))
+            if value == Literal(param.default):
+                continue
+            step = self.expression(value)
+            if param.kind == "dtype":
+                assert isinstance(value, Literal)
+                dtype = getattr(torch, str(value.value))
+                step = lambda *_, dtype=dtype: dtype  # noqa: E731
+            if param.keyword or len(positional) < op.params.index(param):
+                named[torch_name(op.name, param.name)] = step
+            else:
+                positional.append(step)
+
+        def call(module: nn.Module, values: Values) -> Any:
+            return function(
+                *(step(module, values) for step in positional),
+                **{name: step(module, values) for name, step in named.items()},
+            )
+
+        return call
+
+
+def _function(op: Op) -> Callable[..., Any]:
+    """The function that a spelling of the table means."""
+    home, _, name = op.spelling.rpartition(".")
+    if op.spelling.startswith("."):
+        return getattr(Tensor, name)  # type: ignore[no-any-return]
+    if not home:
+        return getattr(tpack.nn, name)  # type: ignore[no-any-return]
+    return getattr({"F": F, "torch": torch}[home], name)  # type: ignore[no-any-return]

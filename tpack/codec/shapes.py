@@ -1,0 +1,86 @@
+"""How a logical shape becomes rows and columns, and how finely scales lie over them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from tpack.errors import UsageError
+
+#: The group sizes that exact detection tries, coarsest first.
+GROUP_SIZES = (256, 128, 64, 32)
+
+_GROUP = re.compile(r"group:([1-9][0-9]{0,8})")
+
+
+def default_split(rank: int) -> int:
+    """Leading dimensions that index rows, unless a LayerDef says otherwise."""
+    return min(1, max(rank - 1, 0))
+
+
+def rows_and_columns(shape: Sequence[int], split: int) -> tuple[int, int]:
+    """Split a logical shape: the leading ``split`` dims are rows, the rest columns.
+
+    Example:
+        >>> rows_and_columns((64, 3, 3, 3), 1)
+        (64, 27)
+        >>> rows_and_columns((8,), 0)
+        (1, 8)
+    """
+    return math.prod(shape[:split]), math.prod(shape[split:])
+
+
+@dataclass(frozen=True, order=True)
+class Scale:
+    """How many weights share one scale. Ordered from coarse to fine.
+
+    Attributes:
+        rank: 0 tensor, 1 row, 2 group; only there to order.
+        group_size: columns a group, negated so that smaller groups are finer; 0 unless group.
+    """
+
+    rank: int
+    _group: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``tensor``, ``row`` or ``group:N``.
+
+        Raises:
+            UsageError: anything else.
+        """
+        if text in ("tensor", "row"):
+            return cls(("tensor", "row").index(text))
+        if match := _GROUP.fullmatch(text):
+            return cls(2, -int(match[1]))
+        raise UsageError(f"scale {text!r} is unknown, expected tensor, row or group:N.")
+
+    @property
+    def kind(self) -> Literal["tensor", "row", "group"]:
+        """Which of the three it is."""
+        return ("tensor", "row", "group")[self.rank]  # type: ignore[return-value]
+
+    @property
+    def group_size(self) -> int:
+        """Columns that share a scale within a row; 0 unless the kind is group."""
+        return -self._group
+
+    def __str__(self) -> str:
+        return f"group:{self.group_size}" if self.rank == 2 else self.kind
+
+    def shape(self, shape: Sequence[int], split: int) -> tuple[int, ...]:
+        """The shape of the scale tensor of a weight.
+
+        Example:
+            >>> Scale.parse("group:128").shape((64, 300), 1)
+            (64, 3)
+        """
+        if self.rank == 0:
+            return (1,)
+        if self.rank == 1:
+            return (*shape[:split], 1)
+        columns = math.prod(shape[split:])
+        return (*shape[:split], -(-columns // self.group_size))

@@ -1,0 +1,41 @@
+"""The definitions of ``tpack.nn`` that standalone source needs, word for word.
+
+They are cut out of the package's own files as text, by parsing and not by importing them, so
+that generating source needs no torch.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from importlib.resources import files
+
+_FILES = ("reference.py", "modules.py")
+
+
+@cache
+def _catalogue() -> dict[str, tuple[str, frozenset[str]]]:
+    """Every definition by name: its text, and the names it mentions; in order."""
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    for name in _FILES:
+        text = (files("tpack.nn") / name).read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+                names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+                found[node.name] = (source, frozenset(names))
+    return found
+
+
+def definitions(names: set[str]) -> str:
+    """The text of some definitions and of all that they use, in the order of their files."""
+    catalogue = _catalogue()
+    wanted: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in catalogue and name not in wanted:
+            wanted.add(name)
+            waiting += catalogue[name][1]
+    return "\n\n\n".join(text for name, (text, _) in catalogue.items() if name in wanted)

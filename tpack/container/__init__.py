@@ -1,0 +1,28 @@
+"""The file: safetensors with a description inside. docs/format.md is the specification.
+
+``header`` reads and lays out the safetensors header, ``document`` is the description under
+its key ``tpack``, ``reader`` opens a file and ``writer`` makes one, ``atomic`` puts it in
+place. Needs no torch.
+"""
+
+from tpack.container.atomic import new_file
+from tpack.container.document import Document, TernaryEntry, digest
+from tpack.container.header import Entry, TensorFile
+from tpack.container.reader import Checkpoint, is_checkpoint
+from tpack.container.strictjson import parse_json
+from tpack.container.writer import Piece, write_checkpoint, write_tensors
+
+__all__ = [
+    "Checkpoint",
+    "Document",
+    "Entry",
+    "Piece",
+    "TensorFile",
+    "TernaryEntry",
+    "digest",
+    "is_checkpoint",
+    "new_file",
+    "parse_json",
+    "write_checkpoint",
+    "write_tensors",
+]

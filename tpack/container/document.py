@@ -1,0 +1,289 @@
+"""The description under the key ``tpack``: what the packed tensors mean, and their digests."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tpack.codec import LAYOUTS, Scale, rows_and_columns
+from tpack.container.header import Entry
+from tpack.container.strictjson import canonical_json, parse_json
+from tpack.dtypes import SCALE_DTYPES, WEIGHT_DTYPES
+from tpack.errors import FormatError, LayerDefError, UsageError
+from tpack.layerdef import Program, slots, validate
+
+VERSION = 1
+#: Placeholder of a digest that is not known yet; as long as a real one.
+NO_DIGEST = "0" * 64
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_METHODS = ("exact", "absmean", "twn", "mse")
+
+
+def digest(*parts: bytes | memoryview) -> str:
+    """SHA-256 in hex."""
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class TernaryEntry:
+    """How one ternary parameter is stored.
+
+    Attributes:
+        shape: logical shape.
+        split: leading dims that index rows.
+        layout: of the packed bytes.
+        scale: granularity, as text.
+        method: how the trits were found: ``exact`` or a quantizer.
+        source_dtype: what it came in, and is unpacked to.
+        relative_error: ‖w - s·q‖ / ‖w‖ to four digits; 0 if exact.
+        sha256: of its packing in layout t2, whatever the layout.
+        scale_sha256: of the bytes of the scale.
+    """
+
+    shape: tuple[int, ...]
+    split: int
+    layout: str
+    scale: str
+    method: str
+    source_dtype: str
+    relative_error: float
+    sha256: str
+    scale_sha256: str
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix view."""
+        return rows_and_columns(self.shape, self.split)[0]
+
+    @property
+    def columns(self) -> int:
+        """Columns of the matrix view."""
+        return rows_and_columns(self.shape, self.split)[1]
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """Shape of the packed tensor."""
+        return (*self.shape[: self.split], LAYOUTS[self.layout].bytes_for(self.columns))
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of the scale tensor."""
+        return Scale.parse(self.scale).shape(self.shape, self.split)
+
+
+@dataclass(frozen=True)
+class Document:
+    """The whole description.
+
+    Attributes:
+        program: the LayerDefs; None where names of the source cannot be expressed.
+        tensors: ternary parameters by name.
+        kept: SHA-256 of every other tensor by name.
+        aliases: names of the source that shared the storage of another tensor.
+    """
+
+    program: Program | None
+    tensors: Mapping[str, TernaryEntry]
+    kept: Mapping[str, str]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self, entries: Mapping[str, Entry]) -> str:
+        """Canonical JSON, closed by a digest over itself and what the header says."""
+        data: dict[str, Any] = {
+            "version": VERSION,
+            "program": None if self.program is None else self.program.to_dict(),
+            "tensors": {name: _entry_to_dict(entry) for name, entry in self.tensors.items()},
+            "kept": dict(self.kept),
+            "aliases": dict(self.aliases),
+        }
+        return canonical_json(data | {"sha256": _self_digest(data, entries)})
+
+    def with_kept(self, digests: Mapping[str, str]) -> Document:
+        """The document with the digests of kept tensors filled in."""
+        return replace(self, kept={name: digests[name] for name in self.kept})
+
+
+def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, bool]:
+    """Parse and check a description against the header of its file.
+
+    Returns:
+        The document, and whether its own digest holds.
+
+    Raises:
+        FormatError: rules R8 to R12.
+        LayerDefError: the program is malformed.
+    """
+    raw = parse_json(text.encode("utf-8", "surrogatepass"), "R8", "description")
+    data = _object(raw, "description", {"version"}, open_ended=True)
+    if type(data["version"]) is not int or data["version"] != VERSION:
+        raise FormatError(
+            f"has format version {data['version']!r:.20}, expected {VERSION}. Use a newer tpack.",
+            rule="R9",
+        )
+    fields = {"version", "program", "tensors", "kept", "aliases", "sha256"}
+    data = _object(raw, "description", fields)
+    program = None
+    if data["program"] is not None:
+        program = Program.from_dict(data["program"])
+        validate(program)
+    tensors = {
+        name: _entry_from_dict(value, name)
+        for name, value in _object(data["tensors"], "tensors", set(), open_ended=True).items()
+    }
+    kept = _strings(data["kept"], "kept")
+    aliases = _strings(data["aliases"], "aliases")
+    for name, value in [*kept.items(), ("description", data["sha256"])]:
+        if not isinstance(value, str) or not _HEX.fullmatch(value):
+            raise FormatError("has a digest that is not 64 hex digits.", rule="R10", tensor=name)
+    document = Document(program, tensors, kept, aliases)
+    _check_entries(document, entries)
+    _check_program(document, entries)
+    stated = data.pop("sha256")
+    return document, stated == _self_digest(data, entries)
+
+
+def _self_digest(data: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
+    described = {name: [entry.dtype, list(entry.shape)] for name, entry in entries.items()}
+    return digest(canonical_json([data, described]).encode("ascii"))
+
+
+def _object(data: Any, what: str, fields: set[str], *, open_ended: bool = False) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise FormatError(f"{what} is not an object.", rule="R10")
+    missing = fields - set(data)
+    unknown = set() if open_ended else set(data) - fields
+    for names, problem in ((missing, "lacks"), (unknown, "has the unknown")):
+        if names:
+            raise FormatError(f"{what} {problem} field {min(names)!r:.60}.", rule="R10")
+    return data
+
+
+def _strings(data: Any, what: str) -> dict[str, str]:
+    found = _object(data, what, set(), open_ended=True)
+    if not all(isinstance(value, str) for value in found.values()):
+        raise FormatError(f"{what} is not an object of strings.", rule="R10")
+    return found
+
+
+def _entry_to_dict(entry: TernaryEntry) -> dict[str, Any]:
+    return {name: getattr(entry, name) for name in TernaryEntry.__dataclass_fields__} | {
+        "shape": list(entry.shape)
+    }
+
+
+def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
+    fields = set(TernaryEntry.__dataclass_fields__)
+    found = _object(data, f"description of {name!r:.100}", fields)
+
+    def require(good: bool, field_name: str) -> None:
+        if not good:
+            raise FormatError(
+                f"has {field_name} {found[field_name]!r:.60} in its description.",
+                rule="R10",
+                tensor=name,
+            )
+
+    shape, split = found["shape"], found["split"]
+    require(
+        isinstance(shape, list)
+        and 0 < len(shape) <= 16
+        and all(type(n) is int and n > 0 for n in shape)
+        and math.prod(shape) < 2**63,
+        "shape",
+    )
+    require(type(split) is int and 0 <= split < len(shape), "split")
+    require(found["layout"] in tuple(LAYOUTS), "layout")
+    require(found["method"] in _METHODS, "method")
+    require(found["source_dtype"] in WEIGHT_DTYPES, "source_dtype")
+    error = found["relative_error"]
+    require(type(error) in (int, float) and 0 <= error < math.inf, "relative_error")
+    for key in ("sha256", "scale_sha256"):
+        require(isinstance(found[key], str) and bool(_HEX.fullmatch(found[key])), key)
+    require(isinstance(found["scale"], str), "scale")
+    try:
+        Scale.parse(found["scale"])
+    except UsageError:
+        require(False, "scale")
+    return TernaryEntry(**{**found, "shape": tuple(shape), "relative_error": float(error)})
+
+
+def _check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
+    """R11 and R12: the description and the header name the same tensors, of fitting shapes."""
+    expected = set(document.kept)
+    for name, entry in document.tensors.items():
+        for stored, shape, dtypes in (
+            (f"{name}_packed", entry.packed_shape, ("uint8",)),
+            (f"{name}_scale", entry.scale_shape, SCALE_DTYPES),
+        ):
+            if stored in expected:
+                raise FormatError("is described twice.", rule="R12", tensor=stored)
+            expected.add(stored)
+            found = entries.get(stored)
+            if found is None:
+                raise FormatError("is missing.", rule="R12", tensor=stored)
+            if found.dtype not in dtypes:
+                raise FormatError(
+                    f"is {found.dtype}, expected {' or '.join(dtypes)}.", rule="R11", tensor=stored
+                )
+            if found.shape != shape:
+                raise FormatError(
+                    f"has shape {found.shape}, expected {shape} for {entry.shape} in layout "
+                    f"{entry.layout} with scale {entry.scale}. The file is damaged: convert it "
+                    "again.",
+                    rule="R11",
+                    tensor=stored,
+                )
+    for names, problem in (
+        (expected - set(entries), "is missing"),
+        (set(entries) - expected, "is not described"),
+    ):
+        if names:
+            raise FormatError(f"{problem}.", rule="R12", tensor=min(names))
+    for alias, target in document.aliases.items():
+        if alias in expected | set(document.tensors) or (
+            target not in document.kept and target not in document.tensors
+        ):
+            raise FormatError(
+                "is an alias that clashes or leads nowhere.", rule="R12", tensor=alias
+            )
+
+
+def _check_program(document: Document, entries: Mapping[str, Entry]) -> None:
+    """R13: the program stores exactly the tensors of the file."""
+    if document.program is None:
+        return
+    named = set()
+    for slot in slots(document.program):
+        param, name = slot.param, slot.name
+        if name in named:
+            raise FormatError("is stored twice by the LayerDefs.", rule="R13", tensor=name)
+        named.add(name)
+        if param.param_type == "TernaryTensor":
+            entry = document.tensors.get(name)
+            found: tuple[Any, ...] = ()
+            if entry is not None:
+                dtype = entries[f"{name}_scale"].dtype
+                found = (entry.shape, entry.split, entry.layout, entry.scale, dtype)
+            wanted: tuple[Any, ...] = (
+                param.shape, param.rows_split, param.layout, param.scale, param.dtype
+            )  # fmt: skip
+        else:
+            kept = entries[name] if name in document.kept else None
+            found = () if kept is None else (kept.shape, kept.dtype)
+            wanted = (param.shape, param.dtype)
+        if found != wanted:
+            raise LayerDefError(
+                f"is {found or 'not stored so'} in the file, but {wanted} in the LayerDefs.",
+                tensor=name,
+            )
+    unnamed = (set(document.tensors) | set(document.kept)) - named
+    if unnamed:
+        raise FormatError("is in no LayerDef.", rule="R13", tensor=min(unnamed))

@@ -1,0 +1,237 @@
+"""The safetensors header: eight bytes of length, JSON, then the data without a gap."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tpack.container.strictjson import canonical_json, parse_json
+from tpack.dtypes import BY_CODE
+from tpack.errors import FormatError, InputError, locate
+
+#: What readers of safetensors accept, and what hubs still serve.
+MAX_HEADER = 100_000_000
+MAX_HEADER_WRITTEN = 25_000_000
+#: Where the data begins, so that mapped tensors are aligned.
+ALIGNMENT = 64
+#: Bytes read or written at a time.
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor in a file: its dtype's name, shape, and bytes from the start of the data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self.stop - self.start
+
+
+def parse_header(text: bytes, data_size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Parse the JSON of a header and check it against the size of the data.
+
+    Returns:
+        The entries in the order of their data, and ``__metadata__``.
+
+    Raises:
+        FormatError: rules R3 to R7.
+    """
+    raw = parse_json(text, "R3", "header")
+    if not isinstance(raw, dict):
+        raise FormatError("header is not a JSON object.", rule="R3")
+    metadata = raw.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError("__metadata__ is not an object of strings.", rule="R7")
+    entries = sorted(
+        (_entry(name, value) for name, value in raw.items()), key=lambda e: (e.start, e.stop)
+    )
+    position = 0
+    for entry in entries:
+        if entry.start != position:
+            problem = "leaves a hole" if entry.start > position else "overlaps its neighbour"
+            raise FormatError(
+                f"starts at byte {entry.start}, expected {position}: it {problem}.",
+                rule="R6",
+                tensor=entry.name,
+            )
+        position = entry.stop
+    if position != data_size:
+        raise FormatError(
+            f"holds {data_size} bytes of data, expected {position}. The file is "
+            f"{'truncated' if data_size < position else 'longer than its header says'}.",
+            rule="R6",
+        )
+    return {entry.name: entry for entry in entries}, metadata
+
+
+def _entry(name: str, value: Any) -> Entry:
+    def fail(reason: str, rule: str = "R4") -> FormatError:
+        return FormatError(reason, rule=rule, tensor=name[:200])
+
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise fail("has other fields than dtype, shape and data_offsets.")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in BY_CODE:
+        raise fail(f"has dtype {dtype!r:.40}, expected one of {', '.join(BY_CODE)}.", "R5")
+    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+        raise fail(f"has shape {shape!r:.60}, expected a list of integers from 0.")
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(n) is int and n >= 0 for n in offsets)
+        or offsets[0] > offsets[1]
+    ):
+        raise fail(f"has data_offsets {offsets!r:.60}, expected [start, stop].")
+    expected = math.prod(shape) * BY_CODE[dtype].size
+    if expected != offsets[1] - offsets[0]:
+        raise fail(
+            f"holds {offsets[1] - offsets[0]} bytes, expected {expected} for shape "
+            f"{tuple(shape)} in {dtype}.",
+            "R5",
+        )
+    return Entry(name, BY_CODE[dtype].name, tuple(shape), *offsets)
+
+
+def lay_out(pieces: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Entry]:
+    """Place tensors (name, dtype, shape): by size of dtype descending, then by name."""
+    from tpack.dtypes import BY_NAME
+
+    entries: dict[str, Entry] = {}
+    position = 0
+    for name, dtype, shape in sorted(pieces, key=lambda p: (-BY_NAME[p[1]].size, p[0])):
+        stop = position + math.prod(shape) * BY_NAME[dtype].size
+        entries[name] = Entry(name, dtype, shape, position, stop)
+        position = stop
+    return entries
+
+
+def header_bytes(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> bytes:
+    """The length and the header, padded with spaces so that data begins at a multiple of 64.
+
+    Raises:
+        InputError: the header is larger than hubs accept.
+    """
+    from tpack.dtypes import BY_NAME
+
+    described = {
+        entry.name: {
+            "dtype": BY_NAME[entry.dtype].code,
+            "shape": list(entry.shape),
+            "data_offsets": [entry.start, entry.stop],
+        }
+        for entry in entries.values()
+    }
+    # __metadata__ first, as the safetensors crate writes it
+    text = canonical_json({"__metadata__": dict(metadata)})[:-1]
+    for name, value in described.items():
+        text += "," + canonical_json({name: value})[1:-1]
+    body = (text + "}").encode("ascii")
+    if len(body) > MAX_HEADER_WRITTEN:
+        raise InputError(
+            f"the header takes {len(body)} bytes, expected at most {MAX_HEADER_WRITTEN}: hubs "
+            "refuse more. Split the model into shards."
+        )
+    body += b" " * (-(8 + len(body)) % ALIGNMENT)
+    return len(body).to_bytes(8, "little") + body
+
+
+class TensorFile:
+    """A safetensors file, opened and checked; tensors are read by position, not mapped.
+
+    Attributes:
+        path: of the file.
+        entries: by name, in the order of their data.
+        metadata: ``__metadata__``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with locate(file=self.path):
+            try:
+                self._file = self.path.open("rb", buffering=0)
+            except OSError as error:
+                raise InputError(f"cannot be read: {error.strerror}.") from error
+            try:
+                self._read_header()
+            except OSError as error:
+                self.close()
+                raise InputError(f"cannot be read: {error.strerror}.") from error
+            except BaseException:
+                self.close()
+                raise
+
+    def _read_header(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        if size < 8:
+            raise FormatError(f"is {size} bytes long, too short for a safetensors file.", rule="R1")
+        length = int.from_bytes(self._file.read(8), "little")
+        if length > MAX_HEADER or 8 + length > size:
+            raise FormatError(
+                f"header of {length} bytes, expected at most {min(MAX_HEADER, size - 8)}: the "
+                "file is truncated or no safetensors file.",
+                rule="R2",
+            )
+        self.data_start = 8 + length
+        text = os.pread(self._file.fileno(), length, 8)
+        self.entries, self.metadata = parse_header(text, size - self.data_start)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Read bytes ``start`` to ``stop`` of a tensor.
+
+        Raises:
+            InputError: the file became shorter since it was opened, or cannot be read.
+        """
+        entry = self.entries[name]
+        stop = entry.nbytes if stop is None else stop
+        buffer = bytearray(stop - start)
+        view = memoryview(buffer)
+        done = 0
+        try:
+            while done < len(buffer):
+                at = self.data_start + entry.start + start + done
+                count = os.preadv(self._file.fileno(), [view[done:]], at)
+                if count == 0:
+                    raise InputError(
+                        "ends before its last byte: the file was truncated while it was read.",
+                        file=self.path,
+                        tensor=name,
+                    )
+                done += count
+        except OSError as error:
+            raise InputError(
+                f"cannot be read: {error.strerror}.", file=self.path, tensor=name
+            ) from error
+        return buffer  # type: ignore[return-value]
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Read a tensor piece by piece."""
+        size = self.entries[name].nbytes
+        for start in range(0, size, CHUNK):
+            yield self.read(name, start, min(start + CHUNK, size))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,54 @@
+"""LayerDef: the description of a layer as data.
+
+A small tree with a closed table of ops. It is stored in a checkpoint's metadata and read in
+two ways: ``build`` makes a live module of it, ``codegen`` prints source. Needs no torch.
+"""
+
+from tpack.layerdef.lower import Lowered, lower
+from tpack.layerdef.mirror import mirror
+from tpack.layerdef.nodes import (
+    Assignment,
+    BinaryOp,
+    Expression,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    LayerDef,
+    Literal,
+    Param,
+    Program,
+    Return,
+    Statement,
+    Tuple,
+    UnaryOp,
+    Unspecified,
+)
+from tpack.layerdef.ops import OPS
+from tpack.layerdef.tensors import Slot, slots
+from tpack.layerdef.validate import as_program, validate
+
+__all__ = [
+    "OPS",
+    "Assignment",
+    "BinaryOp",
+    "Expression",
+    "FunctionCall",
+    "Identifier",
+    "LayerCall",
+    "LayerDef",
+    "Literal",
+    "Lowered",
+    "Param",
+    "Program",
+    "Return",
+    "Slot",
+    "Statement",
+    "Tuple",
+    "UnaryOp",
+    "Unspecified",
+    "as_program",
+    "lower",
+    "mirror",
+    "slots",
+    "validate",
+]

@@ -1,0 +1,87 @@
+"""What a LayerDef may call things, so that no name of a file can mean anything in source.
+
+An identifier is ASCII, at most 100 characters, no Python keyword, no name that starts with
+two underscores, no attribute of ``nn.Module``, and no name the generated source uses itself.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+
+from tpack.errors import LayerDefError
+from tpack.layerdef.builtin import BUILTIN
+from tpack.layerdef.ops import PACKED_OPS
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
+_POSITION = re.compile(r"0|[1-9][0-9]{0,4}", re.ASCII)
+
+#: Attributes of nn.Module and nn.ModuleList; a test compares them with the installed torch.
+MODULE_NAMES = frozenset(
+    """
+    T_destination _apply _backward_hooks _backward_pre_hooks _buffers _call_impl
+    _compiled_call_impl _forward_hooks _forward_hooks_always_called _forward_hooks_with_kwargs
+    _forward_pre_hooks _forward_pre_hooks_with_kwargs _get_abs_string_index _get_backward_hooks
+    _get_backward_pre_hooks _get_name _is_full_backward_hook _load_from_state_dict
+    _load_state_dict_post_hooks _load_state_dict_pre_hooks _maybe_warn_non_full_backward_hook
+    _modules _named_members _non_persistent_buffers_set _parameters
+    _register_load_state_dict_pre_hook _register_state_dict_hook _replicate_for_data_parallel
+    _save_to_state_dict _slow_forward _state_dict_hooks _state_dict_pre_hooks _version
+    _wrapped_call_impl add_module append apply bfloat16 buffers call_super_init children compile
+    cpu cuda double dump_patches eval extend extra_repr float forward get_buffer
+    get_extra_state get_parameter get_submodule half insert ipu load_state_dict modules mtia
+    named_buffers named_children named_modules named_parameters parameters pop
+    register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
+    register_full_backward_hook register_full_backward_pre_hook
+    register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module
+    register_parameter register_state_dict_post_hook register_state_dict_pre_hook requires_grad_
+    set_extra_state set_submodule share_memory state_dict to to_empty train training type xpu
+    zero_grad
+    """.split()
+)
+
+#: Names that generated source uses, and may therefore not be given another meaning.
+SOURCE_NAMES = frozenset(
+    {"self", "super", "range", "tuple", "int", "str", "dict", "len", "isinstance", "setattr"}
+    | {"list", "object", "property", "staticmethod", "classmethod", "ValueError", "ClassVar"}
+    | {"NotImplementedError", "torch", "nn", "F", "Tensor", "math", "annotations", "print"}
+    | {"PackedModule", "packed_zeros", "unpack_trits", "repack_trits", "ternary_shapes"}
+    | {row.spelling.removeprefix("nn.") for row in BUILTIN.values()}
+    | set(BUILTIN)
+    | set(PACKED_OPS)
+)
+
+
+def check_identifier(name: str, node: str) -> None:
+    """Make sure that a name is an identifier in the sense above.
+
+    Raises:
+        LayerDefError: at ``node``, saying which rule it breaks.
+    """
+    if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
+        reason = "is not an ASCII identifier of at most 100 characters"
+    elif keyword.iskeyword(name):
+        reason = "is a Python keyword"
+    elif name.startswith("__"):
+        reason = "starts with two underscores"
+    elif name in MODULE_NAMES:
+        reason = "is an attribute of nn.Module"
+    elif name in SOURCE_NAMES:
+        reason = "is used by the generated source itself"
+    else:
+        return
+    raise LayerDefError(f"name {name!r:.60} {reason}. Rename it.", node=node)
+
+
+def is_identifier(name: str) -> bool:
+    """Whether ``check_identifier`` accepts a name."""
+    try:
+        check_identifier(name, "")
+    except LayerDefError:
+        return False
+    return True
+
+
+def is_position(name: str) -> bool:
+    """Whether a name is the position of a layer in a list of layers: 0 to 99999."""
+    return isinstance(name, str) and _POSITION.fullmatch(name) is not None

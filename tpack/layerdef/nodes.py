@@ -1,0 +1,285 @@
+"""The nodes of a LayerDef: plain frozen data, no behaviour.
+
+::
+
+    Program    = LayerDef+ , root
+    LayerDef   = name, Param*, Statement*
+    Statement  = Assignment | Return | Unspecified
+    Expression = Identifier | Literal | Tuple | UnaryOp | BinaryOp | FunctionCall | LayerCall
+
+Nodes may be built from lists; they store tuples, so they are hashable and compare by value.
+Building one checks nothing: ``validate`` does, with the path of the offending node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tpack.codec.shapes import Scale, default_split
+
+#: Arguments of a built-in layer: name → integer, float, bool, tuple of integers or word.
+Arg = bool | int | float | str | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Identifier:
+    """A name: an input, a stored tensor of the layer, or a value assigned before."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A finite number, a bool, None, or a word that the op it is given to lists."""
+
+    value: bool | int | float | str | None
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """Several expressions: the tensors of ``cat``, the sizes of ``reshape``, several results."""
+
+    items: tuple[Expression, ...]
+
+    def __init__(self, items: Sequence[Expression]) -> None:
+        object.__setattr__(self, "items", tuple(items))
+
+
+@dataclass(frozen=True)
+class UnaryOp:
+    """``-operand``."""
+
+    operator: str
+    operand: Expression
+
+
+@dataclass(frozen=True)
+class BinaryOp:
+    """``left operator right`` for the operators of ``ops.BINARY``."""
+
+    operator: str
+    left: Expression
+    right: Expression
+
+
+@dataclass(frozen=True)
+class FunctionCall:
+    """An op of the closed table ``ops.OPS``, with the arguments its row names."""
+
+    function: str
+    args: tuple[Expression, ...]
+    kwargs: tuple[tuple[str, Expression], ...] = ()
+
+    def __init__(
+        self,
+        function: str,
+        args: Sequence[Expression] = (),
+        kwargs: Mapping[str, Expression] | Sequence[tuple[str, Expression]] = (),
+    ) -> None:
+        pairs = kwargs.items() if isinstance(kwargs, Mapping) else kwargs
+        object.__setattr__(self, "function", function)
+        object.__setattr__(self, "args", tuple(args))
+        object.__setattr__(self, "kwargs", tuple((name, value) for name, value in pairs))
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """A call of a child layer. A repeated child is applied n times: its first argument is the
+    result of the one before, the others are the same each time."""
+
+    layer: str
+    args: tuple[Expression, ...]
+
+    def __init__(self, layer: str, args: Sequence[Expression] = ()) -> None:
+        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "args", tuple(args))
+
+
+Expression = Identifier | Literal | Tuple | UnaryOp | BinaryOp | FunctionCall | LayerCall
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """``target = value``. A target may be assigned again; it must not be a parameter."""
+
+    target: str
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Return:
+    """``return value``, the last statement; a Tuple returns several values."""
+
+    value: Expression
+
+
+@dataclass(frozen=True)
+class Unspecified:
+    """The only statement of a layer whose computation is not known: a state dict names its
+    tensors, not the order of calls. Its ``forward`` raises NotImplementedError."""
+
+
+Statement = Assignment | Return | Unspecified
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of a layer.
+
+    Args:
+        name: identifier; for a Layer also a decimal number: a position in a list of layers.
+        param_type: ``TernaryTensor`` (packed weight), ``Tensor`` without shape (an argument
+            of forward) or with shape (a stored float parameter), ``Buffer`` (stored, not
+            trained) or ``Layer`` (a child).
+        shape: logical shape of what is stored.
+        dtype: of the stored tensor; for a TernaryTensor, of its scale.
+        scale: TernaryTensor: ``tensor``, ``row`` or ``group:N``.
+        layout: TernaryTensor: ``t2`` or ``t5``.
+        split: TernaryTensor: leading dims that index rows; None for 1 (0 for one dimension).
+        layer: Layer: the LayerDef of the program, or the built-in layer, that it is.
+        repeat: Layer: how many copies, as a list; None for a single layer.
+        args: Layer: arguments of a built-in layer.
+    """
+
+    name: str
+    param_type: str
+    shape: tuple[int, ...] | None = None
+    dtype: str = "float32"
+    scale: str = "tensor"
+    layout: str = "t2"
+    split: int | None = None
+    layer: str | None = None
+    repeat: int | None = None
+    args: tuple[tuple[str, Arg], ...] = ()
+
+    def __init__(
+        self,
+        name: str,
+        param_type: str,
+        shape: Sequence[int] | None = None,
+        *,
+        dtype: str = "float32",
+        scale: str = "tensor",
+        layout: str = "t2",
+        split: int | None = None,
+        layer: str | None = None,
+        repeat: int | None = None,
+        args: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        pairs = args.items() if isinstance(args, Mapping) else args
+        frozen = tuple(
+            (key, tuple(value) if isinstance(value, list) else value) for key, value in pairs
+        )
+        values = (
+            ("name", name),
+            ("param_type", param_type),
+            ("shape", None if shape is None else tuple(shape)),
+            ("dtype", dtype),
+            ("scale", scale),
+            ("layout", layout),
+            ("split", split),
+            ("layer", layer),
+            ("repeat", repeat),
+            ("args", tuple(sorted(frozen))),
+        )
+        for field_name, value in values:
+            object.__setattr__(self, field_name, value)
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is an argument of forward."""
+        return self.param_type == "Tensor" and self.shape is None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the layer itself stores tensors for it."""
+        return self.param_type in ("TernaryTensor", "Tensor", "Buffer") and self.shape is not None
+
+    @property
+    def rows_split(self) -> int:
+        """``split`` with its default filled in."""
+        return default_split(len(self.shape or ())) if self.split is None else self.split
+
+    @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of the scale of a TernaryTensor."""
+        return Scale.parse(self.scale).shape(self.shape or (), self.rows_split)
+
+
+@dataclass(frozen=True)
+class LayerDef:
+    """A layer: its parameters and how ``forward`` computes.
+
+    An empty body means the natural affine map: a weight ``(in, out)`` gives ``x @ W``, a
+    vector after it is added, several matrices are applied in order.
+
+    Example:
+        >>> layer = LayerDef("Affine", [Param("weight", "TernaryTensor", [4, 2])])
+        >>> layer.to_dict()
+        {'name': 'Affine', 'params': [{'name': 'weight', 'param_type': 'TernaryTensor', \
+'shape': [4, 2]}], 'body': []}
+        >>> LayerDef.from_dict(layer.to_dict()) == layer
+        True
+    """
+
+    name: str
+    params: tuple[Param, ...]
+    body: tuple[Statement, ...] = field(default=())
+
+    def __init__(self, name: str, params: Sequence[Param], body: Sequence[Statement] = ()) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "params", tuple(params))
+        object.__setattr__(self, "body", tuple(body))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; fields at their default are left out."""
+        from tpack.layerdef.serialize import layer_to_dict
+
+        return layer_to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> LayerDef:
+        """The node of ``to_dict``'s data, equal to the one it came from.
+
+        Raises:
+            LayerDefError: malformed data, with the path of the offending node.
+        """
+        from tpack.layerdef.serialize import layer_from_dict
+
+        return layer_from_dict(data)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Several LayerDefs, one of them the root: a whole model."""
+
+    layers: tuple[LayerDef, ...]
+    root: str
+
+    def __init__(self, layers: Sequence[LayerDef], root: str) -> None:
+        object.__setattr__(self, "layers", tuple(layers))
+        object.__setattr__(self, "root", root)
+
+    @property
+    def by_name(self) -> dict[str, LayerDef]:
+        """The LayerDefs by name."""
+        return {layer.name: layer for layer in self.layers}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        from tpack.layerdef.serialize import program_to_dict
+
+        return program_to_dict(self)
+
+    @classmethod
+    def from_dict(cls, data: object) -> Program:
+        """The program of ``to_dict``'s data.
+
+        Raises:
+            LayerDefError: malformed data, with the path of the offending node.
+        """
+        from tpack.layerdef.serialize import program_from_dict
+
+        return program_from_dict(data)

@@ -1,0 +1,409 @@
+"""Check a whole program, so that ``build`` and ``codegen`` need not doubt it.
+
+Each check raises LayerDefError with the path of the node, such as
+``Mlp.body[0].value.args[1]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from tpack.codec import LAYOUTS, Scale
+from tpack.dtypes import BY_NAME, SCALE_DTYPES
+from tpack.errors import LayerDefError, UsageError
+from tpack.layerdef.builtin import BUILTIN
+from tpack.layerdef.names import check_identifier, is_position
+from tpack.layerdef.nodes import (
+    Arg,
+    Assignment,
+    BinaryOp,
+    Expression,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    LayerDef,
+    Literal,
+    Param,
+    Program,
+    Return,
+    Tuple,
+    UnaryOp,
+    Unspecified,
+)
+from tpack.layerdef.ops import BINARY, OPS, REQUIRED, UNARY, Op, OpParam
+from tpack.layerdef.serialize import MAX_DEPTH, MAX_INT
+
+#: Modules a program may unfold to, statements and nodes a layer may have.
+MAX_INSTANCES = 100_000
+MAX_STATEMENTS = 20_000
+MAX_RANK = 16
+
+PARAM_TYPES = ("TernaryTensor", "Tensor", "Buffer", "Layer")
+
+
+def as_program(tree: LayerDef | Program) -> Program:
+    """A program of one layer, or the program itself; validated.
+
+    Raises:
+        LayerDefError: with the path of the offending node.
+    """
+    program = Program([tree], tree.name) if isinstance(tree, LayerDef) else tree
+    validate(program)
+    return program
+
+
+def validate(program: Program) -> None:
+    """Check a program and all its layers.
+
+    Raises:
+        LayerDefError: with the path of the offending node.
+    """
+    names: set[str] = set()
+    for i, layer in enumerate(program.layers):
+        check_identifier(layer.name, f"program.layers[{i}].name")
+        if layer.name in names:
+            raise LayerDefError("is defined twice.", node=layer.name)
+        names.add(layer.name)
+    if program.root not in names:
+        raise LayerDefError(f"root {program.root!r:.60} is not defined.", node="program")
+    for layer in program.layers:
+        _Checker(layer, names).check()
+    _check_instances(program)
+
+
+def _check_instances(program: Program) -> None:
+    """Refuse recursion, unused layers and programs that unfold to too many modules."""
+    counts: dict[str, int] = {}
+    layers = program.by_name
+
+    def count(name: str, above: tuple[str, ...]) -> int:
+        if name in above:
+            raise LayerDefError(f"contains itself through {' → '.join(above)}.", node=name)
+        if len(above) > MAX_DEPTH:
+            raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=name)
+        if name not in counts:
+            total = 1
+            for param in layers[name].params:
+                if param.param_type == "Layer":
+                    child = str(param.layer)
+                    one = count(child, (*above, name)) if child in layers else 1
+                    total += one * (param.repeat or 1)
+            if total > MAX_INSTANCES:
+                raise LayerDefError(f"unfolds to over {MAX_INSTANCES} modules.", node=name)
+            counts[name] = total
+        return counts[name]
+
+    count(program.root, ())
+    if unused := sorted(set(layers) - set(counts)):
+        raise LayerDefError(f"is not used by root {program.root!r}. Remove it.", node=unused[0])
+
+
+class _Checker:
+    """Checks one layer: parameters first, then the body against them."""
+
+    def __init__(self, layer: LayerDef, layers: set[str]) -> None:
+        self.layer = layer
+        self.layers = layers
+        self.params = {param.name: param for param in layer.params}
+        self.known = {name for name, param in self.params.items() if param.param_type != "Layer"}
+
+    def check(self) -> None:
+        for i, param in enumerate(self.layer.params):
+            check_param(param, f"{self.layer.name}.params[{i}]", self.layers)
+        self.check_unique()
+        if not self.layer.body:
+            return  # the natural affine map, checked when it is expanded
+        if not any(param.is_input for param in self.layer.params):
+            self.known.add("x")
+        self.check_body()
+
+    def check_unique(self) -> None:
+        taken: set[str] = set()
+        for i, param in enumerate(self.layer.params):
+            ternary = param.param_type == "TernaryTensor"
+            stored = (f"{param.name}_packed", f"{param.name}_scale") if ternary else ()
+            for name in (param.name, *stored):
+                if name in taken:
+                    raise LayerDefError(
+                        f"name {name!r} is taken already.", node=f"{self.layer.name}.params[{i}]"
+                    )
+                taken.add(name)
+
+    def check_body(self) -> None:
+        body = self.layer.body
+        path = f"{self.layer.name}.body"
+        if len(body) > MAX_STATEMENTS:
+            raise LayerDefError(f"has over {MAX_STATEMENTS} statements.", node=path)
+        if len(body) == 1 and isinstance(body[0], Unspecified):
+            return
+        for i, statement in enumerate(body):
+            node = f"{path}[{i}]"
+            last = i == len(body) - 1
+            match statement:
+                case Assignment(target, value) if not last:
+                    check_identifier(target, node)
+                    if target in self.params and not self.params[target].is_input:
+                        raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
+                    self.check_expression(value, f"{node}.value", 1)
+                    self.known.add(target)
+                case Return(Tuple(items)) if last:
+                    for j, item in enumerate(items):
+                        self.check_expression(item, f"{node}.value.items[{j}]", 2)
+                    if not items:
+                        raise LayerDefError("returns nothing.", node=node)
+                case Return(value) if last:
+                    self.check_expression(value, f"{node}.value", 1)
+                case _:
+                    kind = type(statement).__name__
+                    wanted = "a Return" if last else "an Assignment"
+                    raise LayerDefError(f"is {kind}, expected {wanted}.", node=node)
+
+    def check_expression(self, node: Expression, path: str, depth: int) -> None:
+        """Check a value that stands for a tensor or a number."""
+        if depth > MAX_DEPTH:
+            raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=path[:200])
+        match node:
+            case Identifier(name):
+                if name not in self.known:
+                    raise LayerDefError(f"name {name!r:.60} is not defined here.", node=path)
+            case Literal(value):
+                check_number(value, path)
+            case UnaryOp(operator, operand):
+                if operator not in UNARY:
+                    raise LayerDefError(f"operator {operator!r:.20} is unknown.", node=path)
+                self.check_expression(operand, f"{path}.operand", depth + 1)
+            case BinaryOp(operator, left, right):
+                if operator not in BINARY:
+                    raise LayerDefError(f"operator {operator!r:.20} is unknown.", node=path)
+                self.check_expression(left, f"{path}.left", depth + 1)
+                self.check_expression(right, f"{path}.right", depth + 1)
+            case FunctionCall(function):
+                if function not in OPS:
+                    raise LayerDefError(
+                        f"op {function!r:.60} is unknown. docs/layerdef.md lists the ops.",
+                        node=path,
+                    )
+                for param, value in bind(OPS[function], node, path):
+                    self.check_argument(param, value, f"{path}.{param.name}", depth + 1)
+                if function == "bit_linear":
+                    self.check_ternary(node, path)
+            case LayerCall(layer, args):
+                param = self.params.get(layer)
+                if param is None or param.param_type != "Layer":
+                    raise LayerDefError(f"layer {layer!r:.60} is not defined here.", node=path)
+                if not args:
+                    raise LayerDefError(f"calls layer {layer!r} without argument.", node=path)
+                for i, value in enumerate(args):
+                    self.check_expression(value, f"{path}.args[{i}]", depth + 1)
+            case _:
+                raise LayerDefError(f"is {type(node).__name__}, expected an expression.", node=path)
+
+    def check_ternary(self, call: FunctionCall, path: str) -> None:
+        weight = dict((p.name, v) for p, v in bind(OPS["bit_linear"], call, path))["weight"]
+        param = self.params.get(weight.name) if isinstance(weight, Identifier) else None
+        if param is None or param.param_type != "TernaryTensor":
+            raise LayerDefError("weight must be a TernaryTensor parameter.", node=path)
+
+    def check_argument(self, param: OpParam, value: Expression, path: str, depth: int) -> None:
+        """Check the argument of an op against the kind its row declares."""
+        literal = value.value if isinstance(value, Literal) else None
+        is_literal = isinstance(value, Literal)
+        match param.kind:
+            case "tensor" | "tensor?" if is_literal:
+                if literal is not None or param.kind == "tensor":
+                    raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
+            case "tensor" | "tensor?" | "value":
+                self.check_expression(value, path, depth)
+            case "tensors":
+                if not isinstance(value, Tuple) or not value.items:
+                    raise LayerDefError("expected a Tuple of tensors.", node=path)
+                for i, item in enumerate(value.items):
+                    self.check_expression(item, f"{path}.items[{i}]", depth + 1)
+            case "ints" if isinstance(value, Tuple):
+                for i, item in enumerate(value.items):
+                    self.check_size(item, f"{path}.items[{i}]", depth + 1)
+            case "int" | "ints" if not is_literal:
+                self.check_size(value, path, depth)
+            case _ if is_literal:
+                check_constant(param, literal, path)
+            case _:
+                raise LayerDefError(f"expected a constant of kind {param.kind}.", node=path)
+
+    def check_size(self, value: Expression, path: str, depth: int) -> None:
+        if isinstance(value, Literal):
+            check_constant(OpParam("", "int"), value.value, path)
+        else:
+            self.check_expression(value, path, depth)
+
+
+def bind(op: Op, call: FunctionCall, path: str) -> list[tuple[OpParam, Expression]]:
+    """Match the arguments of a call with the parameters of its op; defaults stay out.
+
+    Raises:
+        LayerDefError: too many, missing, unknown or doubled arguments.
+    """
+    if len(call.args) > len(op.params):
+        raise LayerDefError(
+            f"gives {op.name} {len(call.args)} arguments, expected at most {len(op.params)}.",
+            node=path,
+        )
+    given = {param.name: value for param, value in zip(op.params, call.args, strict=False)}
+    for name, value in call.kwargs:
+        if name in given or name not in {param.name for param in op.params}:
+            problem = "twice" if name in given else "which it does not take"
+            raise LayerDefError(f"gives {op.name} argument {name!r:.60} {problem}.", node=path)
+        given[name] = value
+    bound = []
+    for param in op.params:
+        if param.name in given:
+            bound.append((param, given[param.name]))
+        elif param.default is REQUIRED:
+            raise LayerDefError(f"gives {op.name} no argument {param.name!r}.", node=path)
+    return bound
+
+
+def check_number(value: object, path: str) -> None:
+    """Make sure that a literal in an expression is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LayerDefError(f"is {value!r:.40}, expected a number.", node=path)
+    if not math.isfinite(value) if isinstance(value, float) else abs(value) > MAX_INT:
+        raise LayerDefError("is not finite, or beyond 64 bits.", node=path)
+
+
+def check_constant(param: OpParam, value: object, path: str) -> None:
+    """Check a constant against a kind of ``ops``: int, float, bool, dtype or words."""
+    if value is None and param.default is None:
+        return
+    kind = param.kind
+    if "|" in kind:
+        good = isinstance(value, str) and value in kind.split("|")
+    elif kind == "dtype":
+        good = isinstance(value, str) and value in BY_NAME
+    elif kind == "scale":
+        good = isinstance(value, str) and _is_scale(value)
+    elif kind == "bool":
+        good = isinstance(value, bool)
+    elif kind == "ints" and isinstance(value, tuple):
+        good = all(type(item) is int and abs(item) <= MAX_INT for item in value)
+    elif kind in ("int", "ints"):
+        good = type(value) is int and abs(value) <= MAX_INT
+    else:
+        good = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    if not good:
+        raise LayerDefError(f"is {value!r:.40}, expected {kind}.", node=path)
+
+
+def _is_scale(text: str) -> bool:
+    try:
+        Scale.parse(text)
+    except UsageError:
+        return False
+    return True
+
+
+def check_param(param: Param, path: str, layers: set[str]) -> None:
+    """Check one parameter by itself.
+
+    Raises:
+        LayerDefError: with the path of the field.
+    """
+    kind = param.param_type
+    if kind not in PARAM_TYPES:
+        raise LayerDefError(
+            f"param_type {kind!r:.40} is unknown, expected {', '.join(PARAM_TYPES)}.", node=path
+        )
+    if kind == "Layer":
+        if not is_position(param.name):
+            check_identifier(param.name, path)
+        _check_child(param, path, layers)
+        return
+    check_identifier(param.name, path)
+    if param.layer is not None or param.repeat is not None or param.args:
+        raise LayerDefError(f"has fields of a Layer, but is a {kind}.", node=path)
+    if kind == "TernaryTensor":
+        _check_ternary(param, path)
+    elif (param.scale, param.layout, param.split) != ("tensor", "t2", None):
+        raise LayerDefError(f"has fields of a TernaryTensor, but is a {kind}.", node=path)
+    elif param.dtype not in BY_NAME:
+        raise LayerDefError(f"dtype {param.dtype!r:.40} is unknown.", node=path)
+    elif kind == "Buffer" and param.shape is None:
+        raise LayerDefError("a Buffer needs a shape.", node=path)
+    elif kind == "Tensor" and param.shape is not None and not BY_NAME[param.dtype].is_float:
+        raise LayerDefError(f"a stored Tensor is float, not {param.dtype}. Use Buffer.", node=path)
+    _check_shape(param.shape or (), path, lowest=1 if kind == "TernaryTensor" else 0)
+
+
+def _check_ternary(param: Param, path: str) -> None:
+    if not param.shape:
+        raise LayerDefError("a TernaryTensor needs a shape of at least one dim.", node=path)
+    if param.dtype not in SCALE_DTYPES:
+        raise LayerDefError(
+            f"dtype {param.dtype!r:.40} is no dtype of a scale, expected "
+            f"{', '.join(SCALE_DTYPES)}.",
+            node=path,
+        )
+    if not isinstance(param.scale, str) or not _is_scale(param.scale):
+        raise LayerDefError(
+            f"scale {param.scale!r:.40} is unknown, expected tensor, row or group:N.", node=path
+        )
+    if param.layout not in LAYOUTS:
+        raise LayerDefError(f"layout {param.layout!r:.40} is unknown.", node=path)
+    if not 0 <= param.rows_split < len(param.shape):
+        raise LayerDefError(
+            f"split {param.split} leaves no column of shape {param.shape}.", node=path
+        )
+
+
+def _check_shape(shape: tuple[int, ...], path: str, lowest: int) -> None:
+    if len(shape) > MAX_RANK:
+        raise LayerDefError(f"shape has over {MAX_RANK} dims.", node=path)
+    for size in shape:
+        if type(size) is not int or size < lowest:
+            raise LayerDefError(
+                f"shape {shape!r:.60} has size {size!r:.20}, expected integers from {lowest}.",
+                node=path,
+            )
+    if math.prod(shape) > MAX_INT:
+        raise LayerDefError("shape has over 2^63 elements.", node=path)
+
+
+def _check_child(param: Param, path: str, layers: set[str]) -> None:
+    if param.shape is not None or param.split is not None:
+        raise LayerDefError("a Layer has no shape.", node=path)
+    if param.repeat is not None and not (
+        type(param.repeat) is int and 1 <= param.repeat <= MAX_INSTANCES
+    ):
+        raise LayerDefError(f"repeat {param.repeat!r:.20} is out of range.", node=path)
+    if param.layer in layers:
+        if param.args:
+            raise LayerDefError(f"LayerDef {param.layer!r} takes no args.", node=path)
+    elif param.layer in BUILTIN:
+        _check_args(param, dict(param.args), path)
+    else:
+        raise LayerDefError(
+            f"layer {param.layer!r:.60} is neither a LayerDef of the program nor built in.",
+            node=path,
+        )
+
+
+def _check_args(param: Param, args: Mapping[str, Arg], path: str) -> None:
+    row = BUILTIN[param.layer or ""]
+    declared = {item.name: item for item in row.params}
+    for name, value in args.items():
+        if name not in declared:
+            raise LayerDefError(f"{param.layer} takes no argument {name!r:.60}.", node=path)
+        check_constant(declared[name], value, f"{path}.args.{name}")
+    for item in row.params:
+        if item.default is REQUIRED and item.name not in args:
+            raise LayerDefError(f"{param.layer} needs argument {item.name!r}.", node=path)
+    groups = args.get("groups", 1)
+    sizes = [args.get(name) for name in ("in_channels", "out_channels", "num_channels")]
+    divisor = args.get("num_groups", groups)
+    if type(divisor) is not int or divisor < 1:
+        raise LayerDefError(f"groups {divisor!r:.20} must be positive.", node=path)
+    if any(isinstance(size, int) and size % divisor for size in sizes):
+        raise LayerDefError(f"channels are not divisible by groups {divisor}.", node=path)
+    given = {item.name: args.get(item.name, item.default) for item in row.params}
+    for stored in row.stored(given):
+        check_param(stored, f"{path}.{stored.name}", set())

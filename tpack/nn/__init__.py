@@ -1,0 +1,44 @@
+"""Modules and ops on packed weights, for torch.
+
+``reference`` defines the ops, ``modules`` the layers, and importing this package registers
+``torch.ops.tpack.linear`` and ``torch.ops.tpack.bit_linear``.
+"""
+
+from tpack.nn import ops as _ops  # registers torch.ops.tpack
+from tpack.nn.modules import (
+    BitLinear,
+    PackedModule,
+    TernaryConv2d,
+    TernaryEmbedding,
+    TernaryLinear,
+    packed_zeros,
+)
+from tpack.nn.reference import (
+    dequantize,
+    ternary_bit_linear,
+    ternary_conv1d,
+    ternary_conv2d,
+    ternary_embedding,
+    ternary_linear,
+    ternary_matmul,
+    unpack_trits,
+)
+
+__all__ = [
+    "BitLinear",
+    "PackedModule",
+    "TernaryConv2d",
+    "TernaryEmbedding",
+    "TernaryLinear",
+    "dequantize",
+    "packed_zeros",
+    "ternary_bit_linear",
+    "ternary_conv1d",
+    "ternary_conv2d",
+    "ternary_embedding",
+    "ternary_linear",
+    "ternary_matmul",
+    "unpack_trits",
+]
+
+del _ops

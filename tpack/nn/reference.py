@@ -1,0 +1,189 @@
+"""Ternary ops in plain torch: the definition, for any device, dtype and transformation.
+
+Standalone generated source contains the functions it needs from this file word for word, so
+they use torch, each other, and nothing else.
+
+Shapes: a weight of logical shape ``(d0, …, dn)`` is stored as ``packed`` uint8
+``(rows…, bytes)`` and ``scale`` ``(1,)``, ``(rows…, 1)`` or ``(rows…, groups)``, where the rows
+are its leading dims and the bytes hold its remaining dims, flattened to columns.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unpack_trits(packed: Tensor, columns: int, layout: str = "t2") -> Tensor:
+    """Unpack rows of ``columns`` trits: int8 ``(..., columns)``.
+
+    Args:
+        packed: uint8 ``(..., ceil(columns / 4))`` in layout t2, four trits a byte of two bits
+            each; ``(..., ceil(columns / 5))`` in layout t5, five trits a byte in base 3.
+    """
+    if layout == "t2":
+        places = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
+        codes = (packed.unsqueeze(-1) >> places) & 3
+    else:
+        places = torch.tensor(
+            [1, 3, 9, 27, 81], dtype=torch.int32, device=packed.device
+        )
+        codes = ((packed.unsqueeze(-1).int() * places) % 256 * 3) >> 8
+    return codes.flatten(-2)[..., :columns].to(torch.int8) - 1
+
+
+def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
+    """Bring a scale to a shape that broadcasts over ``(rows…, columns)``.
+
+    Args:
+        group_size: columns that share a scale; 0 finds 32, 64, 128 or 256 from the shapes, or
+            else an even share.
+
+    Raises:
+        ValueError: no group size explains the shape of the scale.
+    """
+    groups = scale.shape[-1]
+    if groups == 1:
+        return scale
+    if not group_size:
+        usual = [size for size in (32, 64, 128, 256) if -(-columns // size) == groups]
+        group_size = usual[0] if usual else columns // groups
+    if -(-columns // group_size) != groups:
+        raise ValueError(
+            f"scale has {groups} groups a row, expected {-(-columns // group_size)} for "
+            f"{columns} columns in groups of {group_size}."
+        )
+    return scale.repeat_interleave(group_size, dim=-1)[..., :columns]
+
+
+def dequantize(
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    like: Tensor | None = None,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """``scale * trit`` in the logical shape, in the dtype of ``like`` or else of the scale."""
+    columns = math.prod(shape[packed.dim() - 1 :])
+    trits = unpack_trits(packed, columns, layout)
+    weight = (spread_scale(scale, columns, group_size) * trits).reshape(shape)
+    return (
+        weight.to(like.dtype)
+        if like is not None and like.is_floating_point()
+        else weight
+    )
+
+
+def ternary_linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """``x @ weight.T + bias`` for a weight ``(out, in)``, in the dtype of x ``(..., in)``."""
+    shape = (packed.shape[0], x.shape[-1])
+    weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+def ternary_bit_linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Like ``ternary_linear``, with x rounded to int8 per token first.
+
+    a = 127 / max(max |x|, 1e-5) over the last dim; x becomes clamp(round(x · a), -128, 127) / a,
+    half to even. The gradient passes the rounding unchanged (straight-through).
+
+    Source: Ma et al. 2024, "The Era of 1-bit LLMs"; the floor is that of the reference code.
+    """
+    wide = x.float()
+    gain = 127 / wide.detach().abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
+    scaled = wide * gain
+    rounded = scaled + (scaled.round().clamp(-128, 127) - scaled).detach()
+    y = (
+        ternary_linear(rounded, packed, scale, layout=layout, group_size=group_size)
+        / gain
+    )
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def ternary_matmul(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """``x @ weight`` for a weight of ``shape`` (in, out)."""
+    return x @ dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
+
+
+def ternary_embedding(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Rows ``ids`` of a weight (count, width), in the dtype of the scale; only they are unpacked."""
+    trits = unpack_trits(packed[ids], shape[1], layout)
+    rows = scale if scale.dim() == 1 else scale[ids]
+    return spread_scale(rows, shape[1], group_size) * trits
+
+
+def ternary_conv1d(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Convolution with a weight (out, in / groups, width) over x (batch, in, length)."""
+    weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def ternary_conv2d(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Convolution with a weight (out, in / groups, h, w) over x (batch, in, height, width)."""
+    weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)

@@ -1,0 +1,87 @@
+"""``pack_ternary`` and ``unpack_ternary``: layout t2 for torch tensors on any device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tpack.codec import illegal_byte, not_a_trit
+from tpack.errors import UsageError
+from tpack.nn.reference import unpack_trits
+
+
+def pack_ternary(tensor: Tensor) -> Tensor:
+    """Pack ternary values, four a byte, along the last dim; each row is padded.
+
+    Args:
+        tensor: ``(..., k)``, any real dtype, values in {-1, 0, 1}, on any device.
+
+    Returns:
+        uint8 ``(..., ceil(k / 4))`` on the same device.
+
+    Raises:
+        ValueError: another value, naming the first one and its index; or no dim.
+
+    Example:
+        >>> weights = torch.tensor([1, -1, 0, 1, 0, -1, 1, 1], dtype=torch.int8)
+        >>> pack_ternary(weights)
+        tensor([146, 161], dtype=torch.uint8)
+    """
+    if tensor.dim() == 0:
+        raise UsageError("pack_ternary: tensor has no dim, expected (..., k).")
+    bad = (tensor != 0) & (tensor != 1) & (tensor != -1)
+    if bool(bad.any()):
+        flat = int(bad.flatten().to(torch.uint8).argmax())
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), tensor.shape))
+        raise not_a_trit(float(tensor[index]), index)
+    columns = tensor.shape[-1]
+    width = -(-columns // 4)
+    shape = (*tensor.shape[:-1], width * 4)
+    codes = torch.ones(shape, dtype=torch.uint8, device=tensor.device)
+    codes[..., :columns] = tensor.to(torch.int8) + 1
+    quads = codes.unflatten(-1, (width, 4))
+    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+
+
+def unpack_ternary(packed: Tensor, numel: int | Sequence[int]) -> Tensor:
+    """Unpack what ``pack_ternary`` made.
+
+    Args:
+        packed: uint8 ``(..., bytes)``.
+        numel: the number of values: the result is flat; or a shape ``(..., k)``.
+
+    Returns:
+        int8, flat of length ``numel``, or of the shape given.
+
+    Raises:
+        ValueError: code 3, naming the byte and its index; bytes that do not fit ``numel``.
+
+    Example:
+        >>> unpack_ternary(torch.tensor([146, 161], dtype=torch.uint8), 8)
+        tensor([ 1, -1,  0,  1,  0, -1,  1,  1], dtype=torch.int8)
+    """
+    shape = (numel,) if isinstance(numel, int) else tuple(numel)
+    if packed.dtype != torch.uint8:
+        raise UsageError(f"unpack_ternary: packed is {packed.dtype}, expected torch.uint8.")
+    invalid = (packed & (packed >> 1) & 0x55) != 0  # both bits of a code set: code 3
+    if bool(invalid.any()):
+        flat = int(invalid.flatten().to(torch.uint8).argmax())
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), packed.shape))
+        raise illegal_byte(int(packed[index]), index, "t2")
+    count = math.prod(shape)
+    rows = math.prod(shape[:-1])
+    columns = shape[-1] if shape else 1
+    if packed.numel() == rows * -(-columns // 4):
+        return unpack_trits(packed.reshape(rows, -(-columns // 4)), columns).reshape(shape)
+    if len(shape) == 1 and packed.dim() > 1 and packed.shape[-1]:
+        # rows that were packed one by one, wanted flat: every row has the same length
+        groups = packed.numel() // packed.shape[-1]
+        if count % groups == 0 and -(-count // groups // 4) == packed.shape[-1]:
+            return unpack_trits(packed, count // groups).reshape(shape)
+    raise UsageError(
+        f"unpack_ternary: {packed.numel()} bytes of shape {tuple(packed.shape)} do not hold "
+        f"{shape}, expected {rows * -(-columns // 4)} bytes."
+    )

@@ -1,0 +1,85 @@
+"""What a method decides about a weight, before any trit is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.codec import Scale
+from tpack.errors import InputError
+from tpack.quantize.weight import Weight, narrow, widen
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Scales and the rule that decides which weights are kept.
+
+    A weight w becomes sign(w) where ``|w| * gain > threshold`` and 0 elsewhere. The three
+    arrays have the stored shape of the scale and broadcast over its tensor, rows or groups.
+
+    Attributes:
+        method: ``exact``, ``absmean``, ``twn`` or ``mse``.
+        granularity: what shares one scale.
+        scale: as stored (bfloat16 as bits in uint16).
+        dtype: of the scale.
+        gain: float32 or float64.
+        threshold: likewise.
+    """
+
+    method: str
+    granularity: Scale
+    scale: Array
+    dtype: str
+    gain: Array
+    threshold: Array
+
+
+def make_fit(
+    weight: Weight,
+    method: str,
+    granularity: Scale,
+    scale: Array,
+    *,
+    gain: Array | None = None,
+    threshold: Array | None = None,
+) -> Fit:
+    """Round the scale to its stored dtype and shape, and complete the rule.
+
+    Raises:
+        InputError: the scale overflows its dtype.
+    """
+    shape = granularity.shape(weight.shape, weight.split)
+    stored = narrow(scale, weight.scale_dtype)
+    if not np.isfinite(widen(stored, weight.scale_dtype)).all():
+        raise InputError(
+            f"needs a scale of {scale.max():g}, which {weight.scale_dtype} cannot hold. "
+            "Divide the weights by a constant first."
+        )
+    ones, zeros = np.ones_like(scale), np.zeros_like(scale)
+    return Fit(
+        method,
+        granularity,
+        stored.reshape(shape),
+        weight.scale_dtype,
+        (ones if gain is None else gain).reshape(shape),
+        (zeros if threshold is None else threshold).reshape(shape),
+    )
+
+
+def spread(values: Array, granularity: Scale, first: int, count: int, columns: int) -> Array:
+    """Broadcast one value per tensor, row or group over ``count`` rows from ``first``.
+
+    Returns:
+        An array that broadcasts against ``(count, columns)``.
+    """
+    if granularity.kind == "tensor":
+        return values.reshape(1, 1)
+    rows = values.reshape(-1, values.shape[-1])[first : first + count]
+    if granularity.kind == "row":
+        return rows
+    return np.repeat(rows, granularity.group_size, axis=1)[:, :columns]

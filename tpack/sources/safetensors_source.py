@@ -1,0 +1,52 @@
+"""Plain safetensors files as a source; read without torch."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.container import TensorFile
+from tpack.container.reader import stored_dtype
+from tpack.dtypes import BY_NAME
+from tpack.errors import UnsupportedError
+from tpack.sources.names import clean_names
+from tpack.sources.source import Source, SourceTensor
+
+
+def safetensors_source(path: Path) -> Source:
+    """Open a plain safetensors file.
+
+    Raises:
+        FormatError: it is malformed.
+        UnsupportedError: it is a tpack checkpoint already.
+    """
+    resources = ExitStack()
+    file = resources.enter_context(TensorFile(path))
+    if "tpack" in file.metadata:
+        resources.close()
+        raise UnsupportedError("is a tpack checkpoint already. Unpack it first: tpack unpack.")
+    names, notes = clean_names(file.entries)
+    tensors = {names[name]: _tensor(file, name, names[name]) for name in sorted(file.entries)}
+    return Source(
+        str(path),
+        tensors,
+        notes=notes,
+        files=(path,),
+        nbytes=path.stat().st_size,
+        resources=resources,
+    )
+
+
+def _tensor(file: TensorFile, stored: str, name: str) -> SourceTensor:
+    entry = file.entries[stored]
+    size = BY_NAME[entry.dtype].size
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        data = file.read(stored, start * size, stop * size)
+        return np.frombuffer(data, dtype=stored_dtype(entry.dtype))
+
+    return SourceTensor(name, entry.dtype, entry.shape, read)

@@ -1,0 +1,119 @@
+"""Named tensors that are read in pieces, whatever they come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.dtypes import BY_NAME
+from tpack.quantize import Weight, widen
+from tpack.quantize.weight import BLOCK
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor of a source.
+
+    Attributes:
+        name: cleaned of wrappers' prefixes.
+        dtype: one of ``dtypes.BY_NAME``.
+        shape: logical shape.
+        read: elements ``start`` to ``stop`` (flat, row-major) as stored: bfloat16 as bits in
+            uint16, float8 and bool as uint8, complex64 as complex64.
+        factor: multiplies the values of a row; None for 1. Float32 ``(1,)`` or ``(rows,)``.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    read: Callable[[int, int], Array]
+    factor: Array | None = field(default=None, compare=False)
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes as stored."""
+        return self.numel * BY_NAME[self.dtype].size
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Its bytes as stored, in pieces."""
+        for start in range(0, self.numel, BLOCK):
+            piece = self.read(start, min(start + BLOCK, self.numel))
+            yield memoryview(np.ascontiguousarray(piece)).cast("B")
+
+    def weight(self, split: int, dtype: str | None = None) -> Weight:
+        """The tensor as a weight to be packed."""
+        row = max(math.prod(self.shape[1:]), 1)
+
+        def values(start: int, stop: int) -> Array:
+            numbers = widen(self.read(start, stop), self.dtype)
+            if self.factor is None:
+                return numbers
+            if self.factor.size == 1:
+                return numbers * self.factor
+            return numbers * self.factor[np.arange(start, stop) // row]
+
+        return Weight(self.shape, split, dtype or self.dtype, values)
+
+
+def with_companion(tensor: SourceTensor, companion: SourceTensor) -> SourceTensor | None:
+    """An int8 tensor times its scale tensor, as a float tensor; None if they do not fit.
+
+    The scale has one value, or one for each index of the first dim.
+    """
+    rows = tensor.shape[0]
+    shapes = ((), (1,), (1, 1), (rows,), (rows, 1))
+    if not BY_NAME[companion.dtype].is_float or companion.shape not in shapes:
+        return None
+    if companion.dtype not in ("float32", "float16", "bfloat16"):
+        return None
+    factor = widen(companion.read(0, companion.numel), companion.dtype).astype(np.float32)
+    return replace(tensor, factor=factor)
+
+
+@dataclass
+class Source:
+    """An opened source.
+
+    Attributes:
+        label: what to call it in messages.
+        tensors: by name, in the order of the source.
+        aliases: names that shared the storage of another tensor, which is in ``tensors``.
+        notes: what was changed or left out on the way, for the report.
+        files: the files it reads, which an output must not replace.
+        nbytes: size of the input.
+        resources: what to close with it.
+    """
+
+    label: str
+    tensors: Mapping[str, SourceTensor]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    files: tuple[Path, ...] = ()
+    nbytes: int = 0
+    resources: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.resources.close()

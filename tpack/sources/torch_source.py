@@ -1,0 +1,151 @@
+"""Pickles of torch, state dicts and modules as a source."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tpack.container.reader import stored_dtype
+from tpack.dtypes import BY_NAME
+from tpack.errors import InputError, UnsupportedError
+from tpack.sources.names import clean_names
+from tpack.sources.source import Source, SourceTensor
+
+#: Where trainers put the state dict, tried in this order.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+
+
+def pickle_source(path: Path) -> Source:
+    """Open what ``torch.save`` wrote. Only tensors are unpickled: no code of the file runs.
+
+    Raises:
+        InputError: damaged, or asking for code.
+    """
+    try:
+        try:
+            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # files from before torch 1.6 cannot be mapped
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "global" in str(error).lower():
+            raise InputError(
+                "asks for code to run when it is loaded, expected tensors only. Save the state "
+                "dict instead: torch.save(model.state_dict(), path)."
+            ) from error
+        raise InputError("is not a checkpoint of torch, or is damaged.") from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError,
+            AttributeError, AssertionError, UnicodeDecodeError, MemoryError) as error:  # fmt: skip
+        raise InputError("is not a checkpoint of torch, or is damaged.") from error
+    source = state_dict_source(data, str(path))
+    source.files = (path,)
+    source.nbytes = path.stat().st_size
+    return source
+
+
+def state_dict_source(data: object, label: str = "state dict") -> Source:
+    """Take the tensors of a state dict, of what wraps one, or of a module.
+
+    Raises:
+        InputError: no tensors in it.
+        UnsupportedError: tensors of a kind that cannot be stored.
+    """
+    notes: list[str] = []
+    if isinstance(data, torch.nn.Module):
+        data = data.state_dict()
+    if not isinstance(data, Mapping):
+        raise InputError(
+            f"holds {type(data).__name__}, expected a state dict. Save model.state_dict()."
+        )
+    data = _unwrap(data, notes)
+    tensors: dict[str, Tensor] = {}
+    for name, value in data.items():
+        if isinstance(value, Tensor):
+            tensors[str(name)] = value.detach()
+        else:
+            notes.append(f"left out {str(name)!r}: {type(value).__name__}, not a tensor")
+    if not tensors:
+        raise InputError("holds no tensors, expected a state dict.")
+    names, stripped = clean_names(tensors)
+    held = _Held()
+    found: dict[str, SourceTensor] = {}
+    aliases: dict[str, str] = {}
+    owners: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        key = _identity(tensor)
+        if key is not None and key in owners:
+            aliases[names[name]] = owners[key]
+            continue
+        if key is not None:
+            owners[key] = names[name]
+        found[names[name]] = _source_tensor(names[name], tensor, held)
+    notes += stripped + [f"{alias} shares the storage of {name}" for alias, name in aliases.items()]
+    size = sum(tensor.nbytes for tensor in found.values())
+    return Source(label, found, aliases=aliases, notes=notes, nbytes=size)
+
+
+def _unwrap(data: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]:
+    """Go down to the state dict inside what a trainer saved."""
+    if any(isinstance(value, Tensor) for value in data.values()):
+        return data
+    for key in WRAPPERS:
+        inner = data.get(key)
+        if isinstance(inner, Mapping) and inner:
+            others = ", ".join(sorted(str(other) for other in data if other != key))
+            notes.append(f"took the state dict under {key!r}" + (f", left {others}" * bool(others)))
+            return _unwrap(inner, notes)
+    return data
+
+
+def _identity(tensor: Tensor) -> object:
+    """What two tensors share that are views of the same elements; None if there are none."""
+    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+        return None
+    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+
+
+class _Held:
+    """The last tensor that had to be copied to become contiguous: one at a time."""
+
+    def __init__(self) -> None:
+        self.original: Tensor | None = None
+        self.flat = torch.empty(0)
+
+    def flatten(self, tensor: Tensor) -> Tensor:
+        if tensor.is_contiguous() and not tensor.is_quantized and tensor.device.type == "cpu":
+            return tensor.reshape(-1)
+        if self.original is not tensor:
+            self.original = tensor
+            plain = tensor.dequantize() if tensor.is_quantized else tensor
+            self.flat = plain.cpu().contiguous().reshape(-1)
+        return self.flat
+
+
+def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
+    if tensor.is_meta:
+        raise UnsupportedError("is on the meta device and has no values.", tensor=name)
+    if tensor.layout != torch.strided:
+        raise UnsupportedError(f"is {tensor.layout}. Make it dense: .to_dense().", tensor=name)
+    dtype = "float32" if tensor.is_quantized else str(tensor.dtype).removeprefix("torch.")
+    if dtype not in BY_NAME:
+        raise UnsupportedError(
+            f"has dtype {dtype}, which safetensors cannot hold. Cast it first.", tensor=name
+        )
+    bits = {"bfloat16": torch.uint16}.get(dtype)
+    if stored_dtype(dtype) == "uint8":
+        bits = torch.uint8
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        piece = held.flatten(tensor)[start:stop]
+        piece = piece.resolve_conj().resolve_neg()
+        return (piece if bits is None else piece.view(bits)).numpy()
+
+    return SourceTensor(name, dtype, tuple(tensor.shape), read)
