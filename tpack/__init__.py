@@ -1,0 +1,90 @@
+"""tpack: checkpoints of ternary neural networks.
+
+Converts float and int8 checkpoints to 2-bit safetensors that describe themselves, proves that
+nothing was lost, regenerates the source of the model, and runs it on the packed bytes.
+
+Importing this package imports no torch; a function that needs it does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tpack.errors import (
+    ExistsError,
+    FormatError,
+    InputError,
+    LayerDefError,
+    NotTernaryError,
+    StorageError,
+    TpackError,
+    UnsupportedError,
+    UsageError,
+)
+from tpack.layerdef import LayerDef, Param, Program
+
+if TYPE_CHECKING:
+    from tpack.checkpoint import load, save, unpack
+    from tpack.codegen import PyTorchCodeGenerator, generate_pytorch_code
+    from tpack.conversion import convert
+    from tpack.inspection import InspectionReport, inspect
+    from tpack.pack import pack_ternary, unpack_ternary
+    from tpack.report import ConversionReport
+    from tpack.verification import VerificationReport, verify
+
+__version__ = "0.1.0"
+
+#: Public names that are imported when they are first used.
+_LAZY = {
+    "ConversionReport": "tpack.report",
+    "InspectionReport": "tpack.inspection",
+    "PyTorchCodeGenerator": "tpack.codegen",
+    "VerificationReport": "tpack.verification",
+    "convert": "tpack.conversion",
+    "generate_pytorch_code": "tpack.codegen",
+    "inspect": "tpack.inspection",
+    "load": "tpack.checkpoint",
+    "pack_ternary": "tpack.pack",
+    "save": "tpack.checkpoint",
+    "unpack": "tpack.checkpoint",
+    "unpack_ternary": "tpack.pack",
+    "verify": "tpack.verification",
+}
+
+__all__ = [
+    "ConversionReport",
+    "ExistsError",
+    "FormatError",
+    "InputError",
+    "InspectionReport",
+    "LayerDef",
+    "LayerDefError",
+    "NotTernaryError",
+    "Param",
+    "Program",
+    "PyTorchCodeGenerator",
+    "StorageError",
+    "TpackError",
+    "UnsupportedError",
+    "UsageError",
+    "VerificationReport",
+    "__version__",
+    "convert",
+    "generate_pytorch_code",
+    "inspect",
+    "load",
+    "pack_ternary",
+    "save",
+    "unpack",
+    "unpack_ternary",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tpack' has no attribute {name!r}")
+    value = getattr(import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

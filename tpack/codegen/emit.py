@@ -7,7 +7,7 @@ from itertools import groupby
 from tpack.codegen.expressions import ExpressionPrinter
 from tpack.codegen.printer import INDENT, WIDTH, Call, Items, Keyword, Text, lay_out
 from tpack.codegen.standalone import definitions
-from tpack.layerdef import LayerDef, Lowered, Param, Program, lower
+from tpack.layerdef import LayerDef, Lowered, Param, Program, Return, Tuple, lower
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.names import is_position
 from tpack.layerdef.ops import OpParam
@@ -212,25 +212,24 @@ class _Class:
 
     def forward(self) -> list[str]:
         lowered = self.lowered
+        if not lowered.body:
+            return [
+                f"{INDENT}def forward(self, *inputs: Tensor) -> Tensor:",
+                f"{_BODY}raise NotImplementedError(",
+                f'{_BODY}{INDENT}"{lowered.name}: {_UNKNOWN[0]}; "',
+                f'{_BODY}{INDENT}"{_UNKNOWN[1]}."',
+                f"{_BODY})",
+            ]
         signature = Call(
             f"{INDENT}def forward", ("self", *(f"{name}: Tensor" for name in lowered.inputs))
         )
         returns = "Tensor"
-        last = lowered.body[-1] if lowered.body else None
-        value = getattr(last, "value", None)
-        if value is not None and hasattr(value, "items"):
+        last = lowered.body[-1]
+        if isinstance(last, Return) and isinstance(last.value, Tuple):
             returns = "tuple[Tensor, ...]"
         lines = lay_out(signature, "", after=f" -> {returns}:")
         if len(lines) > 1:  # a parameter list is indented like a call
             lines = [lines[0], *(f"{INDENT}{line}" for line in lines[1:-1]), f"{INDENT}{lines[-1]}"]
-        if not lowered.body:
-            message = [f'"{lowered.name}: {_UNKNOWN[0]}; "', f'"{_UNKNOWN[1]}."']
-            return [
-                *lines,
-                f"{_BODY}raise NotImplementedError(",
-                *(f"{_BODY}{INDENT}{part}" for part in message),
-                f"{_BODY})",
-            ]
         if not self.layer.body:
             lines.append(f'{_BODY}"""{_affine_shapes(self.layer, lowered.inputs[0])}"""')
         stored = {

@@ -36,22 +36,32 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
         mode = 0o666 & ~_umask()
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(handle, mode)
-            yield file
-            file.flush()
-            os.fsync(handle)
-        _publish(temporary, target, force=force)
-        temporary = None
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise StorageError(f"cannot be written: {error.strerror}.", file=target) from error
+        with storage_errors(target):
+            handle, name = tempfile.mkstemp(
+                dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"
+            )
+            temporary = Path(name)
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(handle, mode)
+                yield file
+                file.flush()
+                os.fsync(handle)
+            _publish(temporary, target, force=force)
+            temporary = None
+            _sync_folder(target.parent)
     finally:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink()
+
+
+@contextmanager
+def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn an OSError of writing into a StorageError that names the output."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot be written: {error.strerror}.", file=path) from error
 
 
 def check_target(target: Path, *, force: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +24,8 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 _METHODS = ("exact", "absmean", "twn", "mse")
 
 
-def digest(*parts: bytes | memoryview) -> str:
-    """SHA-256 in hex."""
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """SHA-256 of pieces one after the other, in hex."""
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
@@ -152,7 +152,7 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
 
 def _self_digest(data: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
     described = {name: [entry.dtype, list(entry.shape)] for name, entry in entries.items()}
-    return digest(canonical_json([data, described]).encode("ascii"))
+    return digest([canonical_json([data, described]).encode("ascii")])
 
 
 def _object(data: Any, what: str, fields: set[str], *, open_ended: bool = False) -> dict[str, Any]:

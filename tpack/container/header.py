@@ -221,6 +221,10 @@ class TensorFile:
         for start in range(0, size, CHUNK):
             yield self.read(name, start, min(start + CHUNK, size))
 
+    def fileno(self) -> int:
+        """The descriptor of the open file."""
+        return self._file.fileno()
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

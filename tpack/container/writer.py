@@ -7,6 +7,7 @@ memory; this writer does neither. Its output is tested against that library's re
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 from tpack.container.atomic import new_file
 from tpack.container.document import NO_DIGEST, Document
 from tpack.container.header import CHUNK, Entry, header_bytes, lay_out
+from tpack.dtypes import BY_NAME
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,11 @@ class Piece:
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[Any]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return math.prod(self.shape) * BY_NAME[self.dtype].size
 
     @classmethod
     def of(cls, name: str, dtype: str, shape: tuple[int, ...], data: Any) -> Piece:

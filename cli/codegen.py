@@ -1,0 +1,40 @@
+"""``tpack codegen``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tpack.cli import options
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: stdout.")
+@click.option("--standalone", is_flag=True, help="Source that imports nothing but torch.")
+@options.force
+def codegen(file: Path, output: Path | None, standalone: bool, force: bool) -> None:
+    """Regenerate the source of a model from the LayerDefs in its checkpoint.
+
+    \b
+    Example:
+      tpack codegen model.tpack.safetensors -o model.py
+    """
+    from tpack.codegen import generate_pytorch_code
+    from tpack.container import Checkpoint, new_file
+    from tpack.container.atomic import check_not_input
+    from tpack.errors import LayerDefError
+
+    with Checkpoint(file) as checkpoint:
+        program = checkpoint.document.program
+    if program is None:
+        raise LayerDefError("has no LayerDefs. Convert it with --layerdef FILE.", file=file)
+    source = generate_pytorch_code(program, standalone=standalone)
+    if output is None:
+        click.echo(source, nl=False)
+        return
+    check_not_input(output, file)
+    with new_file(output, force=force) as handle:
+        handle.write(source.encode())
+    click.echo(str(output))

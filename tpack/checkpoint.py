@@ -1,0 +1,187 @@
+"""Checkpoints in deployment: load a module on the packed bytes, save it, unpack it (torch)."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tpack import codec
+from tpack.build import BuiltModule, build_module
+from tpack.container import Checkpoint, Document, Piece, TernaryEntry, digest, write_checkpoint
+from tpack.container.document import NO_DIGEST
+from tpack.container.header import Entry
+from tpack.dtypes import BY_NAME
+from tpack.errors import LayerDefError, UsageError, locate
+from tpack.layerdef import LayerDef, Program, as_program, slots
+from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
+
+
+def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+    """Load a checkpoint as a module in eval mode.
+
+    The module is built from the embedded LayerDefs; no text of the file is run. On the CPU
+    its tensors map the file: nothing is read before it is used, and pages are shared between
+    processes. The mapping is private: writing to a tensor does not change the file.
+
+    Args:
+        path: the checkpoint.
+        device: where the module goes; another device gets copies.
+
+    Raises:
+        InputError: the file cannot be read, or its structure is broken.
+        LayerDefError: it carries no LayerDefs.
+    """
+    with Checkpoint(path) as file, locate(file=path):
+        program = file.document.program
+        if program is None:
+            raise LayerDefError(
+                "has no LayerDefs. Convert it again with --layerdef FILE, or use tpack unpack."
+            )
+        module = build_module(program, device="meta")
+        tensors = dict(map_tensors(file))
+    module.load_state_dict(tensors, strict=True, assign=True)
+    return module if torch.device(device).type == "cpu" else module.to(device)
+
+
+def map_tensors(file: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint as views of its mapped bytes."""
+    size = os.fstat(file.fileno()).st_size
+    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+    for name, entry in file.entries.items():
+        yield name, _view(mapped, entry, file.data_start)
+
+
+def _view(mapped: mmap.mmap, entry: Entry, data_start: int) -> Tensor:
+    dtype = getattr(torch, entry.dtype)
+    start = data_start + entry.start
+    if entry.nbytes == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    if start % BY_NAME[entry.dtype].size:  # not written by tpack: no address to compute on
+        return torch.frombuffer(bytearray(mapped[start : start + entry.nbytes]), dtype=dtype).view(
+            entry.shape
+        )
+    count = entry.nbytes // BY_NAME[entry.dtype].size
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start).view(entry.shape)
+
+
+def unpack(
+    path: str | os.PathLike[str], dtype: torch.dtype | str | None = None
+) -> dict[str, Tensor]:
+    """The plain state dict of a checkpoint: weights dequantized, the rest as it is.
+
+    Args:
+        dtype: float dtype of the weights; that of their source, if not given.
+
+    Raises:
+        TpackError: the file is damaged.
+    """
+    name = None if dtype is None else str(dtype).removeprefix("torch.")
+    if name is not None and name not in WEIGHT_FLOATS:
+        raise UsageError(f"dtype {name!r} is unknown, expected {', '.join(WEIGHT_FLOATS)}.")
+    with Checkpoint(path) as file:
+        return {piece.name: _to_torch(piece) for piece in plain_pieces(file, name)}
+
+
+def _to_torch(piece: Piece) -> Tensor:
+    if 0 in piece.shape:
+        return torch.empty(piece.shape, dtype=getattr(torch, piece.dtype))
+    flat = torch.from_numpy(plain_array(piece).reshape(-1))
+    return flat.view(getattr(torch, piece.dtype)).view(piece.shape)
+
+
+def save(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    layerdef: LayerDef | Program | None = None,
+    force: bool = False,
+) -> None:
+    """Write a packed module, loaded or generated, with its LayerDefs.
+
+    Args:
+        module: what ``load`` or ``build_module`` returned, or an instance of a generated class.
+        path: where it goes.
+        layerdef: the description of a generated module, if it is not to be read off its
+            forward methods.
+        force: replace an existing file.
+
+    Raises:
+        LayerDefError: the module does not fit its description.
+        TpackError: as ``new_file``.
+    """
+    if layerdef is not None:
+        program = as_program(layerdef)
+    elif isinstance(module, BuiltModule) and module.layer_name == module.program.root:
+        program = module.program
+    else:
+        from tpack.reading import read_program
+
+        program = read_program(module)
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    ternary: dict[str, TernaryEntry] = {}
+    kept: dict[str, str] = {}
+    for slot in slots(program):
+        param, name = slot.param, slot.name
+        if param.param_type != "TernaryTensor":
+            kept[name] = NO_DIGEST
+            _require(state, name, param.shape or (), param.dtype)
+            continue
+        entry = TernaryEntry(
+            shape=param.shape or (),
+            split=param.rows_split,
+            layout=param.layout,
+            scale=param.scale,
+            method="exact",
+            source_dtype=param.dtype,
+            relative_error=0.0,
+            sha256=NO_DIGEST,
+            scale_sha256=NO_DIGEST,
+        )
+        _require(state, f"{name}_packed", entry.packed_shape, "uint8")
+        _require(state, f"{name}_scale", entry.scale_shape, param.dtype)
+        ternary[name] = _with_digests(entry, state[f"{name}_packed"], state[f"{name}_scale"])
+    document = Document(program, ternary, kept)
+    expected = set(kept) | {f"{name}_{part}" for name in ternary for part in ("packed", "scale")}
+    if surplus := sorted(set(state) - expected):
+        raise LayerDefError(f"is in no LayerDef of {program.root}.", tensor=surplus[0])
+    pieces = [
+        Piece.of(name, _name(tensor), tuple(tensor.shape), _bytes(tensor))
+        for name, tensor in state.items()
+    ]
+    write_checkpoint(path, document, pieces, force=force)
+
+
+def _with_digests(entry: TernaryEntry, packed: Tensor, scale: Tensor) -> TernaryEntry:
+    data = packed.cpu().contiguous().numpy()
+    trits = codec.unpack(data, entry.columns, entry.layout)
+    canonical = np.ascontiguousarray(codec.pack(trits))
+    return replace(entry, sha256=digest([canonical]), scale_sha256=digest([_bytes(scale)]))
+
+
+def _require(state: dict[str, Any], name: str, shape: tuple[int, ...], dtype: str) -> None:
+    tensor = state.get(name)
+    if tensor is None:
+        raise LayerDefError("is in the LayerDefs, but not in the module.", tensor=name)
+    if tuple(tensor.shape) != shape or _name(tensor) != dtype:
+        raise LayerDefError(
+            f"is {_name(tensor)} {tuple(tensor.shape)}, expected {dtype} {shape} by the LayerDefs.",
+            tensor=name,
+        )
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.cpu().contiguous().reshape(-1)
+    if not flat.numel():
+        return memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy())

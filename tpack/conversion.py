@@ -1,0 +1,438 @@
+"""Convert a checkpoint: find the trits, pack them, describe the result, write it whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.codec import Scale, layout_named, pack, rows_and_columns
+from tpack.codec.shapes import default_split
+from tpack.container import Document, Piece, TernaryEntry, digest, parse_json, write_checkpoint
+from tpack.container.atomic import check_not_input, check_target, storage_errors
+from tpack.container.document import NO_DIGEST
+from tpack.container.header import CHUNK, header_bytes, lay_out
+from tpack.dtypes import BY_NAME
+from tpack.errors import InputError, LayerDefError, UsageError, locate
+from tpack.layerdef import LayerDef, Param, Program, Slot, as_program, mirror, slots, validate
+from tpack.layerdef.refine import Found, match_slots, refine
+from tpack.quantize import encode_blocks, fit, narrow, widen
+from tpack.report import ConversionReport, TensorReport
+from tpack.selection import keep_reason
+from tpack.sources import Source, SourceTensor, open_source, with_companion
+
+Array = npt.NDArray[Any]
+
+KEEP_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+#: Called with what is being done, and how far it is of how many bytes.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class _Packed:
+    """A weight after packing: its description, scale, and place in the spool."""
+
+    entry: TernaryEntry
+    scale: Array
+    dtype: str
+    offset: int
+    length: int
+
+
+@dataclass
+class _Options:
+    exact: bool = False
+    quantize: str = "auto"
+    scale: str = "auto"
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    keep_dtype: str | None = None
+    layout: str = "t2"
+    progress: Progress = field(default=lambda *_: None)
+
+
+def convert(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Any,
+    destination: str | os.PathLike[str] | None = None,
+    *,
+    exact: bool = False,
+    quantize: str = "auto",
+    scale: str = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_dtype: str | None = None,
+    layout: str = "t2",
+    layerdef: LayerDef | Program | str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert a checkpoint to packed ternary safetensors.
+
+    A weight that already is ternary, at any granularity, is packed losslessly; another is
+    quantized and the report says so. What is no weight is kept bit for bit.
+
+    Args:
+        source: path of a checkpoint, a state dict, or an ``nn.Module``.
+        destination: path of the output; beside a source file, ``<stem>.tpack.safetensors``, if
+            not given.
+        exact: refuse a weight that is not ternary.
+        quantize: ``auto`` (absmean), ``absmean``, ``twn`` or ``mse``.
+        scale: ``auto``, ``tensor``, ``row`` or ``group:N``.
+        include: patterns of names to pack, and no others.
+        exclude: patterns of names to keep.
+        keep_dtype: ``f32``, ``f16`` or ``bf16`` for floats that are not packed.
+        layout: ``t2`` or ``t5``.
+        layerdef: the description of the model, or the path of its JSON; decides what is packed.
+        dry_run: write nothing.
+        force: replace an existing output.
+        progress: called with a phase, bytes done and bytes in all.
+
+    Raises:
+        TpackError: see ``tpack.errors``; nothing is left behind.
+    """
+    if keep_dtype is not None and keep_dtype not in KEEP_DTYPES:
+        raise UsageError(
+            f"keep_dtype {keep_dtype!r} is unknown, expected {', '.join(KEEP_DTYPES)}."
+        )
+    layout_named(layout)
+    options = _Options(exact, quantize, scale, include, exclude, keep_dtype, layout)
+    options.progress = progress or options.progress
+    program = None if layerdef is None else read_layerdef(layerdef)
+    target = _target(source, destination)
+    if not dry_run:
+        check_not_input(target, *_paths(source, layerdef))
+        check_target(target, force=force)
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_source(source))
+        stack.enter_context(locate(file=opened.label))
+        stack.enter_context(storage_errors(target))
+        spool = stack.enter_context(_spool(None if dry_run else target.parent))
+        work = _Conversion(opened, options, program, spool)
+        work.run()
+        size = work.write(None if dry_run else target, force=force)
+    return ConversionReport(
+        None if dry_run else str(target),
+        opened.nbytes,
+        size,
+        tuple(work.reports),
+        tuple([*opened.notes, *work.notes]),
+    )
+
+
+def default_output(source: Path) -> Path:
+    """``<stem>.tpack.safetensors`` beside a source file."""
+    return source.with_name(f"{source.stem}.tpack.safetensors")
+
+
+def read_layerdef(layerdef: LayerDef | Program | str | os.PathLike[str]) -> Program:
+    """A validated program from a tree or from the path of its JSON.
+
+    Raises:
+        InputError: the file is missing or malformed.
+        LayerDefError: the tree is malformed.
+    """
+    if isinstance(layerdef, LayerDef | Program):
+        return as_program(layerdef)
+    path = Path(layerdef)
+    with locate(file=path):
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}.") from error
+        data = parse_json(text, "R3", "LayerDef")
+        is_program = isinstance(data, dict) and "layers" in data
+        tree = Program.from_dict(data) if is_program else LayerDef.from_dict(data)
+        return as_program(tree)
+
+
+class _Conversion:
+    """One run: plan, pack, describe, write."""
+
+    def __init__(
+        self, source: Source, options: _Options, program: Program | None, spool: IO[bytes]
+    ) -> None:
+        self.source = source
+        self.options = options
+        self.program = program
+        self.ternary = (
+            None
+            if program is None
+            else {s.name for s in slots(program) if s.param.param_type == "TernaryTensor"}
+        )
+        self.spool = spool
+        self.packed: dict[str, _Packed] = {}
+        self.kept: dict[str, SourceTensor] = {}
+        self.reports: list[TensorReport] = []
+        self.notes: list[str] = []
+        self.done = 0
+        self.total = sum(tensor.nbytes for tensor in source.tensors.values())
+
+    # ---- plan
+
+    def run(self) -> None:
+        """Pack every weight of the source into the spool."""
+        tensors = self.fold_companions()
+        matched = {}
+        if self.program is not None:
+            shapes = {name: tensor.shape for name, (tensor, _) in tensors.items()}
+            matched = match_slots(self.program, shapes)
+        for name, (tensor, reason) in tensors.items():
+            slot = matched.get(name)
+            if reason is None:
+                split = slot.param.rows_split if slot else default_split(len(tensor.shape))
+                with locate(tensor=name):
+                    self.pack(tensor, split)
+            else:
+                self.keep(tensor, reason)
+            self.done += tensor.nbytes
+            self.options.progress("packing", self.done, self.total)
+        if not self.packed:
+            raise InputError(
+                f"holds no weight to pack: all {len(tensors)} tensors are kept. Name what to pack "
+                "with --include."
+            )
+        self.check_names()
+
+    def fold_companions(self) -> dict[str, tuple[SourceTensor, str | None]]:
+        """Each tensor with the reason to keep it; int8 weights take in their ``_scale``."""
+        tensors = {name: (t, self.reason(t)) for name, t in self.source.tensors.items()}
+        for name, (tensor, reason) in list(tensors.items()):
+            companion = self.source.tensors.get(f"{name}_scale")
+            if reason is None and tensor.dtype == "int8" and companion is not None:
+                folded = with_companion(tensor, companion)
+                if folded is not None:
+                    tensors[name] = (folded, None)
+                    del tensors[companion.name]
+                    self.notes.append(f"took {companion.name} as the scale of {name}")
+        return tensors
+
+    def reason(self, tensor: SourceTensor) -> str | None:
+        if self.ternary is not None:
+            return None if tensor.name in self.ternary else "LayerDef"
+        return keep_reason(
+            tensor.name, tensor.dtype, tensor.shape, self.options.include, self.options.exclude
+        )
+
+    # ---- tensors
+
+    def pack(self, tensor: SourceTensor, split: int) -> None:
+        """Find the trits of a weight and append them, packed, to the spool."""
+        options = self.options
+        dtype = tensor.dtype if tensor.factor is None else "float32"
+        weight = tensor.weight(split, dtype)
+        found = fit(weight, options.quantize, options.scale, exact_only=options.exact)
+        offset = self.spool.tell()
+        state = hashlib.sha256()
+
+        def take(trits: Array) -> None:
+            canonical = pack(trits)
+            state.update(canonical)
+            self.spool.write(canonical if options.layout == "t2" else pack(trits, options.layout))
+
+        error = float(f"{encode_blocks(weight, found, take):.3e}")
+        entry = TernaryEntry(
+            shape=tensor.shape,
+            split=split,
+            layout=options.layout,
+            scale=str(found.granularity),
+            method=found.method,
+            source_dtype=dtype,
+            relative_error=error,
+            sha256=state.hexdigest(),
+            scale_sha256=digest([found.scale.tobytes()]),
+        )
+        length = self.spool.tell() - offset
+        self.packed[tensor.name] = _Packed(entry, found.scale, found.dtype, offset, length)
+        bits = 8 * (length + found.scale.nbytes)
+        action = "packed" if found.method == "exact" else "quantized"
+        self.report(tensor, action, entry, bits / tensor.numel)
+
+    def keep(self, tensor: SourceTensor, reason: str) -> None:
+        """Keep a tensor as it is, or in the dtype wished for floats."""
+        dtype = BY_NAME[tensor.dtype]
+        wish = KEEP_DTYPES.get(self.options.keep_dtype or "", tensor.dtype)
+        if wish != tensor.dtype and tensor.dtype in ("float64", *KEEP_DTYPES.values()):
+            reason += f", {tensor.dtype} to {wish}"
+            tensor = _cast(tensor, wish)
+            dtype = BY_NAME[wish]
+        self.kept[tensor.name] = tensor
+        self.report(tensor, "kept", None, 8.0 * dtype.size, reason)
+
+    def report(
+        self,
+        tensor: SourceTensor,
+        action: str,
+        entry: TernaryEntry | None,
+        bpw: float,
+        reason: str = "",
+    ) -> None:
+        self.reports.append(
+            TensorReport(
+                tensor.name,
+                action,
+                entry and entry.scale,
+                entry and entry.method,
+                entry.relative_error if entry else 0.0,
+                round(bpw, 4),
+                tensor.shape,
+                reason,
+            )
+        )
+
+    def check_names(self) -> None:
+        """Refuse kept names that clash with those of packed tensors."""
+        for name in self.packed:
+            for stored in (f"{name}_packed", f"{name}_scale"):
+                if stored in self.kept or stored in self.packed:
+                    raise InputError(
+                        f"has the name that the packed form of {name!r} needs. Rename it.",
+                        tensor=stored,
+                    )
+
+    # ---- description
+
+    def describe(self) -> Document:
+        """The program and the document; scales take their final granularity."""
+        found = {name: Found(t.shape, t.dtype) for name, t in self.kept.items()}
+        for name, item in self.packed.items():
+            found[name] = Found(item.entry.shape, item.dtype, Scale.parse(item.entry.scale))
+        if self.program is not None:
+            program, scales = refine(self.program, found, self.options.layout)
+            for name, scale in scales.items():
+                self.packed[name] = _finer(self.packed[name], scale)
+        else:
+            program = self.mirrored(found)
+        return Document(
+            program,
+            {name: item.entry for name, item in self.packed.items()},
+            dict.fromkeys(self.kept, NO_DIGEST),
+            self.source.aliases,
+        )
+
+    def mirrored(self, found: Mapping[str, Found]) -> Program | None:
+        """The program that the names of the state dict draw; None if they are no names."""
+        stored = [
+            Slot(name, self.param(name, found[name]))
+            for name in self.source.tensors
+            if name in found
+        ]
+        try:
+            program = mirror(stored)
+            validate(program)
+        except LayerDefError as error:
+            self.notes.append(f"no LayerDefs: {error}")
+            return None
+        return program
+
+    def param(self, name: str, found: Found) -> Param:
+        if found.scale is not None:
+            scale, layout = str(found.scale), self.options.layout
+            return Param(
+                name, "TernaryTensor", found.shape, dtype=found.dtype, scale=scale, layout=layout
+            )
+        trained = BY_NAME[found.dtype].is_float and "running_" not in name
+        return Param(name, "Tensor" if trained else "Buffer", found.shape, dtype=found.dtype)
+
+    # ---- output
+
+    def write(self, target: Path | None, *, force: bool) -> int:
+        """Write the checkpoint, or only measure it; returns its size."""
+        document = self.describe()
+        pieces = list(self.pieces())
+        total = sum(piece.nbytes for piece in pieces)
+        if target is None:
+            return measure(document, pieces)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            self.options.progress("writing", done, total)
+
+        return write_checkpoint(target, document, pieces, force=force, progress=advance)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Every tensor of the output."""
+        for name, tensor in self.kept.items():
+            yield Piece(name, tensor.dtype, tensor.shape, tensor.chunks)
+        for name, item in self.packed.items():
+            entry = item.entry
+            yield Piece.of(f"{name}_scale", item.dtype, entry.scale_shape, item.scale)
+            yield Piece(
+                f"{name}_packed", "uint8", entry.packed_shape, lambda item=item: self.spooled(item)
+            )
+
+    def spooled(self, item: _Packed) -> Iterator[bytes]:
+        self.spool.seek(item.offset)
+        for start in range(0, item.length, CHUNK):
+            yield self.spool.read(min(CHUNK, item.length - start))
+
+
+def measure(document: Document, pieces: Iterable[Piece]) -> int:
+    """The size that a checkpoint will have."""
+    entries = lay_out((piece.name, piece.dtype, piece.shape) for piece in pieces)
+    metadata = {"format": "pt", "tpack": document.to_json(entries)}
+    return len(header_bytes(entries, metadata)) + sum(e.nbytes for e in entries.values())
+
+
+def _finer(item: _Packed, wanted: Scale) -> _Packed:
+    """The same weight with its scale repeated to a finer granularity."""
+    entry = replace(item.entry, scale=str(wanted))
+    if entry.scale == item.entry.scale:
+        return item
+    old = Scale.parse(item.entry.scale)
+    rows, columns = rows_and_columns(entry.shape, entry.split)
+    scale = item.scale.reshape(-1, item.scale.shape[-1])
+    if old.kind == "group":
+        starts = np.arange(0, columns, wanted.group_size)
+        scale = scale[:, starts // old.group_size]
+    fine = np.ascontiguousarray(
+        np.broadcast_to(scale, (rows, entry.scale_shape[-1])).reshape(entry.scale_shape)
+    )
+    return replace(item, entry=replace(entry, scale_sha256=digest([fine.tobytes()])), scale=fine)
+
+
+def _cast(tensor: SourceTensor, dtype: str) -> SourceTensor:
+    """A kept float tensor in another dtype.
+
+    Raises:
+        InputError: a value overflows, when it is read.
+    """
+
+    def read(start: int, stop: int) -> Array:
+        values = widen(tensor.read(start, stop), tensor.dtype)
+        result = narrow(values, dtype)
+        if not np.array_equal(np.isfinite(widen(result, dtype)), np.isfinite(values)):
+            raise InputError(
+                f"has values beyond {dtype}. Leave --keep-dtype out.", tensor=tensor.name
+            )
+        return result
+
+    return replace(tensor, dtype=dtype, read=read)
+
+
+def _target(source: Any, destination: str | os.PathLike[str] | None) -> Path:
+    if destination is not None:
+        return Path(destination)
+    if isinstance(source, str | os.PathLike):
+        return default_output(Path(source))
+    raise UsageError("convert needs a destination for a state dict or module.")
+
+
+def _paths(*values: Any) -> list[str | os.PathLike[str]]:
+    return [value for value in values if isinstance(value, str | os.PathLike)]
+
+
+def _spool(folder: Path | None) -> IO[bytes]:
+    """A nameless file for packed bytes, beside the output: a tenth of the source at most."""
+    return tempfile.SpooledTemporaryFile(max_size=64 << 20, dir=folder)  # type: ignore[return-value]

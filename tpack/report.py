@@ -1,0 +1,62 @@
+"""What a conversion did, tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What became of one tensor.
+
+    Attributes:
+        action: ``packed`` (losslessly), ``quantized`` or ``kept``.
+        scale: granularity, if packed.
+        method: ``exact`` or a quantizer, if packed.
+        relative_error: ‖w - s·q‖ / ‖w‖.
+        bpw: bits per weight in the output, scales included.
+        reason: why it was kept, or what was done to it.
+    """
+
+    name: str
+    action: str
+    scale: str | None
+    method: str | None
+    relative_error: float
+    bpw: float
+    shape: tuple[int, ...]
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {**self.__dict__, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Attributes:
+        output: path of the checkpoint; None for a dry run.
+        input_bytes: size of the source.
+        output_bytes: size of the checkpoint.
+        tensors: one report each, in the order of the source.
+        notes: what was changed or left out on the way.
+    """
+
+    output: str | None
+    input_bytes: int
+    output_bytes: int
+    tensors: tuple[TensorReport, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "output": self.output,
+            "input_bytes": self.input_bytes,
+            "output_bytes": self.output_bytes,
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,92 @@
+"""Unpack a checkpoint into plain tensors, piece by piece, without torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.container import Checkpoint, Piece, write_tensors
+from tpack.container.atomic import check_not_input, check_target
+from tpack.container.reader import stored_dtype
+from tpack.errors import InputError
+from tpack.quantize import narrow, widen
+from tpack.quantize.fit import spread
+
+Array = npt.NDArray[Any]
+
+WEIGHT_FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+def unpack_file(
+    path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    force: bool = False,
+) -> int:
+    """Write the plain state dict of a checkpoint as safetensors; returns its size.
+
+    Args:
+        dtype: of the weights that were packed; that of their source, if not given.
+
+    Raises:
+        TpackError: as ``Checkpoint`` and ``new_file``.
+    """
+    check_not_input(Path(destination), path)
+    check_target(Path(destination), force=force)
+    with Checkpoint(path) as file:
+        return write_tensors(destination, plain_pieces(file, dtype), force=force)
+
+
+def plain_pieces(file: Checkpoint, dtype: str | None = None) -> Iterator[Piece]:
+    """Every tensor of the source of a checkpoint: dequantized, kept or shared."""
+    made: dict[str, Piece] = {}
+    for name, entry in file.ternary():
+        wanted = dtype or entry.source_dtype
+        made[name] = Piece(
+            name,
+            wanted,
+            entry.shape,
+            lambda name=name, wanted=wanted: _blocks(file, name, wanted),  # type: ignore[misc]
+        )
+    for name in file.document.kept:
+        stored = file.entries[name]
+        made[name] = Piece(
+            name,
+            stored.dtype,
+            stored.shape,
+            lambda name=name: file.chunks(name),  # type: ignore[misc]
+        )
+    yield from made.values()
+    for alias, target in file.document.aliases.items():
+        piece = made[target]
+        yield Piece(alias, piece.dtype, piece.shape, piece.chunks)
+
+
+def _blocks(file: Checkpoint, name: str, dtype: str) -> Iterator[memoryview]:
+    """``scale * trit`` of a parameter, in stored elements of ``dtype``.
+
+    Raises:
+        NotTernaryError: a byte without valid codes.
+        InputError: a scale that ``dtype`` cannot hold.
+    """
+    stored, scale_dtype, granularity = file.scale(name)
+    scale = widen(stored, scale_dtype)
+    if not np.isfinite(widen(narrow(scale, dtype), dtype) if dtype != "int8" else scale).all():
+        raise InputError(f"has a scale that {dtype} cannot hold.", tensor=name, file=file.path)
+    for first, trits in file.trit_blocks(name):
+        values = spread(scale, granularity, first, *trits.shape) * trits
+        yield memoryview(narrow(values, dtype)).cast("B")
+
+
+def plain_array(piece: Piece) -> Array:
+    """A piece as an array of stored elements, in memory."""
+    data = bytearray()
+    for chunk in piece.chunks():
+        data += chunk
+    return np.frombuffer(data, dtype=stored_dtype(piece.dtype)).reshape(piece.shape)
