@@ -132,7 +132,7 @@ class BuiltModule(PackedModule):
         return {name: value for name, value in self.__dict__.items() if name != "_steps"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._steps = _compile(lower(self.program.by_name[self.layer_name]))
 
     def extra_repr(self) -> str:
@@ -226,8 +226,7 @@ class _Compiler:
 
         def call(module: nn.Module, values: Values) -> Any:
             first, *others = (arg(module, values) for arg in args)
-            child = module._modules[name]
-            assert child is not None
+            child = module.get_submodule(name)
             if not repeated:
                 return child(first, *others)
             for copy in child.children():
@@ -238,7 +237,7 @@ class _Compiler:
 
     def function_call(self, node: FunctionCall) -> Step:
         op = OPS.get(node.function) or PACKED_OPS[node.function]
-        function = _function(op)
+        function = op_function(op)
         given = dict(node.kwargs)
         positional: list[Step] = []
         named: dict[str, Step] = {}
@@ -265,7 +264,7 @@ class _Compiler:
         return call
 
 
-def _function(op: Op) -> Callable[..., Any]:
+def op_function(op: Op) -> Callable[..., Any]:
     """The function that a spelling of the table means."""
     home, _, name = op.spelling.rpartition(".")
     if op.spelling.startswith("."):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from tpack.container.header import Entry
 from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError, UsageError, locate
 from tpack.layerdef import LayerDef, Program, as_program, slots
+from tpack.reading import read_program
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
 
 
@@ -121,11 +123,10 @@ def save(
     elif isinstance(module, BuiltModule) and module.layer_name == module.program.root:
         program = module.program
     else:
-        from tpack.reading import read_program
-
         program = read_program(module)
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     ternary: dict[str, TernaryEntry] = {}
+    packed: dict[str, npt.NDArray[np.uint8]] = {}
     kept: dict[str, str] = {}
     for slot in slots(program):
         param, name = slot.param, slot.name
@@ -146,7 +147,9 @@ def save(
         )
         _require(state, f"{name}_packed", entry.packed_shape, "uint8")
         _require(state, f"{name}_scale", entry.scale_shape, param.dtype)
-        ternary[name] = _with_digests(entry, state[f"{name}_packed"], state[f"{name}_scale"])
+        scale = state[f"{name}_scale"]
+        with locate(tensor=f"{name}_packed"):
+            ternary[name], packed[name] = _repacked(entry, state[f"{name}_packed"], scale)
     document = Document(program, ternary, kept)
     expected = set(kept) | {f"{name}_{part}" for name in ternary for part in ("packed", "scale")}
     if surplus := sorted(set(state) - expected):
@@ -154,15 +157,27 @@ def save(
     pieces = [
         Piece.of(name, _name(tensor), tuple(tensor.shape), _bytes(tensor))
         for name, tensor in state.items()
+        if name.removesuffix("_packed") not in packed
+    ]
+    pieces += [
+        Piece.of(f"{name}_packed", "uint8", data.shape, data) for name, data in packed.items()
     ]
     write_checkpoint(path, document, pieces, force=force)
 
 
-def _with_digests(entry: TernaryEntry, packed: Tensor, scale: Tensor) -> TernaryEntry:
-    data = packed.cpu().contiguous().numpy()
-    trits = codec.unpack(data, entry.columns, entry.layout)
-    canonical = np.ascontiguousarray(codec.pack(trits))
-    return replace(entry, sha256=digest([canonical]), scale_sha256=digest([_bytes(scale)]))
+def _repacked(
+    entry: TernaryEntry, packed: Tensor, scale: Tensor
+) -> tuple[TernaryEntry, npt.NDArray[np.uint8]]:
+    """The entry with its digests, and the bytes with their padding as the format wants it.
+
+    Raises:
+        NotTernaryError: a byte without valid codes.
+    """
+    trits = codec.unpack(packed.cpu().contiguous().numpy(), entry.columns, entry.layout)
+    canonical = codec.pack(trits)
+    sha256, scale_sha256 = digest([canonical.tobytes()]), digest([_bytes(scale)])
+    stored = canonical if entry.layout == "t2" else codec.pack(trits, entry.layout)
+    return replace(entry, sha256=sha256, scale_sha256=scale_sha256), stored
 
 
 def _require(state: dict[str, Any], name: str, shape: tuple[int, ...], dtype: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import Scale, layout_named, pack, rows_and_columns
@@ -19,12 +20,14 @@ from tpack.codec.shapes import default_split
 from tpack.container import Document, Piece, TernaryEntry, digest, parse_json, write_checkpoint
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.document import NO_DIGEST
-from tpack.container.header import CHUNK, header_bytes, lay_out
+from tpack.container.header import CHUNK
+from tpack.container.writer import checkpoint_size
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UsageError, locate
 from tpack.layerdef import LayerDef, Param, Program, Slot, as_program, mirror, slots, validate
 from tpack.layerdef.refine import Found, match_slots, refine
-from tpack.quantize import encode_blocks, fit, narrow, widen
+from tpack.quantize import encode_blocks, fit
+from tpack.quantize.fit import repeat_scale
 from tpack.report import ConversionReport, TensorReport
 from tpack.selection import keep_reason
 from tpack.sources import Source, SourceTensor, open_source, with_companion
@@ -46,6 +49,17 @@ class _Packed:
     dtype: str
     offset: int
     length: int
+
+    def at(self, wanted: Scale) -> _Packed:
+        """The same weight with its scale repeated to a finer granularity."""
+        if str(wanted) == self.entry.scale:
+            return self
+        entry = replace(self.entry, scale=str(wanted))
+        old = Scale.parse(self.entry.scale)
+        columns = rows_and_columns(entry.shape, entry.split)[1]
+        scale = repeat_scale(self.scale, old, wanted, columns, entry.scale_shape)
+        entry = replace(entry, scale_sha256=digest([scale.tobytes()]))
+        return replace(self, entry=entry, scale=scale)
 
 
 @dataclass
@@ -124,8 +138,8 @@ def convert(
         None if dry_run else str(target),
         opened.nbytes,
         size,
-        tuple(work.reports),
-        tuple([*opened.notes, *work.notes]),
+        tuple(work.reports()),
+        (*opened.notes, *work.notes),
     )
 
 
@@ -172,7 +186,7 @@ class _Conversion:
         self.spool = spool
         self.packed: dict[str, _Packed] = {}
         self.kept: dict[str, SourceTensor] = {}
-        self.reports: list[TensorReport] = []
+        self.reasons: dict[str, str] = {}
         self.notes: list[str] = []
         self.done = 0
         self.total = sum(tensor.nbytes for tensor in source.tensors.values())
@@ -253,41 +267,37 @@ class _Conversion:
         )
         length = self.spool.tell() - offset
         self.packed[tensor.name] = _Packed(entry, found.scale, found.dtype, offset, length)
-        bits = 8 * (length + found.scale.nbytes)
-        action = "packed" if found.method == "exact" else "quantized"
-        self.report(tensor, action, entry, bits / tensor.numel)
 
     def keep(self, tensor: SourceTensor, reason: str) -> None:
         """Keep a tensor as it is, or in the dtype wished for floats."""
-        dtype = BY_NAME[tensor.dtype]
         wish = KEEP_DTYPES.get(self.options.keep_dtype or "", tensor.dtype)
         if wish != tensor.dtype and tensor.dtype in ("float64", *KEEP_DTYPES.values()):
             reason += f", {tensor.dtype} to {wish}"
-            tensor = _cast(tensor, wish)
-            dtype = BY_NAME[wish]
+            tensor = tensor.cast(wish)
         self.kept[tensor.name] = tensor
-        self.report(tensor, "kept", None, 8.0 * dtype.size, reason)
+        self.reasons[tensor.name] = reason
 
-    def report(
-        self,
-        tensor: SourceTensor,
-        action: str,
-        entry: TernaryEntry | None,
-        bpw: float,
-        reason: str = "",
-    ) -> None:
-        self.reports.append(
-            TensorReport(
-                tensor.name,
-                action,
-                entry and entry.scale,
-                entry and entry.method,
-                entry.relative_error if entry else 0.0,
-                round(bpw, 4),
-                tensor.shape,
-                reason,
-            )
-        )
+    def reports(self) -> Iterator[TensorReport]:
+        """What became of each tensor, in the order of the source."""
+        for name in self.source.tensors:
+            if name in self.packed:
+                item = self.packed[name]
+                entry = item.entry
+                yield TensorReport(
+                    name,
+                    "packed" if entry.method == "exact" else "quantized",
+                    entry.scale,
+                    entry.method,
+                    entry.relative_error,
+                    round(8 * (item.length + item.scale.nbytes) / math.prod(entry.shape), 4),
+                    entry.shape,
+                )
+            elif name in self.kept:
+                tensor = self.kept[name]
+                bits = 8.0 * BY_NAME[tensor.dtype].size
+                yield TensorReport(
+                    name, "kept", None, None, 0.0, bits, tensor.shape, self.reasons[name]
+                )
 
     def check_names(self) -> None:
         """Refuse kept names that clash with those of packed tensors."""
@@ -307,9 +317,10 @@ class _Conversion:
         for name, item in self.packed.items():
             found[name] = Found(item.entry.shape, item.dtype, Scale.parse(item.entry.scale))
         if self.program is not None:
+            program: Program | None
             program, scales = refine(self.program, found, self.options.layout)
             for name, scale in scales.items():
-                self.packed[name] = _finer(self.packed[name], scale)
+                self.packed[name] = self.packed[name].at(scale)
         else:
             program = self.mirrored(found)
         return Document(
@@ -351,7 +362,7 @@ class _Conversion:
         pieces = list(self.pieces())
         total = sum(piece.nbytes for piece in pieces)
         if target is None:
-            return measure(document, pieces)
+            return checkpoint_size(document, pieces)
         done = 0
 
         def advance(count: int) -> None:
@@ -368,57 +379,13 @@ class _Conversion:
         for name, item in self.packed.items():
             entry = item.entry
             yield Piece.of(f"{name}_scale", item.dtype, entry.scale_shape, item.scale)
-            yield Piece(
-                f"{name}_packed", "uint8", entry.packed_shape, lambda item=item: self.spooled(item)
-            )
+            chunks = partial(self.spooled, item)
+            yield Piece(f"{name}_packed", "uint8", entry.packed_shape, chunks)
 
     def spooled(self, item: _Packed) -> Iterator[bytes]:
         self.spool.seek(item.offset)
         for start in range(0, item.length, CHUNK):
             yield self.spool.read(min(CHUNK, item.length - start))
-
-
-def measure(document: Document, pieces: Iterable[Piece]) -> int:
-    """The size that a checkpoint will have."""
-    entries = lay_out((piece.name, piece.dtype, piece.shape) for piece in pieces)
-    metadata = {"format": "pt", "tpack": document.to_json(entries)}
-    return len(header_bytes(entries, metadata)) + sum(e.nbytes for e in entries.values())
-
-
-def _finer(item: _Packed, wanted: Scale) -> _Packed:
-    """The same weight with its scale repeated to a finer granularity."""
-    entry = replace(item.entry, scale=str(wanted))
-    if entry.scale == item.entry.scale:
-        return item
-    old = Scale.parse(item.entry.scale)
-    rows, columns = rows_and_columns(entry.shape, entry.split)
-    scale = item.scale.reshape(-1, item.scale.shape[-1])
-    if old.kind == "group":
-        starts = np.arange(0, columns, wanted.group_size)
-        scale = scale[:, starts // old.group_size]
-    fine = np.ascontiguousarray(
-        np.broadcast_to(scale, (rows, entry.scale_shape[-1])).reshape(entry.scale_shape)
-    )
-    return replace(item, entry=replace(entry, scale_sha256=digest([fine.tobytes()])), scale=fine)
-
-
-def _cast(tensor: SourceTensor, dtype: str) -> SourceTensor:
-    """A kept float tensor in another dtype.
-
-    Raises:
-        InputError: a value overflows, when it is read.
-    """
-
-    def read(start: int, stop: int) -> Array:
-        values = widen(tensor.read(start, stop), tensor.dtype)
-        result = narrow(values, dtype)
-        if not np.array_equal(np.isfinite(widen(result, dtype)), np.isfinite(values)):
-            raise InputError(
-                f"has values beyond {dtype}. Leave --keep-dtype out.", tensor=tensor.name
-            )
-        return result
-
-    return replace(tensor, dtype=dtype, read=read)
 
 
 def _target(source: Any, destination: str | os.PathLike[str] | None) -> Path:
@@ -435,4 +402,4 @@ def _paths(*values: Any) -> list[str | os.PathLike[str]]:
 
 def _spool(folder: Path | None) -> IO[bytes]:
     """A nameless file for packed bytes, beside the output: a tenth of the source at most."""
-    return tempfile.SpooledTemporaryFile(max_size=64 << 20, dir=folder)  # type: ignore[return-value]
+    return tempfile.SpooledTemporaryFile(max_size=64 << 20, dir=str(folder) if folder else None)

@@ -33,6 +33,7 @@ from tpack.layerdef import (
     Param,
     Program,
     Return,
+    Statement,
 )
 from tpack.verification import verify
 
@@ -105,7 +106,7 @@ def mlp_program() -> Program:
         for name, (i, o) in sizes.items()
     ]
     x = Identifier("x")
-    body = [
+    body: list[Statement] = [
         Assignment("x", _op("relu", LayerCall("fc1", [x]))),
         Assignment("x", _op("relu", LayerCall("fc2", [x]))),
         Return(LayerCall("fc3", [x])),
@@ -133,7 +134,7 @@ def cnn_program() -> Program:
         Param("fc", "Layer", layer="TernaryLinear", args={"in_features": 1024, "out_features": 10}),
     ]
     x = Identifier("x")
-    body = [
+    body: list[Statement] = [
         Assignment("x", _op("relu", LayerCall("conv1", [x]))),
         Assignment("x", _op("relu", LayerCall("norm", [LayerCall("conv2", [x])]))),
         Assignment("x", _op("max_pool2d", x, kernel_size=2)),
@@ -194,7 +195,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int) -> None
         for batch in torch.randperm(len(labels)).split(64):
             loss = F.cross_entropy(model(images[batch]), labels[batch])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     model.eval()

@@ -128,4 +128,5 @@ def _zeros(file: Checkpoint, name: str) -> int:
 def _zeros_of_bytes(layout: str) -> npt.NDArray[np.int64]:
     """How many codes 1 each byte holds."""
     codes = LAYOUTS[layout].decode(np.arange(256, dtype=np.uint8)[:, None])
-    return (codes == 1).sum(axis=1)
+    counts: npt.NDArray[np.int64] = (codes == 1).sum(axis=1)
+    return counts

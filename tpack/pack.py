@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tpack.codec import illegal_byte, not_a_trit
 from tpack.errors import UsageError
-from tpack.nn.reference import unpack_trits
+from tpack.nn.reference import pack_trits, unpack_trits
 
 
 def pack_ternary(tensor: Tensor) -> Tensor:
@@ -37,13 +37,7 @@ def pack_ternary(tensor: Tensor) -> Tensor:
         flat = int(bad.flatten().to(torch.uint8).argmax())
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), tensor.shape))
         raise not_a_trit(float(tensor[index]), index)
-    columns = tensor.shape[-1]
-    width = -(-columns // 4)
-    shape = (*tensor.shape[:-1], width * 4)
-    codes = torch.ones(shape, dtype=torch.uint8, device=tensor.device)
-    codes[..., :columns] = tensor.to(torch.int8) + 1
-    quads = codes.unflatten(-1, (width, 4))
-    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+    return pack_trits(tensor)
 
 
 def unpack_ternary(packed: Tensor, numel: int | Sequence[int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def plain_pieces(file: Checkpoint, dtype: str | None = None) -> Iterator[Piece]:
             name,
             wanted,
             entry.shape,
-            lambda name=name, wanted=wanted: _blocks(file, name, wanted),  # type: ignore[misc]
+            partial(_blocks, file, name, wanted),
         )
     for name in file.document.kept:
         stored = file.entries[name]
@@ -60,7 +61,7 @@ def plain_pieces(file: Checkpoint, dtype: str | None = None) -> Iterator[Piece]:
             name,
             stored.dtype,
             stored.shape,
-            lambda name=name: file.chunks(name),  # type: ignore[misc]
+            partial(file.chunks, name),
         )
     yield from made.values()
     for alias, target in file.document.aliases.items():

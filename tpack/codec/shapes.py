@@ -61,7 +61,7 @@ class Scale:
     @property
     def kind(self) -> Literal["tensor", "row", "group"]:
         """Which of the three it is."""
-        return ("tensor", "row", "group")[self.rank]  # type: ignore[return-value]
+        return ("tensor", "row", "group")[self.rank]
 
     @property
     def group_size(self) -> int:

@@ -14,7 +14,9 @@ Bytes = npt.NDArray[np.uint8]
 def encode(codes: Bytes) -> Bytes:
     """Codes ``(..., 4n)`` in 0..2 → bytes ``(..., n)``."""
     quads = codes.reshape(*codes.shape[:-1], codes.shape[-1] // 4, 4)
-    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+    shifted = [quads[..., place] << np.uint8(2 * place) for place in range(4)]
+    packed: Bytes = shifted[0] | shifted[1] | shifted[2] | shifted[3]
+    return packed
 
 
 def decode(packed: Bytes) -> Bytes:

@@ -21,8 +21,9 @@ _PLACES = np.array([81, 27, 9, 3, 1], dtype=np.uint16)
 def encode(codes: Bytes) -> Bytes:
     """Codes ``(..., 5n)`` in 0..2 → bytes ``(..., n)``."""
     digits = codes.reshape(*codes.shape[:-1], codes.shape[-1] // 5, 5)
-    value = sum(digits[..., n] * _PLACES[n] for n in range(5))
-    return _FRACTION[value]
+    value = (digits * _PLACES).sum(axis=-1, dtype=np.uint16)
+    packed: Bytes = _FRACTION[value]
+    return packed
 
 
 def decode(packed: Bytes) -> Bytes:

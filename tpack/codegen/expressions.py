@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tpack.codegen.printer import INDENT, Call, Items, Keyword, Text, TooLong, lay_out
+from tpack.codegen.printer import INDENT, Call, Items, Keyword, Text, TooLongError, lay_out
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
@@ -71,7 +71,7 @@ class ExpressionPrinter:
             if bare:
                 text = replace(text, bare=True)  # type: ignore[type-var]
             return [*earlier, *lay_out(text, indent, before)]
-        except TooLong:
+        except TooLongError:
             return [*earlier, *self.in_steps(replace(statement, value=value), indent, before)]
 
     def in_steps(self, statement: Assignment | Return, indent: str, before: str) -> list[str]:

@@ -52,7 +52,7 @@ class Keyword:
 Text = str | Call | Items | Keyword
 
 
-class TooLong(Exception):
+class TooLongError(Exception):
     """A piece that cannot break does not fit."""
 
 
@@ -60,7 +60,7 @@ def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[
     """Lines for ``before text after`` at an indent.
 
     Raises:
-        TooLong: a string that is no plain name does not fit.
+        TooLongError: a string that is no plain name does not fit.
     """
     flat = f"{indent}{before}{text}{after}"
     if len(flat) <= WIDTH:
@@ -77,7 +77,7 @@ def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[
         case Items(items) if items:
             return [f"{indent}{before}(", *_each(items, indent), f"{indent}){after}"]
         case _:
-            raise TooLong(str(text))
+            raise TooLongError(str(text))
 
 
 def _each(items: Sequence[Text], indent: str) -> list[str]:

@@ -75,6 +75,13 @@ def write_checkpoint(
         return _write(file, pieces, metadata, progress)
 
 
+def checkpoint_size(document: Document, pieces: Iterable[Piece]) -> int:
+    """The size in bytes that ``write_checkpoint`` would give."""
+    entries = lay_out((piece.name, piece.dtype, piece.shape) for piece in pieces)
+    metadata = {"format": "pt", "tpack": document.to_json(entries)}
+    return len(header_bytes(entries, metadata)) + sum(e.nbytes for e in entries.values())
+
+
 def write_tensors(
     path: str | os.PathLike[str], pieces: Iterable[Piece], *, force: bool = False
 ) -> int:

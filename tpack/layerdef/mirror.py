@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from tpack.errors import LayerDefError
 from tpack.layerdef.names import check_identifier, is_identifier, is_position
 from tpack.layerdef.nodes import (
     FunctionCall,

@@ -87,7 +87,8 @@ class FunctionCall:
 @dataclass(frozen=True)
 class LayerCall:
     """A call of a child layer. A repeated child is applied n times: its first argument is the
-    result of the one before, the others are the same each time."""
+    result of the one before, the others are the same each time.
+    """
 
     layer: str
     args: tuple[Expression, ...]
@@ -118,7 +119,8 @@ class Return:
 @dataclass(frozen=True)
 class Unspecified:
     """The only statement of a layer whose computation is not known: a state dict names its
-    tensors, not the order of calls. Its ``forward`` raises NotImplementedError."""
+    tensors, not the order of calls. Its ``forward`` raises NotImplementedError.
+    """
 
 
 Statement = Assignment | Return | Unspecified

@@ -84,7 +84,9 @@ def _refine_layer(
     for param in layer.params:
         if param.is_stored:
             one = homes[layer.name, param.name, ""]
-            ternary = {"scale": str(one.scale), "layout": layout} if one.scale else {}
+            ternary: dict[str, Any] = (
+                {"scale": str(one.scale), "layout": layout} if one.scale else {}
+            )
             params.append(replace(param, dtype=one.dtype, **ternary))
         elif param.layer in BUILTIN:
             tensors = {
@@ -93,7 +95,7 @@ def _refine_layer(
             params.append(_refine_builtin(param, tensors, layout))
         else:
             params.append(param)
-    return replace(layer, params=params)
+    return LayerDef(layer.name, params, layer.body)
 
 
 def _refine_builtin(param: Param, tensors: Mapping[str, Found], layout: str) -> Param:
@@ -117,4 +119,4 @@ def _refine_builtin(param: Param, tensors: Mapping[str, Found], layout: str) -> 
     elif floats:
         args["dtype"] = floats.pop()
     defaults = {item.name: item.default for item in BUILTIN[param.layer or ""].params}
-    return replace(param, args={k: v for k, v in args.items() if v != defaults[k]})
+    return replace(param, args=tuple((k, v) for k, v in args.items() if v != defaults[k]))

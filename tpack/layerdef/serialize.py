@@ -34,7 +34,7 @@ MAX_DEPTH = 64
 MAX_INT = 2**63 - 1
 
 _PARAM_DEFAULTS = {
-    item.name: item.default for item in dataclass_fields(Param) if item.name not in ("name",)
+    item.name: item.default for item in dataclass_fields(Param) if item.name != "name"
 }
 
 

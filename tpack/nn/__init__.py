@@ -1,7 +1,7 @@
 """Modules and ops on packed weights, for torch.
 
-``reference`` defines the ops, ``modules`` the layers, and importing this package registers
-``torch.ops.tpack.linear`` and ``torch.ops.tpack.bit_linear``.
+``reference`` defines the ops, ``modules`` the layers, and importing this package
+registers ``torch.ops.tpack.linear`` and ``torch.ops.tpack.bit_linear``.
 """
 
 from tpack.nn import ops as _ops  # registers torch.ops.tpack

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tpack.nn.reference import (
+    pack_trits,
     ternary_bit_linear,
     ternary_conv2d,
     ternary_embedding,
@@ -21,7 +22,7 @@ from tpack.nn.reference import (
 
 
 def packed_zeros(*shape: int, split: int | None = None, layout: str = "t2") -> Tensor:
-    """The packed bytes of a weight whose trits are all 0: uint8 ``(*shape[:split], bytes)``."""
+    """The packed bytes of a weight of trits 0: uint8 ``(*shape[:split], bytes)``."""
     split = min(1, len(shape) - 1) if split is None else split
     per_byte, empty = (4, 0x55) if layout == "t2" else (5, 0x80)
     width = -(-math.prod(shape[split:]) // per_byte)
@@ -34,7 +35,7 @@ def scale_ones(
     split: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Parameter:
-    """A scale of ones for ``tensor``, ``row`` or ``group:N`` of a weight, as a parameter."""
+    """A scale of ones for ``tensor``, ``row`` or ``group:N``, as a parameter."""
     split = min(1, len(shape) - 1) if split is None else split
     if scale == "tensor":
         return nn.Parameter(torch.ones(1, dtype=dtype))
@@ -43,10 +44,13 @@ def scale_ones(
     return nn.Parameter(torch.ones(*shape[:split], groups, dtype=dtype))
 
 
-def repack_trits(
-    packed: Tensor, shape: tuple[int, ...], width: int, split: int
-) -> Tensor:
-    """Bring what ``pack_ternary`` made of a weight, whole or flattened, to stored rows (t2).
+def repack_trits(packed: Tensor, shape: tuple[int, ...], split: int) -> Tensor:
+    """Bring what ``pack_ternary`` made of a weight to stored rows, in layout t2.
+
+    Args:
+        packed: of the weight in its shape, or flattened.
+        shape: logical shape of the weight.
+        split: leading dims that index rows.
 
     Raises:
         ValueError: it holds another number of trits.
@@ -59,31 +63,26 @@ def repack_trits(
         trits = unpack_trits(packed, count)
     else:
         raise ValueError(
-            f"packed tensor has shape {tuple(packed.shape)}, expected {whole} for a weight of "
-            f"shape {shape}. Pack it with pack_ternary(weight)."
+            f"packed tensor has shape {tuple(packed.shape)}, expected {whole} for a "
+            f"weight of shape {shape}. Pack it with pack_ternary(weight)."
         )
-    codes = torch.ones(
-        (*shape[:split], width * 4), dtype=torch.uint8, device=packed.device
-    )
-    codes[..., : math.prod(shape[split:])] = (trits + 1).reshape(*shape[:split], -1)
-    quads = codes.unflatten(-1, (width, 4))
-    return quads[..., 0] | quads[..., 1] << 2 | quads[..., 2] << 4 | quads[..., 3] << 6
+    return pack_trits(trits.reshape(*shape[:split], -1))
 
 
 class PackedModule(nn.Module):
     """A module with packed weights.
 
     A weight ``p`` is a uint8 buffer ``p_packed`` and a parameter ``p_scale``;
-    ``ternary_shapes`` maps ``p`` to its logical shape and ``ternary_layouts`` to its layout, t2
-    if it is not there. Assigning ``module.p_packed = pack_ternary(weight)`` replaces the
-    weight; its shape is checked.
+    ``ternary_shapes`` maps ``p`` to its logical shape and ``ternary_layouts`` to its
+    layout, t2 if it is not there. Assigning ``module.p_packed = pack_ternary(weight)``
+    replaces the weight; its shape is checked.
     """
 
     ternary_shapes: ClassVar[dict[str, tuple[int, ...]]] = {}
     ternary_layouts: ClassVar[dict[str, str]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a packed buffer is checked and brought to its stored shape."""
+        """Set an attribute; a packed buffer is brought to its stored shape."""
         current = self.__dict__.get("_buffers", {}).get(name)
         weight = name.removesuffix("_packed")
         if (
@@ -101,7 +100,7 @@ class PackedModule(nn.Module):
                         f"{name} expects shape {tuple(current.shape)} in layout t5."
                     )
                 shape = self.ternary_shapes[weight]
-                value = repack_trits(value, shape, current.shape[-1], current.dim() - 1)
+                value = repack_trits(value, shape, current.dim() - 1)
         super().__setattr__(name, value)
 
 
@@ -157,7 +156,7 @@ class TernaryLinear(PackedWeight):
         in_features: size of the last dim of x.
         out_features: size of the last dim of the result.
         bias: whether there is one.
-        options: ``scale``, ``scale_dtype``, ``layout`` and ``dtype`` of ``PackedWeight``.
+        options: ``scale``, ``scale_dtype``, ``layout``, ``dtype`` of ``PackedWeight``.
     """
 
     def __init__(
@@ -237,7 +236,7 @@ class TernaryConv2d(PackedWeight):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(batch, in_channels, h, w) → (batch, out_channels, h', w'), in the dtype of x."""
+        """(batch, in, h, w) → (batch, out, h', w'), in the dtype of x."""
         return ternary_conv2d(
             x,
             self.weight_packed,

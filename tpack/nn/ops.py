@@ -1,7 +1,7 @@
 """The ops of the ``tpack`` namespace: ``torch.ops.tpack.linear`` and ``bit_linear``.
 
-They are composites of the reference, so autograd, ``torch.compile`` and ``torch.export`` see
-plain torch ops.
+They are composites of the reference, so autograd, ``torch.compile`` and
+``torch.export`` see plain torch ops.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from torch import Tensor
 
 from tpack.nn.reference import ternary_bit_linear, ternary_linear
 
-_SCHEMA = "(Tensor x, Tensor packed, Tensor scale, Tensor? bias=None, *, int group_size=0) -> Tensor"
+_SCHEMA = (
+    "(Tensor x, Tensor packed, Tensor scale, Tensor? bias=None, *, int group_size=0)"
+    " -> Tensor"
+)
 
 #: Kept alive: the registration ends with the object.
 _LIBRARY = torch.library.Library("tpack", "DEF")

@@ -1,11 +1,11 @@
 """Ternary ops in plain torch: the definition, for any device, dtype and transformation.
 
-Standalone generated source contains the functions it needs from this file word for word, so
-they use torch, each other, and nothing else.
+Standalone generated source contains the functions it needs from this file word for
+word, so they use torch, each other, and nothing else.
 
 Shapes: a weight of logical shape ``(d0, …, dn)`` is stored as ``packed`` uint8
-``(rows…, bytes)`` and ``scale`` ``(1,)``, ``(rows…, 1)`` or ``(rows…, groups)``, where the rows
-are its leading dims and the bytes hold its remaining dims, flattened to columns.
+``(rows…, bytes)`` and ``scale`` ``(1,)``, ``(rows…, 1)`` or ``(rows…, groups)``: the
+rows are its leading dims, the bytes hold its remaining dims, flattened to columns.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def unpack_trits(packed: Tensor, columns: int, layout: str = "t2") -> Tensor:
     """Unpack rows of ``columns`` trits: int8 ``(..., columns)``.
 
     Args:
-        packed: uint8 ``(..., ceil(columns / 4))`` in layout t2, four trits a byte of two bits
-            each; ``(..., ceil(columns / 5))`` in layout t5, five trits a byte in base 3.
+        packed: uint8 ``(..., ceil(columns / 4))`` in layout t2, four trits a byte of
+            two bits each; ``(..., ceil(columns / 5))`` in layout t5, five in base 3.
     """
     if layout == "t2":
         places = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
@@ -35,12 +35,29 @@ def unpack_trits(packed: Tensor, columns: int, layout: str = "t2") -> Tensor:
     return codes.flatten(-2)[..., :columns].to(torch.int8) - 1
 
 
+def pack_trits(trits: Tensor) -> Tensor:
+    """Pack rows of trits in layout t2: uint8 ``(..., ceil(columns / 4))``.
+
+    Args:
+        trits: ``(..., columns)``, values in {-1, 0, 1}; not checked.
+    """
+    columns = trits.shape[-1]
+    width = -(-columns // 4)
+    codes = torch.ones(
+        (*trits.shape[:-1], width * 4), dtype=torch.uint8, device=trits.device
+    )
+    codes[..., :columns] = trits.to(torch.int8) + 1
+    places = torch.tensor([1, 4, 16, 64], dtype=torch.uint8, device=trits.device)
+    quads: Tensor = codes.unflatten(-1, (width, 4)) * places
+    return quads.sum(-1, dtype=torch.uint8)
+
+
 def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
     """Bring a scale to a shape that broadcasts over ``(rows…, columns)``.
 
     Args:
-        group_size: columns that share a scale; 0 finds 32, 64, 128 or 256 from the shapes, or
-            else an even share.
+        group_size: columns that share a scale; 0 finds 32, 64, 128 or 256 from the
+            shapes, or else an even share.
 
     Raises:
         ValueError: no group size explains the shape of the scale.
@@ -53,8 +70,8 @@ def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
         group_size = usual[0] if usual else columns // groups
     if -(-columns // group_size) != groups:
         raise ValueError(
-            f"scale has {groups} groups a row, expected {-(-columns // group_size)} for "
-            f"{columns} columns in groups of {group_size}."
+            f"scale has {groups} groups a row, expected {-(-columns // group_size)} "
+            f"for {columns} columns in groups of {group_size}."
         )
     return scale.repeat_interleave(group_size, dim=-1)[..., :columns]
 
@@ -68,7 +85,7 @@ def dequantize(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """``scale * trit`` in the logical shape, in the dtype of ``like`` or else of the scale."""
+    """``scale * trit`` in the logical shape, in the dtype of ``like`` or the scale."""
     columns = math.prod(shape[packed.dim() - 1 :])
     trits = unpack_trits(packed, columns, layout)
     weight = (spread_scale(scale, columns, group_size) * trits).reshape(shape)
@@ -88,7 +105,7 @@ def ternary_linear(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """``x @ weight.T + bias`` for a weight ``(out, in)``, in the dtype of x ``(..., in)``."""
+    """``x @ weight.T + bias``: weight (out, in), in the dtype of x (..., in)."""
     shape = (packed.shape[0], x.shape[-1])
     weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
@@ -105,10 +122,11 @@ def ternary_bit_linear(
 ) -> Tensor:
     """Like ``ternary_linear``, with x rounded to int8 per token first.
 
-    a = 127 / max(max |x|, 1e-5) over the last dim; x becomes clamp(round(x · a), -128, 127) / a,
-    half to even. The gradient passes the rounding unchanged (straight-through).
+    a = 127 / max(max |x|, 1e-5) over the last dim; x becomes
+    clamp(round(x · a), -128, 127) / a, half to even. The gradient passes the rounding
+    unchanged (straight-through).
 
-    Source: Ma et al. 2024, "The Era of 1-bit LLMs"; the floor is that of the reference code.
+    Source: Ma et al. 2024, "The Era of 1-bit LLMs"; the floor is that of its code.
     """
     wide = x.float()
     gain = 127 / wide.detach().abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
@@ -143,7 +161,7 @@ def ternary_embedding(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """Rows ``ids`` of a weight (count, width), in the dtype of the scale; only they are unpacked."""
+    """Rows ``ids`` of a weight (count, width), in the dtype of the scale."""
     trits = unpack_trits(packed[ids], shape[1], layout)
     rows = scale if scale.dim() == 1 else scale[ids]
     return spread_scale(rows, shape[1], group_size) * trits
@@ -163,7 +181,7 @@ def ternary_conv1d(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """Convolution with a weight (out, in / groups, width) over x (batch, in, length)."""
+    """Convolution: weight (out, in / groups, width), x (batch, in, length)."""
     weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
     bias = None if bias is None else bias.to(x.dtype)
     return F.conv1d(x, weight, bias, stride, padding, dilation, groups)
@@ -183,7 +201,7 @@ def ternary_conv2d(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """Convolution with a weight (out, in / groups, h, w) over x (batch, in, height, width)."""
+    """Convolution: weight (out, in / groups, h, w), x (batch, in, height, width)."""
     weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
     bias = None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)

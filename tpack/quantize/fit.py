@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,23 @@ def make_fit(
         (ones if gain is None else gain).reshape(shape),
         (zeros if threshold is None else threshold).reshape(shape),
     )
+
+
+def repeat_scale(
+    scale: Array, old: Scale, new: Scale, columns: int, shape: tuple[int, ...]
+) -> Array:
+    """A scale at a finer granularity: each value repeated for the parts of its set.
+
+    Args:
+        columns: of the weight.
+        shape: of the result.
+    """
+    values = scale.reshape(-1, scale.shape[-1])
+    if old.kind == "group":
+        starts = np.arange(0, columns, new.group_size)
+        values = values[:, starts // old.group_size]
+    rows = math.prod(shape[:-1])
+    return np.ascontiguousarray(np.broadcast_to(values, (rows, shape[-1]))).reshape(shape)
 
 
 def spread(values: Array, granularity: Scale, first: int, count: int, columns: int) -> Array:

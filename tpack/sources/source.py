@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.dtypes import BY_NAME
-from tpack.quantize import Weight, widen
+from tpack.errors import InputError
+from tpack.quantize import Weight, narrow, widen
 from tpack.quantize.weight import BLOCK
 
 Array = npt.NDArray[Any]
@@ -54,6 +55,24 @@ class SourceTensor:
         for start in range(0, self.numel, BLOCK):
             piece = self.read(start, min(start + BLOCK, self.numel))
             yield memoryview(np.ascontiguousarray(piece)).cast("B")
+
+    def cast(self, dtype: str) -> SourceTensor:
+        """A float tensor in another dtype.
+
+        Raises:
+            InputError: a value overflows; when it is read.
+        """
+
+        def read(start: int, stop: int) -> Array:
+            values = widen(self.read(start, stop), self.dtype)
+            result = narrow(values, dtype)
+            if not np.array_equal(np.isfinite(widen(result, dtype)), np.isfinite(values)):
+                raise InputError(
+                    f"has values beyond {dtype}. Keep it in {self.dtype}.", tensor=self.name
+                )
+            return result
+
+        return replace(self, dtype=dtype, read=read)
 
     def weight(self, split: int, dtype: str | None = None) -> Weight:
         """The tensor as a weight to be packed."""

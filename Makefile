@@ -1,0 +1,35 @@
+# make demo and make test do all set-up: they create .venv and install the package into it.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow check types clean
+
+demo: $(INSTALLED)
+	$(BIN)/tpack demo
+
+test: check
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=95
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
+
+check: $(INSTALLED) types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# cli/ installs as tpack.cli; mypy needs to see it there
+types: $(INSTALLED)
+	rm -rf build/types && mkdir -p build/types
+	cp -r tpack build/types/tpack && cp -r cli build/types/tpack/cli
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .coverage

@@ -1,0 +1,167 @@
+"""Check parameters and constants by themselves, before the body of a layer is looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from tpack.codec import LAYOUTS, Scale
+from tpack.dtypes import BY_NAME, SCALE_DTYPES
+from tpack.errors import LayerDefError, UsageError
+from tpack.layerdef.builtin import BUILTIN
+from tpack.layerdef.names import check_identifier, is_position
+from tpack.layerdef.nodes import Arg, Param
+from tpack.layerdef.ops import REQUIRED, OpParam
+from tpack.layerdef.serialize import MAX_INT
+
+#: Modules a program may unfold to; and so copies of one layer.
+MAX_INSTANCES = 100_000
+MAX_RANK = 16
+
+PARAM_TYPES = ("TernaryTensor", "Tensor", "Buffer", "Layer")
+
+
+def check_number(value: object, path: str) -> None:
+    """Make sure that a literal in an expression is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise LayerDefError(f"is {value!r:.40}, expected a number.", node=path)
+    if not math.isfinite(value) if isinstance(value, float) else abs(value) > MAX_INT:
+        raise LayerDefError("is not finite, or beyond 64 bits.", node=path)
+
+
+def check_constant(param: OpParam, value: object, path: str) -> None:
+    """Check a constant against a kind of ``ops``: int, float, bool, dtype or words."""
+    if value is None and param.default is None:
+        return
+    kind = param.kind
+    if "|" in kind:
+        good = isinstance(value, str) and value in kind.split("|")
+    elif kind == "dtype":
+        good = isinstance(value, str) and value in BY_NAME
+    elif kind == "scale":
+        good = isinstance(value, str) and _is_scale(value)
+    elif kind == "bool":
+        good = isinstance(value, bool)
+    elif kind == "ints" and isinstance(value, tuple):
+        good = all(type(item) is int and abs(item) <= MAX_INT for item in value)
+    elif kind in ("int", "ints"):
+        good = type(value) is int and abs(value) <= MAX_INT
+    else:
+        good = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    if not good:
+        raise LayerDefError(f"is {value!r:.40}, expected {kind}.", node=path)
+
+
+def _is_scale(text: str) -> bool:
+    try:
+        Scale.parse(text)
+    except UsageError:
+        return False
+    return True
+
+
+def check_param(param: Param, path: str, layers: set[str]) -> None:
+    """Check one parameter by itself.
+
+    Raises:
+        LayerDefError: with the path of the field.
+    """
+    kind = param.param_type
+    if kind not in PARAM_TYPES:
+        raise LayerDefError(
+            f"param_type {kind!r:.40} is unknown, expected {', '.join(PARAM_TYPES)}.", node=path
+        )
+    if kind == "Layer":
+        if not is_position(param.name):
+            check_identifier(param.name, path)
+        _check_child(param, path, layers)
+        return
+    check_identifier(param.name, path)
+    if param.layer is not None or param.repeat is not None or param.args:
+        raise LayerDefError(f"has fields of a Layer, but is a {kind}.", node=path)
+    if kind == "TernaryTensor":
+        _check_ternary(param, path)
+    elif (param.scale, param.layout, param.split) != ("tensor", "t2", None):
+        raise LayerDefError(f"has fields of a TernaryTensor, but is a {kind}.", node=path)
+    elif param.dtype not in BY_NAME:
+        raise LayerDefError(f"dtype {param.dtype!r:.40} is unknown.", node=path)
+    elif kind == "Buffer" and param.shape is None:
+        raise LayerDefError("a Buffer needs a shape.", node=path)
+    elif kind == "Tensor" and param.shape is not None and not BY_NAME[param.dtype].is_float:
+        raise LayerDefError(f"a stored Tensor is float, not {param.dtype}. Use Buffer.", node=path)
+    _check_shape(param.shape or (), path, lowest=1 if kind == "TernaryTensor" else 0)
+
+
+def _check_ternary(param: Param, path: str) -> None:
+    if not param.shape:
+        raise LayerDefError("a TernaryTensor needs a shape of at least one dim.", node=path)
+    if param.dtype not in SCALE_DTYPES:
+        raise LayerDefError(
+            f"dtype {param.dtype!r:.40} is no dtype of a scale, expected "
+            f"{', '.join(SCALE_DTYPES)}.",
+            node=path,
+        )
+    if not isinstance(param.scale, str) or not _is_scale(param.scale):
+        raise LayerDefError(
+            f"scale {param.scale!r:.40} is unknown, expected tensor, row or group:N.", node=path
+        )
+    if param.layout not in LAYOUTS:
+        raise LayerDefError(f"layout {param.layout!r:.40} is unknown.", node=path)
+    if not 0 <= param.rows_split < len(param.shape):
+        raise LayerDefError(
+            f"split {param.split} leaves no column of shape {param.shape}.", node=path
+        )
+
+
+def _check_shape(shape: tuple[int, ...], path: str, lowest: int) -> None:
+    if len(shape) > MAX_RANK:
+        raise LayerDefError(f"shape has over {MAX_RANK} dims.", node=path)
+    for size in shape:
+        if type(size) is not int or size < lowest:
+            raise LayerDefError(
+                f"shape {shape!r:.60} has size {size!r:.20}, expected integers from {lowest}.",
+                node=path,
+            )
+    if math.prod(shape) > MAX_INT:
+        raise LayerDefError("shape has over 2^63 elements.", node=path)
+
+
+def _check_child(param: Param, path: str, layers: set[str]) -> None:
+    if param.shape is not None or param.split is not None:
+        raise LayerDefError("a Layer has no shape.", node=path)
+    if param.repeat is not None and not (
+        type(param.repeat) is int and 1 <= param.repeat <= MAX_INSTANCES
+    ):
+        raise LayerDefError(f"repeat {param.repeat!r:.20} is out of range.", node=path)
+    if param.layer in layers:
+        if param.args:
+            raise LayerDefError(f"LayerDef {param.layer!r} takes no args.", node=path)
+    elif param.layer in BUILTIN:
+        _check_args(param, dict(param.args), path)
+    else:
+        raise LayerDefError(
+            f"layer {param.layer!r:.60} is neither a LayerDef of the program nor built in.",
+            node=path,
+        )
+
+
+def _check_args(param: Param, args: Mapping[str, Arg], path: str) -> None:
+    row = BUILTIN[param.layer or ""]
+    declared = {item.name: item for item in row.params}
+    for name, value in args.items():
+        if name not in declared:
+            raise LayerDefError(f"{param.layer} takes no argument {name!r:.60}.", node=path)
+        check_constant(declared[name], value, f"{path}.args.{name}")
+    for item in row.params:
+        if item.default is REQUIRED and item.name not in args:
+            raise LayerDefError(f"{param.layer} needs argument {item.name!r}.", node=path)
+    groups = args.get("groups", 1)
+    sizes = [args.get(name) for name in ("in_channels", "out_channels", "num_channels")]
+    divisor = args.get("num_groups", groups)
+    if type(divisor) is not int or divisor < 1:
+        raise LayerDefError(f"groups {divisor!r:.20} must be positive.", node=path)
+    if any(isinstance(size, int) and size % divisor for size in sizes):
+        raise LayerDefError(f"channels are not divisible by groups {divisor}.", node=path)
+    given = {item.name: args.get(item.name, item.default) for item in row.params}
+    for stored in row.stored(given):
+        check_param(stored, f"{path}.{stored.name}", set())
