@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check types clean
+.PHONY: demo test test-slow check types docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -30,6 +30,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
+
+# pages that tests compare with the code
+docs: $(INSTALLED)
+	$(BIN)/python -m tpack.cli.reference
 
 clean:
 	rm -rf $(VENV) build *.egg-info .coverage

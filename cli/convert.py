@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from tpack.cli import options
 from tpack.cli.output import print_json, progress, shape, shorten, size, table
 

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import click
+
 from tpack.cli import options
 from tpack.cli.output import print_json
 

@@ -10,9 +10,9 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 import click
-from tpack.cli.output import print_json
 
 import tpack
+from tpack.cli.output import print_json
 from tpack.errors import StorageError, TpackError
 
 #: Commands in the order of the help; each is the function of that name in its own module.

@@ -10,7 +10,6 @@ Example:
     <BLANKLINE>
     import torch
     from torch import Tensor, nn
-    <BLANKLINE>
     from tpack.nn import PackedModule, packed_zeros, ternary_matmul
     <BLANKLINE>
     <BLANKLINE>

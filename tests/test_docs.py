@@ -1,0 +1,96 @@
+"""Every code block of the README and of docs/ runs, and generated pages are up to date."""
+
+import doctest
+import re
+import runpy
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tpack.cli.main import COMMANDS, cli
+from tpack.cli.reference import cli_reference, layerdef_reference
+from tpack.demo import run as run_demo
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+#: Console lines that a test cannot run: they install, or run the tests themselves.
+SET_UP = ("make", "pip", "git", "cd", "python")
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    outcomes = run_demo(folder, say=lambda _: None)
+    return folder, outcomes
+
+
+def test_demo_reaches_its_accuracy_without_changing_a_prediction(demo_folder):
+    mlp, cnn = demo_folder[1]
+    assert mlp.accuracy >= 0.95
+    assert cnn.accuracy >= 0.97
+    for outcome in (mlp, cnn):
+        assert outcome.lossless
+        assert outcome.changed == 0
+        assert outcome.packed_accuracy == outcome.accuracy
+        assert outcome.packed_bytes * 8 < outcome.float_bytes
+
+
+def blocks(page, *languages):
+    return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for text in blocks(page, "python"):
+        exec(compile(text, page.name, "exec"), namespace)
+    sessions = "".join(blocks(page, "pycon"))
+    test = doctest.DocTestParser().get_doctest(sessions, {}, page.name, str(page), 0)
+    result = doctest.DocTestRunner(verbose=False).run(test)
+    assert result.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_console_blocks_print_what_they_show(page, tmp_path, monkeypatch, demo_folder):
+    for file in demo_folder[0].glob("*"):
+        if not file.name.endswith(".tpack.safetensors"):
+            shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for text in blocks(page, "console"):
+        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+            command, _, expected = part.partition("\n")
+            program, *args = shlex.split(command)
+            if program in SET_UP:
+                continue
+            assert program == "tpack", command
+            result = CliRunner().invoke(cli, args, catch_exceptions=False)
+            assert result.exit_code == 0 or result.return_value == 0, result.output
+            if expected.strip():
+                assert result.output.strip() == expected.strip(), command
+
+
+def test_cli_reference_is_up_to_date():
+    assert (ROOT / "docs" / "cli.md").read_text() == cli_reference()
+
+
+def test_layerdef_reference_is_up_to_date():
+    page = (ROOT / "docs" / "layerdef.md").read_text()
+    assert layerdef_reference() in page
+
+
+def test_every_command_is_documented_with_an_example():
+    page = (ROOT / "docs" / "cli.md").read_text()
+    for name in COMMANDS:
+        assert f"## tpack {name}" in page
+        assert "Example:" in cli.get_command(None, name).help
+
+
+def test_quick_start_example_runs(capsys):
+    runpy.run_path(str(ROOT / "examples" / "quick_start.py"))
+    losses = re.findall(r"loss ([\d.]+)", capsys.readouterr().out)
+    assert float(losses[-1]) < float(losses[0])
