@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from tpack.cli import options
+from tpack.cli.output import print_json
 
 
 @click.command()
@@ -14,7 +15,8 @@ from tpack.cli import options
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: stdout.")
 @click.option("--standalone", is_flag=True, help="Source that imports nothing but torch.")
 @options.force
-def codegen(file: Path, output: Path | None, standalone: bool, force: bool) -> None:
+@options.as_json
+def codegen(file: Path, output: Path | None, standalone: bool, force: bool, as_json: bool) -> None:
     """Regenerate the source of a model from the LayerDefs in its checkpoint.
 
     \b
@@ -31,10 +33,11 @@ def codegen(file: Path, output: Path | None, standalone: bool, force: bool) -> N
     if program is None:
         raise LayerDefError("has no LayerDefs. Convert it with --layerdef FILE.", file=file)
     source = generate_pytorch_code(program, standalone=standalone)
-    if output is None:
-        click.echo(source, nl=False)
-        return
-    check_not_input(output, file)
-    with new_file(output, force=force) as handle:
-        handle.write(source.encode())
-    click.echo(str(output))
+    if output is not None:
+        check_not_input(output, file)
+        with new_file(output, force=force) as handle:
+            handle.write(source.encode())
+    if as_json:
+        print_json({"output": output and str(output), "source": source})
+    else:
+        click.echo(source if output is None else f"{output}\n", nl=False)

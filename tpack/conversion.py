@@ -17,20 +17,21 @@ import numpy.typing as npt
 
 from tpack.codec import Scale, layout_named, pack, rows_and_columns
 from tpack.codec.shapes import default_split
-from tpack.container import Document, Piece, TernaryEntry, digest, parse_json, write_checkpoint
+from tpack.container import Document, Piece, TernaryEntry, digest, write_checkpoint
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.document import NO_DIGEST
 from tpack.container.header import CHUNK
 from tpack.container.writer import checkpoint_size
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UsageError, locate
-from tpack.layerdef import LayerDef, Param, Program, Slot, as_program, mirror, slots, validate
+from tpack.layerdef import LayerDef, Param, Program, Slot, mirror, slots, validate
 from tpack.layerdef.refine import Found, match_slots, refine
 from tpack.quantize import encode_blocks, fit
 from tpack.quantize.fit import repeat_scale
 from tpack.report import ConversionReport, TensorReport
 from tpack.selection import keep_reason
 from tpack.sources import Source, SourceTensor, open_source, with_companion
+from tpack.sources.description import read_layerdef
 
 Array = npt.NDArray[Any]
 
@@ -146,27 +147,6 @@ def convert(
 def default_output(source: Path) -> Path:
     """``<stem>.tpack.safetensors`` beside a source file."""
     return source.with_name(f"{source.stem}.tpack.safetensors")
-
-
-def read_layerdef(layerdef: LayerDef | Program | str | os.PathLike[str]) -> Program:
-    """A validated program from a tree or from the path of its JSON.
-
-    Raises:
-        InputError: the file is missing or malformed.
-        LayerDefError: the tree is malformed.
-    """
-    if isinstance(layerdef, LayerDef | Program):
-        return as_program(layerdef)
-    path = Path(layerdef)
-    with locate(file=path):
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}.") from error
-        data = parse_json(text, "R3", "LayerDef")
-        is_program = isinstance(data, dict) and "layers" in data
-        tree = Program.from_dict(data) if is_program else LayerDef.from_dict(data)
-        return as_program(tree)
 
 
 class _Conversion:

@@ -1,0 +1,31 @@
+"""LayerDefs from a file: what a checkpoint does not tell about its model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tpack.container import parse_json
+from tpack.errors import InputError, locate
+from tpack.layerdef import LayerDef, Program, as_program
+
+
+def read_layerdef(layerdef: LayerDef | Program | str | os.PathLike[str]) -> Program:
+    """A validated program from a tree or from the path of its JSON.
+
+    Raises:
+        InputError: the file is missing or malformed.
+        LayerDefError: the tree is malformed.
+    """
+    if isinstance(layerdef, LayerDef | Program):
+        return as_program(layerdef)
+    path = Path(layerdef)
+    with locate(file=path):
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}.") from error
+        data = parse_json(text, "R3", "LayerDef")
+        is_program = isinstance(data, dict) and "layers" in data
+        tree = Program.from_dict(data) if is_program else LayerDef.from_dict(data)
+        return as_program(tree)
