@@ -40,9 +40,8 @@ def encode_blocks(weight: Weight, fit: Fit, take: Callable[[Array], None]) -> fl
     """
     lost = total = 0.0
     for first, values in weight.blocks():
-        gain = _over(fit.gain, fit, first, values)
-        threshold = _over(fit.threshold, fit, first, values)
-        kept = np.abs(values) * gain > threshold
+        threshold = spread(fit.threshold, fit.granularity, first, *values.shape)
+        kept = np.abs(values) > threshold
         trits = np.sign(values).astype(np.int8) * kept
         difference = values - dequantize_rows(trits, fit, first).astype(values.dtype)
         if fit.method == "exact":
@@ -58,8 +57,3 @@ def dequantize_rows(trits: Array, fit: Fit, first: int = 0) -> Array:
     """``scale * trit`` of rows starting at ``first``: float32 ``(rows, columns)``."""
     scale = widen(fit.scale, fit.dtype)
     return spread(scale, fit.granularity, first, *trits.shape) * trits
-
-
-def _over(values: Array, fit: Fit, first: int, block: Array) -> Array:
-    count, columns = block.shape
-    return spread(values, fit.granularity, first, count, columns).astype(block.dtype)

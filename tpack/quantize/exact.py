@@ -53,9 +53,8 @@ class Statistics:
 def measure(weight: Weight, group_size: int) -> Statistics:
     """Take the statistics of a weight in one pass."""
     groups = -(-weight.columns // group_size)
-    kind = np.float64 if weight.dtype == "float64" else np.float32
-    largest = np.zeros((weight.rows, groups), dtype=kind)
-    smallest = np.full((weight.rows, groups), np.inf, dtype=kind)
+    largest = np.zeros((weight.rows, groups), dtype=weight.real)
+    smallest = np.full((weight.rows, groups), np.inf, dtype=weight.real)
     starts = group_starts(weight.columns, group_size)
     for first, values in weight.finite_blocks():
         size = np.abs(values)

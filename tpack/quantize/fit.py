@@ -20,23 +20,21 @@ Array = npt.NDArray[Any]
 class Fit:
     """Scales and the rule that decides which weights are kept.
 
-    A weight w becomes sign(w) where ``|w| * gain > threshold`` and 0 elsewhere. The three
-    arrays have the stored shape of the scale and broadcast over its tensor, rows or groups.
+    A weight w becomes sign(w) where ``|w| > threshold`` and 0 elsewhere. Both arrays have the
+    stored shape of the scale.
 
     Attributes:
         method: ``exact``, ``absmean``, ``twn`` or ``mse``.
         granularity: what shares one scale.
         scale: as stored (bfloat16 as bits in uint16).
         dtype: of the scale.
-        gain: float32 or float64.
-        threshold: likewise.
+        threshold: float32, or float64 for a float64 weight.
     """
 
     method: str
     granularity: Scale
     scale: Array
     dtype: str
-    gain: Array
     threshold: Array
 
 
@@ -45,8 +43,6 @@ def make_fit(
     method: str,
     granularity: Scale,
     scale: Array,
-    *,
-    gain: Array | None = None,
     threshold: Array | None = None,
 ) -> Fit:
     """Round the scale to its stored dtype and shape, and complete the rule.
@@ -61,14 +57,13 @@ def make_fit(
             f"needs a scale of {scale.max():g}, which {weight.scale_dtype} cannot hold. "
             "Divide the weights by a constant first."
         )
-    ones, zeros = np.ones_like(scale), np.zeros_like(scale)
+    limit = np.zeros_like(scale) if threshold is None else threshold
     return Fit(
         method,
         granularity,
         stored.reshape(shape),
         weight.scale_dtype,
-        (ones if gain is None else gain).reshape(shape),
-        (zeros if threshold is None else threshold).reshape(shape),
+        limit.astype(weight.real).reshape(shape),
     )
 
 

@@ -31,10 +31,19 @@ def absmean(weight: Weight, granularity: Scale) -> Fit:
     which weights at a rounding boundary change their trit.
     """
     total, count = _sums(weight, granularity, lambda size, _: size)
-    kind = np.float64 if weight.dtype == "float64" else np.float32
-    mean = np.maximum((total / count).astype(kind), kind(1e-5))
-    half = np.full_like(mean, 0.5)  # round half to even: exactly one half becomes 0
-    return make_fit(weight, "absmean", granularity, mean, gain=kind(1) / mean, threshold=half)
+    mean = np.maximum((total / count).astype(weight.real), weight.real(1e-5))
+    return make_fit(weight, "absmean", granularity, mean, _last_zero(mean))
+
+
+def _last_zero(mean: Array) -> Array:
+    """The largest |w| that ``round(w · (1/mean))`` takes to 0: a threshold for a product."""
+    factor = mean.dtype.type(1) / mean
+    limit: Array = mean * mean.dtype.type(0.5)
+    while (high := limit * factor > 0.5).any():
+        limit = np.where(high, np.nextafter(limit, 0, dtype=limit.dtype), limit)
+    while (low := (above := np.nextafter(limit, np.inf, dtype=limit.dtype)) * factor <= 0.5).any():
+        limit = np.where(low, above, limit)
+    return limit
 
 
 def twn(weight: Weight, granularity: Scale) -> Fit:
@@ -47,7 +56,7 @@ def twn(weight: Weight, granularity: Scale) -> Fit:
     kept = _sums(weight, granularity, lambda size, limit: size * (size > limit), threshold)[0]
     number = _sums(weight, granularity, lambda size, limit: size > limit, threshold)[0]
     scale = np.where(number > 0, kept / np.maximum(number, 1), 1.0)
-    return make_fit(weight, "twn", granularity, scale, threshold=threshold)
+    return make_fit(weight, "twn", granularity, scale, threshold)
 
 
 def mse(weight: Weight, granularity: Scale) -> Fit:
@@ -61,9 +70,7 @@ def mse(weight: Weight, granularity: Scale) -> Fit:
         size = np.concatenate([np.abs(v).reshape(-1) for _, v in weight.finite_blocks()])
         size.sort()
         scale, threshold = _best_cut(size[::-1])
-        return make_fit(
-            weight, "mse", granularity, np.array([[scale]]), threshold=np.array([[threshold]])
-        )
+        return make_fit(weight, "mse", granularity, np.array([[scale]]), np.array([[threshold]]))
     width = granularity.group_size or weight.columns
     cuts = [
         [_best_cut(np.sort(row[start : start + width])[::-1]) for start in starts]
@@ -72,7 +79,7 @@ def mse(weight: Weight, granularity: Scale) -> Fit:
         for row in np.abs(values)
     ]
     both = np.array(cuts, dtype=np.float64).reshape(weight.rows, -1, 2)
-    return make_fit(weight, "mse", granularity, both[..., 0], threshold=both[..., 1])
+    return make_fit(weight, "mse", granularity, both[..., 0], both[..., 1])
 
 
 METHODS: dict[str, Callable[[Weight, Scale], Fit]] = {

@@ -88,6 +88,11 @@ class Weight:
         return rows_and_columns(self.shape, self.split)[1]
 
     @property
+    def real(self) -> type[np.floating[Any]]:
+        """What the values are computed in."""
+        return np.float64 if self.dtype == "float64" else np.float32
+
+    @property
     def scale_dtype(self) -> str:
         """What the scale is stored in: the dtype of the values where a file allows it."""
         return self.dtype if self.dtype in ("float16", "bfloat16") else "float32"
