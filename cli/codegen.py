@@ -26,13 +26,14 @@ def codegen(file: Path, output: Path | None, standalone: bool, force: bool, as_j
     from tpack.codegen import generate_pytorch_code
     from tpack.container import Checkpoint, new_file
     from tpack.container.atomic import check_not_input
-    from tpack.errors import LayerDefError
+    from tpack.errors import LayerDefError, locate
 
     with Checkpoint(file) as checkpoint:
         program = checkpoint.document.program
     if program is None:
         raise LayerDefError("has no LayerDefs. Convert it with --layerdef FILE.", file=file)
-    source = generate_pytorch_code(program, standalone=standalone)
+    with locate(file=file):
+        source = generate_pytorch_code(program, standalone=standalone)
     if output is not None:
         check_not_input(output, file)
         with new_file(output, force=force) as handle:

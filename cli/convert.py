@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tpack.cli import options
-from tpack.cli.output import print_json, progress, shape, shorten, size, table
+from tpack.cli.output import print_json, printable, progress, shape, shorten, size, table
 
 
 @click.command()
@@ -102,7 +102,7 @@ def convert(
     head = ("tensor", "shape", "action", "how", "error", "bpw")
     click.echo(table(head, rows, right=(4, 5)), err=report.output is not None)
     for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(printable(f"note: {note}"), err=True)
     counts = {
         action: sum(t.action == action for t in report.tensors)
         for action in ("packed", "quantized", "kept")
@@ -115,4 +115,5 @@ def convert(
         err=True,
     )
     if report.output is not None:
-        click.echo(f"next: tpack verify {report.output} --against {source}", err=True)
+        advice = f"next: tpack verify {report.output} --against {source}"
+        click.echo(printable(advice), err=True)

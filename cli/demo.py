@@ -27,6 +27,7 @@ def demo(output: Path | None, as_json: bool, quiet: bool) -> int:
     Example:
       tpack demo -o demo
     """
+    from tpack.container.atomic import storage_errors
     from tpack.demo import run
 
     def say(line: str) -> None:
@@ -35,7 +36,8 @@ def demo(output: Path | None, as_json: bool, quiet: bool) -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = output or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         outcomes = run(folder, say)
         made = sorted(str(path) for path in folder.iterdir()) if output else []
     if as_json:

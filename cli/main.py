@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 import tpack
-from tpack.cli.output import print_json
+from tpack.cli.output import print_json, printable
 from tpack.errors import StorageError, TpackError
 
 #: Commands in the order of the help; each is the function of that name in its own module.
@@ -30,6 +33,30 @@ class _Commands(click.Group):
             return None
         command: click.Command = getattr(import_module(f"tpack.cli.{name}"), name)
         return command
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        with _hidden_errors():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _hidden_errors():
+            return super().invoke(ctx)
+
+
+class _HiddenError(Exception):
+    """Carries an OSError past click, which ends a broken pipe with 1, the code of a bug."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@contextmanager
+def _hidden_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _HiddenError(error) from error
 
 
 @click.command(
@@ -56,28 +83,40 @@ def main(args: list[str] | None = None) -> NoReturn:
     arguments = sys.argv[1:] if args is None else args
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = cli.main(args=arguments, prog_name="tpack", standalone_mode=False)
+        code = _run(arguments)
         sys.stdout.flush()
+    except OSError as error:
+        # what stdout did not take would be flushed at exit, and fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # a reader that has left needs no word
+            where = error.filename or "stdout"
+            click.echo(f"tpack: {where}: cannot be written: {error.strerror}.", err=True)
+        code = StorageError.code
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run the command line, report how it failed, and return the exit code."""
+    try:
+        result = cli.main(args=arguments, prog_name="tpack", standalone_mode=False)
     except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except _HiddenError as error:
+        raise error.error from None
     except (KeyboardInterrupt, click.Abort):
-        _fail(130, "interrupted", "interrupted.", arguments)
+        return _fail(130, "interrupted", "interrupted.", arguments)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See '{context.command_path} --help'." if context else ""
-        _fail(2, "usage", error.format_message() + hint, arguments)
+        return _fail(2, "usage", error.format_message() + hint, arguments)
     except TpackError as error:
         _debug()
-        _fail(error.code, error.kind, str(error), arguments, tensor=error.tensor)
-    except BrokenPipeError:
-        # whoever read the output has gone; leave nothing for the interpreter to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(StorageError.code)
+        return _fail(error.code, error.kind, str(error), arguments, tensor=error.tensor)
     except Exception as error:  # noqa: BLE001
         _debug()
         message = f"a bug in tpack: {type(error).__name__}: {error}. TPACK_DEBUG=1 shows where."
-        _fail(1, "bug", message, arguments)
-    sys.exit(result if isinstance(result, int) else 0)
+        return _fail(1, "bug", message, arguments)
+    return result if isinstance(result, int) else 0
 
 
 def _interrupt(*_: Any) -> NoReturn:
@@ -91,14 +130,14 @@ def _debug() -> None:
 
 def _fail(
     code: int, kind: str, message: str, arguments: list[str], tensor: str | None = None
-) -> NoReturn:
-    """End with one sentence: JSON on stdout where it was asked for, else text on stderr."""
+) -> int:
+    """Say it in one sentence: JSON on stdout where it was asked for, else text on stderr."""
     if "--json" in arguments:
         error = {"code": code, "kind": kind, "message": message, "tensor": tensor}
         print_json({"error": error})
     else:
-        click.echo(f"tpack: {message}", err=True)
-    sys.exit(code)
+        click.echo(f"tpack: {printable(message)}", err=True)
+    return code
 
 
 if __name__ == "__main__":

@@ -16,6 +16,16 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
+def printable(text: str) -> str:
+    """A line of text with what would drive a terminal written as escapes.
+
+    Example:
+        >>> print(printable("a\\x1b[31m\\n → b"))
+        a\\x1b[31m\\n → b
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def size(count: float) -> str:
     """Bytes for people.
 
@@ -32,7 +42,7 @@ def size(count: float) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Rows in aligned columns, two spaces apart; columns ``right`` aligned to the right."""
-    cells = [list(head), *map(list, rows)]
+    cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = []
     for row in cells:

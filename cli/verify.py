@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tpack.cli import options
-from tpack.cli.output import print_json, table
+from tpack.cli.output import print_json, printable, table
 
 
 @click.command()
@@ -39,7 +39,7 @@ def verify(file: Path, against: Path | None, as_json: bool, quiet: bool, verbose
         rows = [(t.name, "ok" if t.ok else "FAILED", ", ".join(t.checks)) for t in report.tensors]
         click.echo(table(("tensor", "result", "checks"), rows))
     for problem in report.problems:
-        click.echo(f"{file}: {problem}", err=True)
+        click.echo(printable(f"{file}: {problem}"), err=True)
     if not quiet:
         count = len(report.tensors)
         source = f", equal to {against}" if against else ""

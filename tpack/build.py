@@ -70,41 +70,32 @@ def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -
     return module.eval()
 
 
+def program_of(module: nn.Module) -> Program | None:
+    """The program that a module was built from; None if it is no whole one."""
+    if not isinstance(module, BuiltModule):
+        return None
+    program = module._tpack_program  # noqa: SLF001
+    return program if module._tpack_layer == program.root else None  # noqa: SLF001
+
+
 class BuiltModule(PackedModule):
     """A layer of a program as a module.
 
-    Attributes:
-        program: the program it is part of.
-        layer_name: the LayerDef it is an instance of.
+    Its own attributes start with ``_tpack``, which no name of a LayerDef does.
     """
 
     def __init__(self, program: Program, layer_name: str) -> None:
         super().__init__()
-        self.program = program
-        self.layer_name = layer_name
+        self._tpack_program = program
+        self._tpack_layer = layer_name
         lowered = lower(program.by_name[layer_name])
         self.ternary_shapes = {}  # type: ignore[misc]
         self.ternary_layouts = {}  # type: ignore[misc]
         for param in lowered.stored:
-            self._store(param)
+            _store(self, param)
         for name, child in _children(program, lowered):
             self.add_module(name, child)
-        self._steps = _compile(lowered)
-
-    def _store(self, param: Param) -> None:
-        shape, dtype = param.shape or (), getattr(torch, param.dtype)
-        if param.param_type == "Buffer":
-            self.register_buffer(param.name, torch.zeros(shape, dtype=dtype))
-        elif param.param_type == "Tensor":
-            self.register_parameter(param.name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
-        else:
-            split = param.rows_split
-            packed = packed_zeros(*shape, split=split, layout=param.layout)
-            self.register_buffer(f"{param.name}_packed", packed)
-            scale = scale_ones(param.scale, *shape, split=split, dtype=dtype)
-            self.register_parameter(f"{param.name}_scale", scale)
-            self.ternary_shapes[param.name] = shape
-            self.ternary_layouts[param.name] = param.layout
+        self._tpack_steps = _compile(lowered)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the body; arguments as the LayerDef declares them.
@@ -113,32 +104,49 @@ class BuiltModule(PackedModule):
             NotImplementedError: the file knows the tensors, but not the order of calls.
             TypeError: wrong arguments.
         """
-        inputs, body = self._steps
+        inputs, body = self._tpack_steps
         if body is None:
             raise NotImplementedError(
-                f"{self.layer_name}: a state dict does not tell the order of calls; convert "
+                f"{self._tpack_layer}: a state dict does not tell the order of calls; convert "
                 "again with --layerdef FILE."
             )
         values = dict(zip(inputs, args, strict=False))
         values.update(kwargs)
         if len(args) + len(kwargs) != len(inputs) or values.keys() != set(inputs):
-            raise TypeError(f"{self.layer_name}.forward takes {', '.join(inputs)}.")
+            raise TypeError(f"{self._tpack_layer}.forward takes {', '.join(inputs)}.")
         for target, step in body:
             values[target] = step(self, values)
         return values[_RESULT]
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the closures, which are made again from the program."""
-        return {name: value for name, value in self.__dict__.items() if name != "_steps"}
+        return {name: value for name, value in self.__dict__.items() if name != "_tpack_steps"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._steps = _compile(lower(self.program.by_name[self.layer_name]))
+        self._tpack_steps = _compile(lower(self._tpack_program.by_name[self._tpack_layer]))
 
     def extra_repr(self) -> str:
         """The LayerDef and its packed weights, for ``print(module)``."""
         weights = [f"{name}={tuple(shape)}" for name, shape in self.ternary_shapes.items()]
-        return ", ".join([self.layer_name, *weights])
+        return ", ".join([self._tpack_layer, *weights])
+
+
+def _store(module: BuiltModule, param: Param) -> None:
+    """Register the tensors of one parameter."""
+    shape, dtype = param.shape or (), getattr(torch, param.dtype)
+    if param.param_type == "Buffer":
+        module.register_buffer(param.name, torch.zeros(shape, dtype=dtype))
+    elif param.param_type == "Tensor":
+        module.register_parameter(param.name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+    else:
+        split = param.rows_split
+        packed = packed_zeros(*shape, split=split, layout=param.layout)
+        module.register_buffer(f"{param.name}_packed", packed)
+        scale = scale_ones(param.scale, *shape, split=split, dtype=dtype)
+        module.register_parameter(f"{param.name}_scale", scale)
+        module.ternary_shapes[param.name] = shape
+        module.ternary_layouts[param.name] = param.layout
 
 
 #: Where the returned value stands among the local values; no identifier.

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from tpack import codec
-from tpack.build import BuiltModule, build_module
+from tpack.build import build_module, program_of
 from tpack.container import Checkpoint, Document, Piece, TernaryEntry, digest, write_checkpoint
 from tpack.container.document import NO_DIGEST
 from tpack.container.header import Entry
 from tpack.dtypes import BY_NAME
-from tpack.errors import LayerDefError, UsageError, locate
+from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
 from tpack.layerdef import LayerDef, Program, as_program, slots
 from tpack.reading import read_program
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
@@ -87,15 +87,19 @@ def unpack(
     name = None if dtype is None else str(dtype).removeprefix("torch.")
     if name is not None and name not in WEIGHT_FLOATS:
         raise UsageError(f"dtype {name!r} is unknown, expected {', '.join(WEIGHT_FLOATS)}.")
-    with Checkpoint(path) as file:
+    with Checkpoint(path) as file, locate(file=path):
         return {piece.name: _to_torch(piece) for piece in plain_pieces(file, name)}
 
 
 def _to_torch(piece: Piece) -> Tensor:
-    if 0 in piece.shape:
-        return torch.empty(piece.shape, dtype=getattr(torch, piece.dtype))
-    flat = torch.from_numpy(plain_array(piece).reshape(-1))
-    return flat.view(getattr(torch, piece.dtype)).view(piece.shape)
+    dtype = getattr(torch, piece.dtype)
+    try:
+        return torch.from_numpy(plain_array(piece)).view(dtype).view(piece.shape)
+    except RuntimeError as error:  # the strides of an empty tensor may overflow
+        raise UnsupportedError(
+            f"has shape {piece.shape}, which torch cannot hold. Use tpack unpack.",
+            tensor=piece.name,
+        ) from error
 
 
 def save(
@@ -116,14 +120,13 @@ def save(
 
     Raises:
         LayerDefError: the module does not fit its description.
+        InputError: a scale is not finite.
         TpackError: as ``new_file``.
     """
     if layerdef is not None:
         program = as_program(layerdef)
-    elif isinstance(module, BuiltModule) and module.layer_name == module.program.root:
-        program = module.program
     else:
-        program = read_program(module)
+        program = program_of(module) or read_program(module)
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     ternary: dict[str, TernaryEntry] = {}
     packed: dict[str, npt.NDArray[np.uint8]] = {}
@@ -148,6 +151,11 @@ def save(
         _require(state, f"{name}_packed", entry.packed_shape, "uint8")
         _require(state, f"{name}_scale", entry.scale_shape, param.dtype)
         scale = state[f"{name}_scale"]
+        if not scale.isfinite().all():
+            raise InputError(
+                "has NaN or infinity, expected finite values. Training may have diverged.",
+                tensor=f"{name}_scale",
+            )
         with locate(tensor=f"{name}_packed"):
             ternary[name], packed[name] = _repacked(entry, state[f"{name}_packed"], scale)
     document = Document(program, ternary, kept)

@@ -26,7 +26,7 @@ from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UsageError, locate
 from tpack.layerdef import LayerDef, Param, Program, Slot, mirror, slots, validate
 from tpack.layerdef.refine import Found, match_slots, refine
-from tpack.quantize import encode_blocks, fit
+from tpack.quantize import METHODS, encode_blocks, fit
 from tpack.quantize.fit import repeat_scale
 from tpack.report import ConversionReport, TensorReport
 from tpack.selection import keep_reason
@@ -74,6 +74,18 @@ class _Options:
     layout: str = "t2"
     progress: Progress = field(default=lambda *_: None)
 
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("keep_dtype", self.keep_dtype, (None, *KEEP_DTYPES)),
+            ("quantize", self.quantize, ("auto", *METHODS)),
+        ):
+            if value not in known:
+                expected = ", ".join(filter(None, known))
+                raise UsageError(f"{option} {value!r} is unknown, expected {expected}.")
+        layout_named(self.layout)
+        if self.scale != "auto":
+            Scale.parse(self.scale)
+
 
 def convert(
     source: str | os.PathLike[str] | Mapping[str, Any] | Any,
@@ -115,20 +127,15 @@ def convert(
     Raises:
         TpackError: see ``tpack.errors``; nothing is left behind.
     """
-    if keep_dtype is not None and keep_dtype not in KEEP_DTYPES:
-        raise UsageError(
-            f"keep_dtype {keep_dtype!r} is unknown, expected {', '.join(KEEP_DTYPES)}."
-        )
-    layout_named(layout)
     options = _Options(exact, quantize, scale, include, exclude, keep_dtype, layout)
     options.progress = progress or options.progress
     program = None if layerdef is None else read_layerdef(layerdef)
     target = _target(source, destination)
-    if not dry_run:
-        check_not_input(target, *_paths(source, layerdef))
-        check_target(target, force=force)
     with ExitStack() as stack:
         opened = stack.enter_context(open_source(source))
+        if not dry_run:
+            check_not_input(target, *_paths(source, layerdef))
+            check_target(target, force=force)
         stack.enter_context(locate(file=opened.label))
         stack.enter_context(storage_errors(target))
         spool = stack.enter_context(_spool(None if dry_run else target.parent))
@@ -222,8 +229,7 @@ class _Conversion:
     def pack(self, tensor: SourceTensor, split: int) -> None:
         """Find the trits of a weight and append them, packed, to the spool."""
         options = self.options
-        dtype = tensor.dtype if tensor.factor is None else "float32"
-        weight = tensor.weight(split, dtype)
+        weight = tensor.weight(split, tensor.dtype_unpacked("exact"))
         found = fit(weight, options.quantize, options.scale, exact_only=options.exact)
         offset = self.spool.tell()
         state = hashlib.sha256()
@@ -240,7 +246,7 @@ class _Conversion:
             layout=options.layout,
             scale=str(found.granularity),
             method=found.method,
-            source_dtype=dtype,
+            source_dtype=tensor.dtype_unpacked(found.method),
             relative_error=error,
             sha256=state.hexdigest(),
             scale_sha256=digest([found.scale.tobytes()]),
@@ -280,14 +286,21 @@ class _Conversion:
                 )
 
     def check_names(self) -> None:
-        """Refuse kept names that clash with those of packed tensors."""
+        """Refuse names that clash with those of packed tensors."""
+        taken = {*self.kept, *self.packed, *self.source.aliases}
         for name in self.packed:
             for stored in (f"{name}_packed", f"{name}_scale"):
-                if stored in self.kept or stored in self.packed:
+                if stored in taken:
                     raise InputError(
                         f"has the name that the packed form of {name!r} needs. Rename it.",
                         tensor=stored,
                     )
+        for alias, name in self.source.aliases.items():
+            if name not in taken:
+                raise InputError(
+                    f"shares the storage of {name!r}, which is taken in as a scale. Copy it.",
+                    tensor=alias,
+                )
 
     # ---- description
 

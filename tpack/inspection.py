@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -103,13 +104,13 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
             weights += count
         kept = [file.entries[name] for name in sorted(file.document.kept)]
         bits += sum(8 * entry.nbytes for entry in kept)
-        weights += sum(int(np.prod(entry.shape, dtype=object)) for entry in kept)
+        weights += sum(math.prod(entry.shape) for entry in kept)
         return InspectionReport(
             str(path),
             file.data_start + sum(entry.nbytes for entry in file.entries.values()),
             tuple(tensors),
             tuple(KeptInfo(entry.name, entry.dtype, entry.shape) for entry in kept),
-            round(bits / weights, 4),
+            round(bits / max(weights, 1), 4),
             file.document.program,
         )
 

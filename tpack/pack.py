@@ -32,7 +32,9 @@ def pack_ternary(tensor: Tensor) -> Tensor:
     """
     if tensor.dim() == 0:
         raise UsageError("pack_ternary: tensor has no dim, expected (..., k).")
-    bad = (tensor != 0) & (tensor != 1) & (tensor != -1)
+    bad = (tensor != 0) & (tensor != 1)
+    if tensor.dtype.is_signed:  # in an unsigned dtype -1 would mean its largest value
+        bad &= tensor != -1
     if bool(bad.any()):
         flat = int(bad.flatten().to(torch.uint8).argmax())
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), tensor.shape))
@@ -66,15 +68,15 @@ def unpack_ternary(packed: Tensor, numel: int | Sequence[int]) -> Tensor:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), packed.shape))
         raise illegal_byte(int(packed[index]), index, "t2")
     count = math.prod(shape)
+    if len(shape) == 1 and packed.dim() > 1 and packed.numel():
+        rows = packed.numel() // packed.shape[-1]  # packed one by one, wanted flat
+        columns = count // rows
+        if columns * rows == count and -(-columns // 4) == packed.shape[-1]:
+            return unpack_trits(packed, columns).reshape(shape)
     rows = math.prod(shape[:-1])
     columns = shape[-1] if shape else 1
     if packed.numel() == rows * -(-columns // 4):
         return unpack_trits(packed.reshape(rows, -(-columns // 4)), columns).reshape(shape)
-    if len(shape) == 1 and packed.dim() > 1 and packed.shape[-1]:
-        # rows that were packed one by one, wanted flat: every row has the same length
-        groups = packed.numel() // packed.shape[-1]
-        if count % groups == 0 and -(-count // groups // 4) == packed.shape[-1]:
-            return unpack_trits(packed, count // groups).reshape(shape)
     raise UsageError(
         f"unpack_ternary: {packed.numel()} bytes of shape {tuple(packed.shape)} do not hold "
         f"{shape}, expected {rows * -(-columns // 4)} bytes."

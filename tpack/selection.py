@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from tpack.dtypes import WEIGHT_DTYPES
 from tpack.errors import UnsupportedError
 from tpack.layerdef.mirror import EMBEDDING_WORDS
+from tpack.layerdef.params import MAX_RANK
 
 #: Last module of a name that makes its weight an output head, if it is near the root.
 HEADS = frozenset(
@@ -44,7 +45,7 @@ def keep_reason(
         return "excluded"
     if 0 in shape:
         return "empty"
-    if len(shape) < 2:
+    if not 2 <= len(shape) <= MAX_RANK:
         return f"{len(shape)}-D"
     if dtype not in WEIGHT_DTYPES and not dtype.startswith(("float8", "complex")):
         return "integer"

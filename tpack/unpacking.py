@@ -14,7 +14,7 @@ import numpy.typing as npt
 from tpack.container import Checkpoint, Piece, write_tensors
 from tpack.container.atomic import check_not_input, check_target
 from tpack.container.reader import stored_dtype
-from tpack.errors import InputError
+from tpack.errors import FormatError, InputError, NotTernaryError, locate
 from tpack.quantize import narrow, widen
 from tpack.quantize.fit import spread
 
@@ -40,7 +40,7 @@ def unpack_file(
     """
     check_not_input(Path(destination), path)
     check_target(Path(destination), force=force)
-    with Checkpoint(path) as file:
+    with Checkpoint(path) as file, locate(file=path):
         return write_tensors(destination, plain_pieces(file, dtype), force=force)
 
 
@@ -73,21 +73,30 @@ def _blocks(file: Checkpoint, name: str, dtype: str) -> Iterator[memoryview]:
     """``scale * trit`` of a parameter, in stored elements of ``dtype``.
 
     Raises:
-        NotTernaryError: a byte without valid codes.
+        FormatError: a byte without valid codes.
         InputError: a scale that ``dtype`` cannot hold.
     """
     stored, scale_dtype, granularity = file.scale(name)
     scale = widen(stored, scale_dtype)
-    if not np.isfinite(widen(narrow(scale, dtype), dtype) if dtype != "int8" else scale).all():
-        raise InputError(f"has a scale that {dtype} cannot hold.", tensor=name, file=file.path)
-    for first, trits in file.trit_blocks(name):
-        values = spread(scale, granularity, first, *trits.shape) * trits
-        yield memoryview(narrow(values, dtype)).cast("B")
+    try:
+        for first, trits in file.trit_blocks(name):
+            with np.errstate(invalid="ignore"):  # of values that are refused below
+                values = spread(scale, granularity, first, *trits.shape) * trits
+                plain = narrow(values, dtype)
+            held = widen(plain, dtype)
+            if not (held == values if dtype == "int8" else np.isfinite(held)).all():
+                raise InputError(
+                    f"has a scale that {dtype} cannot hold. Unpack it in another dtype.",
+                    tensor=name,
+                )
+            yield memoryview(plain).cast("B")
+    except NotTernaryError as error:  # of a file, not of weights that somebody gave
+        raise FormatError(error.message, rule="R14", tensor=error.tensor) from error
 
 
 def plain_array(piece: Piece) -> Array:
-    """A piece as an array of stored elements, in memory."""
+    """A piece as a flat array of stored elements, in memory."""
     data = bytearray()
     for chunk in piece.chunks():
         data += chunk
-    return np.frombuffer(data, dtype=stored_dtype(piece.dtype)).reshape(piece.shape)
+    return np.frombuffer(data, dtype=stored_dtype(piece.dtype))

@@ -154,7 +154,7 @@ def _compare(
             if folded is not None:
                 tensor = folded
                 used.add(companion.name)
-        dtype = tensor.dtype if tensor.factor is None else "float32"
+        dtype = tensor.dtype_unpacked(entry.method)
         same = (tensor.shape, dtype) == (entry.shape, entry.source_dtype)
         checks[name]["same_form"] = same
         if same and checks[name]["codes"]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from itertools import groupby
 
-from tpack.codegen.expressions import ExpressionPrinter
-from tpack.codegen.printer import INDENT, WIDTH, Call, Items, Keyword, Text, lay_out
+from tpack.codegen.expressions import ExpressionPrinter, number
+from tpack.codegen.printer import INDENT, WIDTH, Call, Generator, Items, Keyword, Text, lay_out
 from tpack.codegen.standalone import definitions
 from tpack.layerdef import LayerDef, Lowered, Param, Program, Return, Tuple, lower
 from tpack.layerdef.builtin import BUILTIN
@@ -50,20 +51,18 @@ def _import_ours(names: list[str]) -> list[str]:
 
 
 def _torch_imports(body: str) -> list[str]:
-    lines = []
-    if "math." in body:
-        lines.append("import math")
-    typing = [name for name in ("Any", "ClassVar") if f"{name}[" in body or f": {name}" in body]
-    if typing:
+    """The imports of what the body mentions; found by parsing it, so no name can mislead."""
+    names = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+    lines = ["import math"] if "math" in names else []
+    if typing := sorted(names & {"Any", "ClassVar"}):
         lines.append(f"from typing import {', '.join(typing)}")
     if lines:
         lines.append("")
-    if "torch." in body:
+    if "torch" in names:
         lines.append("import torch")
-    if "F." in body:
+    if "F" in names:
         lines.append("import torch.nn.functional as F")
-    names = [name for name, sign in (("Tensor", "Tensor"), ("nn", "nn.")) if sign in body]
-    lines.append(f"from torch import {', '.join(names)}")
+    lines.append(f"from torch import {', '.join(sorted(names & {'Tensor', 'nn'}))}")
     return lines
 
 
@@ -106,13 +105,14 @@ class _Class:
         lines = [f"class {self.lowered.name}({', '.join(bases) or 'nn.Module'}):"]
         if self.ternary:
             lines += self.mapping(
-                "ternary_shapes", [(p.name, Items(_numbers(p.shape or ()))) for p in self.ternary]
+                "ternary_shapes: ClassVar[dict[str, tuple[int, ...]]]",
+                [(p.name, Items(_numbers(p.shape or ()))) for p in self.ternary],
             )
             layouts: list[tuple[str, Text]] = [
                 (p.name, f'"{p.layout}"') for p in self.ternary if p.layout != "t2"
             ]
             if layouts:
-                lines += self.mapping("ternary_layouts", layouts)
+                lines += self.mapping("ternary_layouts: ClassVar[dict[str, str]]", layouts)
             lines.append("")
         return lines
 
@@ -175,7 +175,8 @@ class _Class:
         one = self.constructor(child)
         if child.repeat is None:
             return one
-        return Call("nn.ModuleList", (f"{one} for _ in range({child.repeat})",))
+        loop = f"for _ in range({child.repeat})"
+        return Call("nn.ModuleList", (Generator(one, loop),))
 
     def constructor(self, child: Param) -> Text:
         row = BUILTIN.get(child.layer or "")
@@ -220,16 +221,12 @@ class _Class:
                 f'{_BODY}{INDENT}"{_UNKNOWN[1]}."',
                 f"{_BODY})",
             ]
-        signature = Call(
-            f"{INDENT}def forward", ("self", *(f"{name}: Tensor" for name in lowered.inputs))
-        )
+        arguments = ("self", *(f"{name}: Tensor" for name in lowered.inputs))
         returns = "Tensor"
         last = lowered.body[-1]
         if isinstance(last, Return) and isinstance(last.value, Tuple):
             returns = "tuple[Tensor, ...]"
-        lines = lay_out(signature, "", after=f" -> {returns}:")
-        if len(lines) > 1:  # a parameter list is indented like a call
-            lines = [lines[0], *(f"{INDENT}{line}" for line in lines[1:-1]), f"{INDENT}{lines[-1]}"]
+        lines = lay_out(Items(arguments), INDENT, "def forward", f" -> {returns}:")
         if not self.layer.body:
             lines.append(f'{_BODY}"""{_affine_shapes(self.layer, lowered.inputs[0])}"""')
         stored = {
@@ -276,4 +273,4 @@ def _argument(param: OpParam, value: object) -> Text:
         return f"torch.{value}"
     if isinstance(value, tuple):
         return Items(_numbers(value))
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return f'"{value}"' if isinstance(value, str) else number(value)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from tpack.codegen.printer import INDENT, Call, Items, Keyword, Text, TooLongError, lay_out
+from tpack.codegen.printer import (
+    INDENT,
+    WIDTH,
+    Call,
+    Items,
+    Keyword,
+    Text,
+    TooLongError,
+    in_parentheses,
+    lay_out,
+)
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
@@ -49,27 +59,22 @@ class ExpressionPrinter:
     def statement(self, statement: Statement, indent: str) -> list[str]:
         """The lines of one statement; what does not fit is computed in steps."""
         assert isinstance(statement, Assignment | Return)
-        value = statement.value
-        if isinstance(statement, Assignment) and isinstance(value, LayerCall):
-            looped = self.loop(statement.target, value, indent)
-            if looped is not None:
-                return looped
+        value, earlier = self.hoist_loops(statement.value, indent)
+        if isinstance(value, LayerCall) and self.repeats(value):
+            returns = isinstance(statement, Return)
+            target = self.fresh() if isinstance(statement, Return) else statement.target
+            looped = self.loop(target, value, indent)
+            return [*earlier, *looped, *[f"{indent}return {target}"] * returns]
         if isinstance(statement, Return):
-            if isinstance(value, LayerCall):
-                looped = self.loop(self.fresh(), value, indent)
-                if looped is not None:
-                    target = looped[-1].split()[0]
-                    return [*looped, f"{indent}return {target}"]
             before = "return "
         else:
             self.locals.add(statement.target)
             before = f"{statement.target} = "
-        value, earlier = self.hoist_loops(value, indent)
         try:
             bare = isinstance(statement, Return) and isinstance(value, Tuple)
             text = self.text(value)
-            if bare:
-                text = replace(text, bare=True)  # type: ignore[type-var]
+            if bare and isinstance(text, Items) and len(text.items) > 1:
+                text = replace(text, bare=True)
             return [*earlier, *lay_out(text, indent, before)]
         except TooLongError:
             return [*earlier, *self.in_steps(replace(statement, value=value), indent, before)]
@@ -91,8 +96,11 @@ class ExpressionPrinter:
 
     def broken(self, value: Expression, indent: str, before: str) -> list[str]:
         if not isinstance(value, BinaryOp):
-            return [f"{indent}{before}{self.text(value)}"]
+            return in_parentheses(self.text(value), indent, before)
         inner = indent + INDENT
+        whole = f"{inner}{self.text(value)}"
+        if len(whole) <= WIDTH:
+            return [f"{indent}{before}(", whole, f"{indent})"]
         left = self.operand(value.left, BINARY[value.operator])
         right = self.operand(value.right, BINARY[value.operator] + 1)
         return [
@@ -103,27 +111,34 @@ class ExpressionPrinter:
         ]
 
     def hoist_loops(self, value: Expression, indent: str) -> tuple[Expression, list[str]]:
-        """Compute repeated children inside a value first: a loop is a statement."""
+        """Compute repeated children inside a value first, however deep: a loop is a statement."""
         lines: list[str] = []
-        changed = True
-        while changed:
-            changed = False
-            for part, rebuild in _parts(value):
-                if isinstance(part, LayerCall) and self.children[part.layer].repeat is not None:
+        for part, _ in list(_parts(value)):
+            if not isinstance(part, Identifier | Literal):
+                new, earlier = self.hoist_loops(part, indent)
+                if isinstance(new, LayerCall) and self.repeats(new):
                     name = self.fresh()
-                    lines += self.statement(Assignment(name, part), indent)
-                    value = rebuild(Identifier(name))
-                    changed = True
-                    break
+                    earlier += self.loop(name, new, indent)
+                    new = Identifier(name)
+                lines += earlier
+                if new != part:
+                    value = next(rebuild for old, rebuild in _parts(value) if old == part)(new)
         return value, lines
 
-    def loop(self, target: str, call: LayerCall, indent: str) -> list[str] | None:
-        """The loop over a repeated child, or None for a single one."""
-        if self.children[call.layer].repeat is None:
-            return None
+    def repeats(self, call: LayerCall) -> bool:
+        """Whether a call is of a repeated child, and so a loop."""
+        return self.children[call.layer].repeat is not None
+
+    def loop(self, target: str, call: LayerCall, indent: str) -> list[str]:
+        """The loop over a repeated child."""
         item = self.fresh("layer")
         first, *others = call.args
         lines: list[str] = []
+        for i, other in enumerate(others):  # evaluated once, before the target changes
+            if other == Identifier(target) or not isinstance(other, Identifier | Literal):
+                name = self.fresh()
+                others[i] = Identifier(name)
+                lines += self.statement(Assignment(name, other), indent)
         if first != Identifier(target):
             lines += self.statement(Assignment(target, first), indent)
         self.locals.add(target)
@@ -148,17 +163,19 @@ class ExpressionPrinter:
             case Identifier(name):
                 return f"self.{name}" if name in self.stored else name
             case Literal(value):
-                return repr(value)
+                return number(value)
             case Tuple(items):
                 return Items(tuple(self.text(item) for item in items))
             case UnaryOp(operator, operand):
-                return f"{operator}{self.operand(operand, UNARY[operator])}"
+                # one level up: two signs in a row would read like a decrement
+                return f"{operator}{self.operand(operand, UNARY[operator] + 1)}"
             case BinaryOp(operator, left, right):
                 level = BINARY[operator]
                 # ** groups to the right, all others to the left
                 first = self.operand(left, level + (operator == "**"))
                 second = self.operand(right, level + (operator != "**"))
-                return f"{first} {operator} {second}"
+                space = "" if operator == "**" and _is_simple(left) and _is_simple(right) else " "
+                return f"{first}{space}{operator}{space}{second}"
             case FunctionCall():
                 return self.call(node)
             case LayerCall(layer, args):
@@ -172,7 +189,7 @@ class ExpressionPrinter:
                 own = BINARY[operator]
             case UnaryOp(operator):
                 own = UNARY[operator]
-            case Literal(value) if isinstance(value, int | float) and value < 0:
+            case Literal() if text.startswith("-"):
                 own = UNARY["-"]
             case _:
                 own = _ATOM
@@ -188,9 +205,11 @@ class ExpressionPrinter:
         spelling = op.spelling
         self.used.add(spelling)
         params = list(op.params)
-        head = spelling
+        head, breaks = spelling, True
         if spelling.startswith("."):
-            head = f"{self.operand(given[params.pop(0).name], _ATOM)}{spelling}"
+            receiver = given[params.pop(0).name]
+            head = f"{self.operand(receiver, _ATOM)}{spelling}"
+            breaks = isinstance(receiver, Identifier)
         args: list[Text] = []
         named = False
         for param in params:
@@ -200,7 +219,7 @@ class ExpressionPrinter:
             value = self.argument(param, given[param.name])
             named = named or param.keyword
             args.append(Keyword(torch_name(op.name, param.name), value) if named else value)
-        return Call(head, tuple(args))
+        return Call(head, tuple(args), breaks)
 
     def argument(self, param: OpParam, value: Expression) -> Text:
         if param.kind == "dtype" and isinstance(value, Literal):
@@ -208,6 +227,18 @@ class ExpressionPrinter:
         if isinstance(value, Literal) and isinstance(value.value, str):
             return f'"{value.value}"'
         return self.text(value)
+
+
+def number(value: object) -> str:
+    """A number, bool or None as ruff would write it."""
+    return repr(value).replace("e+", "e")
+
+
+def _is_simple(node: Expression) -> bool:
+    """Whether ruff hugs ``**`` beside an operand: a name, or a number without a sign."""
+    if isinstance(node, Literal):
+        return not number(node.value).startswith("-")
+    return isinstance(node, Identifier)
 
 
 def _parts(

@@ -1,26 +1,34 @@
 """Lay text out in lines of at most 88 columns, the way ``ruff format`` would.
 
+That holds for names of up to 50 characters; longer ones may come out in another, valid form.
+
 Knows brackets and width, nothing of layers. A piece of text is a string or one of:
 
 - ``Call``: ``head(a, b)``; breaks into one indented line of arguments, else one each
-- ``Items``: ``[a, b]``; breaks into one item a line
+- ``Items``: ``(a, b)``; breaks into one item a line
+- ``Generator``: ``item for … in …``; breaks before ``for``
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH = 88
 INDENT = "    "
 
+#: What no line break can shorten.
+_NAME = re.compile(r"[\w.]+")
+
 
 @dataclass(frozen=True)
 class Call:
-    """A call; ``head`` has no bracket that could break."""
+    """A call; ``breaks`` says that its arguments may go on lines of their own."""
 
     head: str
     args: tuple[Text, ...]
+    breaks: bool = True
 
     def __str__(self) -> str:
         return f"{self.head}({', '.join(map(str, self.args))})"
@@ -49,7 +57,18 @@ class Keyword:
         return f"{self.name}={self.value}"
 
 
-Text = str | Call | Items | Keyword
+@dataclass(frozen=True)
+class Generator:
+    """The only argument of a call: ``item for _ in …``."""
+
+    item: Text
+    loop: str
+
+    def __str__(self) -> str:
+        return f"{self.item} {self.loop}"
+
+
+Text = str | Call | Items | Keyword | Generator
 
 
 class TooLongError(Exception):
@@ -63,21 +82,34 @@ def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[
         TooLongError: a string that is no plain name does not fit.
     """
     flat = f"{indent}{before}{text}{after}"
-    if len(flat) <= WIDTH:
+    if len(flat) <= WIDTH or (isinstance(text, str) and _NAME.fullmatch(text)):
         return [flat]
     match text:
         case Keyword(name, value):
             return lay_out(value, indent, f"{before}{name}=", after)
-        case Call(head, args) if args:
+        case Generator(item, loop):
+            return [*lay_out(item, indent), f"{indent}{loop}"]
+        case Call(head, args, True) if args:
             first, last = f"{indent}{before}{head}(", f"{indent}){after}"
+            if len(first) > WIDTH and before.endswith((" = ", "return ")):
+                return in_parentheses(text, indent, before)
             inner = f"{indent}{INDENT}{', '.join(map(str, args))}"
             if len(inner) <= WIDTH:
                 return [first, inner, last]
+            if isinstance(args[0], Generator):
+                return [first, *lay_out(args[0], indent + INDENT), last]
             return [first, *_each(args, indent), last]
         case Items(items) if items:
             return [f"{indent}{before}(", *_each(items, indent), f"{indent}){after}"]
+        case Call() if before.endswith(" = ") and not text.args:
+            return in_parentheses(text, indent, before)
         case _:
             raise TooLongError(str(text))
+
+
+def in_parentheses(text: Text, indent: str, before: str) -> list[str]:
+    """A value on lines of its own."""
+    return [f"{indent}{before}(", *lay_out(text, indent + INDENT), f"{indent})"]
 
 
 def _each(items: Sequence[Text], indent: str) -> list[str]:

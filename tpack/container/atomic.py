@@ -37,9 +37,8 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
     temporary: Path | None = None
     try:
         with storage_errors(target):
-            handle, name = tempfile.mkstemp(
-                dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"
-            )
+            # not named after the target, whose name may be as long as names can be
+            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tpack-", suffix=".tmp")
             temporary = Path(name)
             with os.fdopen(handle, "wb") as file:
                 os.fchmod(handle, mode)
@@ -71,15 +70,16 @@ def check_target(target: Path, *, force: bool) -> None:
         ExistsError: it exists and ``force`` is not given.
         StorageError: no file can go there.
     """
-    if target.is_symlink() or target.exists():
-        if not target.is_file():
-            raise StorageError("is not a regular file. Choose another output.", file=target)
-        if not force:
-            raise ExistsError("exists already. Use --force to replace it.", file=target)
-    if not target.parent.is_dir():
-        raise StorageError(
-            f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
-        )
+    with storage_errors(target):
+        if target.is_symlink() or target.exists():
+            if not target.is_file():
+                raise StorageError("is not a regular file. Choose another output.", file=target)
+            if not force:
+                raise ExistsError("exists already. Use --force to replace it.", file=target)
+        if not target.parent.is_dir():
+            raise StorageError(
+                f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
+            )
 
 
 def check_not_input(target: Path, *inputs: str | os.PathLike[str]) -> None:

@@ -15,6 +15,7 @@ from tpack.container.strictjson import canonical_json, parse_json
 from tpack.dtypes import SCALE_DTYPES, WEIGHT_DTYPES
 from tpack.errors import FormatError, LayerDefError, UsageError
 from tpack.layerdef import Program, slots, validate
+from tpack.layerdef.params import MAX_RANK
 
 VERSION = 1
 #: Placeholder of a digest that is not known yet; as long as a real one.
@@ -115,7 +116,7 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
     """Parse and check a description against the header of its file.
 
     Returns:
-        The document, and whether its own digest holds.
+        The document, and whether it is spelled as it was written and its own digest holds.
 
     Raises:
         FormatError: rules R8 to R12.
@@ -146,8 +147,9 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
     document = Document(program, tensors, kept, aliases)
     _check_entries(document, entries)
     _check_program(document, entries)
+    canonical = text == canonical_json(data)
     stated = data.pop("sha256")
-    return document, stated == _self_digest(data, entries)
+    return document, canonical and stated == _self_digest(data, entries)
 
 
 def _self_digest(data: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
@@ -194,7 +196,7 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
     shape, split = found["shape"], found["split"]
     require(
         isinstance(shape, list)
-        and 0 < len(shape) <= 16
+        and 0 < len(shape) <= MAX_RANK
         and all(type(n) is int and n > 0 for n in shape)
         and math.prod(shape) < 2**63,
         "shape",
@@ -263,8 +265,6 @@ def _check_program(document: Document, entries: Mapping[str, Entry]) -> None:
     named = set()
     for slot in slots(document.program):
         param, name = slot.param, slot.name
-        if name in named:
-            raise FormatError("is stored twice by the LayerDefs.", rule="R13", tensor=name)
         named.add(name)
         if param.param_type == "TernaryTensor":
             entry = document.tensors.get(name)

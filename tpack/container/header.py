@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tpack.container.opening import input_errors, open_input
 from tpack.container.strictjson import canonical_json, parse_json
 from tpack.dtypes import BY_CODE
 from tpack.errors import FormatError, InputError, locate
@@ -17,10 +19,14 @@ from tpack.errors import FormatError, InputError, locate
 #: What readers of safetensors accept, and what hubs still serve.
 MAX_HEADER = 100_000_000
 MAX_HEADER_WRITTEN = 25_000_000
+#: Twice what numpy and torch take; a product of a million sizes would take hours.
+MAX_DIMS = 128
 #: Where the data begins, so that mapped tensors are aligned.
 ALIGNMENT = 64
 #: Bytes read or written at a time.
 CHUNK = 1 << 22
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,14 @@ def _entry(name: str, value: Any) -> Entry:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BY_CODE:
         raise fail(f"has dtype {dtype!r:.40}, expected one of {', '.join(BY_CODE)}.", "R5")
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise fail(f"has shape {shape!r:.60}, expected a list of integers from 0.")
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMS
+        or not all(type(n) is int and n >= 0 for n in shape)
+    ):
+        raise fail(
+            f"has shape {shape!r:.60}, expected a list of at most {MAX_DIMS} integers from 0."
+        )
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
@@ -96,21 +108,37 @@ def _entry(name: str, value: Any) -> Entry:
         raise fail(f"has data_offsets {offsets!r:.60}, expected [start, stop].")
     expected = math.prod(shape) * BY_CODE[dtype].size
     if expected != offsets[1] - offsets[0]:
+        count = str(expected) if expected < 2**64 else "far more"
         raise fail(
-            f"holds {offsets[1] - offsets[0]} bytes, expected {expected} for shape "
-            f"{tuple(shape)} in {dtype}.",
+            f"holds {offsets[1] - offsets[0]} bytes, expected {count} for shape "
+            f"{tuple(shape)!r:.100} in {dtype}.",
             "R5",
         )
     return Entry(name, BY_CODE[dtype].name, tuple(shape), *offsets)
 
 
+def check_name(name: str) -> None:
+    """Make sure that a header can hold a tensor of this name.
+
+    Raises:
+        InputError: it is ``__metadata__``, or no text that UTF-8 can spell.
+    """
+    if name == "__metadata__" or _SURROGATE.search(name):
+        raise InputError("has a name that safetensors cannot hold. Rename it.", tensor=name)
+
+
 def lay_out(pieces: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Entry]:
-    """Place tensors (name, dtype, shape): by size of dtype descending, then by name."""
+    """Place tensors (name, dtype, shape): by size of dtype descending, then by name.
+
+    Raises:
+        InputError: as ``check_name``.
+    """
     from tpack.dtypes import BY_NAME
 
     entries: dict[str, Entry] = {}
     position = 0
     for name, dtype, shape in sorted(pieces, key=lambda p: (-BY_NAME[p[1]].size, p[0])):
+        check_name(name)
         stop = position + math.prod(shape) * BY_NAME[dtype].size
         entries[name] = Entry(name, dtype, shape, position, stop)
         position = stop
@@ -159,15 +187,10 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         with locate(file=self.path):
+            self._file = open_input(self.path)
             try:
-                self._file = self.path.open("rb", buffering=0)
-            except OSError as error:
-                raise InputError(f"cannot be read: {error.strerror}.") from error
-            try:
-                self._read_header()
-            except OSError as error:
-                self.close()
-                raise InputError(f"cannot be read: {error.strerror}.") from error
+                with input_errors():
+                    self._read_header()
             except BaseException:
                 self.close()
                 raise

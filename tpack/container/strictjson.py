@@ -6,12 +6,25 @@ import json
 import re
 from typing import Any, NoReturn
 
+import numpy as np
+
 from tpack.errors import FormatError
 
 MAX_NESTING = 256
+#: Values a text may hold, so that hostile ones fill no memory; ten for each tensor that the
+#: longest header which is written has room for.
+MAX_VALUES = 2_000_000
 
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_STRUCTURE = b'"[]{},'
+_NO_STRUCTURE = bytes(set(range(256)) - set(_STRUCTURE))
+#: By how much a byte outside strings changes the depth.
+_STEPS = np.zeros(256, dtype=np.int8)
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
+#: All text before an escape that is half of a surrogate pair and lacks the other half.
+_PAIRED = re.compile(
+    r"(?:[^\\]++|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\(?!u[dD][89a-fA-F]).)*+", re.DOTALL
+)
 
 
 def canonical_json(data: Any) -> str:
@@ -21,7 +34,7 @@ def canonical_json(data: Any) -> str:
 
 def parse_json(text: bytes, rule: str, what: str) -> Any:
     """Parse JSON strictly: no duplicate keys, no NaN or Infinity, no lone surrogates, no
-    nesting beyond ``MAX_NESTING``, no integers beyond 64 bits.
+    nesting beyond ``MAX_NESTING``, no integers beyond 64 bits, at most ``MAX_VALUES`` values.
 
     Args:
         text: UTF-8.
@@ -48,15 +61,14 @@ def parse_json(text: bytes, rule: str, what: str) -> Any:
             fail(f"has the integer {digits:.24}, beyond 64 bits")
         return int(digits)
 
-    depth = deepest = 0
-    for match in _BRACKETS.finditer(text):
-        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(match[0], 0)
-        deepest = max(deepest, depth)
-        if deepest > MAX_NESTING:
-            fail(f"is nested deeper than {MAX_NESTING}")
+    depth, values = _measure(text)
+    if depth > MAX_NESTING:
+        fail(f"is nested deeper than {MAX_NESTING}")
+    if values > MAX_VALUES:
+        fail(f"has {values} values, expected at most {MAX_VALUES}")
     try:
         decoded = text.decode("utf-8")
-        if "\\u" in decoded and _has_surrogate(decoded):
+        if _has_lone_surrogate(decoded):
             fail("has a lone surrogate")
         return json.loads(
             decoded,
@@ -68,9 +80,19 @@ def parse_json(text: bytes, rule: str, what: str) -> Any:
         raise FormatError(f"{what} is not JSON: {error}.", rule=rule) from error
 
 
-def _has_surrogate(text: str) -> bool:
-    """Whether a string of the JSON text has half of a surrogate pair."""
-    return any(
-        _SURROGATE.search(json.loads(match[0]))
-        for match in re.finditer(r'"(?:[^"\\]|\\.)*\\u(?:[^"\\]|\\.)*"', text, re.DOTALL)
-    )
+def _measure(text: bytes) -> tuple[int, int]:
+    """How deep JSON is nested, and about how many values it has; without parsing it."""
+    # the pairs first: what is then left of a run of backslashes escapes what follows it
+    plain = text.replace(rb"\\", b"").replace(rb"\"", b"").translate(None, _NO_STRUCTURE)
+    marks = np.frombuffer(plain, dtype=np.uint8)
+    inside = np.logical_xor.accumulate(marks == ord('"'))
+    marks = marks[~inside]
+    steps = _STEPS[marks]
+    values = int(((steps > 0) | (marks == ord(","))).sum())
+    return int(steps.cumsum(dtype=np.int32).max(initial=0)), values
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    """Whether JSON escapes half of a surrogate pair without the other half."""
+    paired = _PAIRED.match(text)
+    return paired is not None and text.startswith("\\u", paired.end())

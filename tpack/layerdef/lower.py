@@ -8,12 +8,14 @@ its arguments in the order of that row.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tpack.codec import Scale
 from tpack.errors import LayerDefError
 from tpack.layerdef.affine import affine_body, input_names
 from tpack.layerdef.nodes import (
+    Assignment,
     BinaryOp,
     Expression,
     FunctionCall,
@@ -22,6 +24,7 @@ from tpack.layerdef.nodes import (
     LayerDef,
     Literal,
     Param,
+    Return,
     Statement,
     Tuple,
     UnaryOp,
@@ -58,8 +61,8 @@ def lower(layer: LayerDef) -> Lowered:
     """
     body: tuple[Statement, ...] = ()
     if not (layer.body and isinstance(layer.body[0], Unspecified)):
-        lowering = _Lowering(layer)
-        body = tuple(lowering.statement(item) for item in layer.body or affine_body(layer))
+        statements = layer.body or affine_body(layer)
+        body = _alive(_Lowering(layer, statements).statements(statements))
     return Lowered(
         layer.name,
         input_names(layer),
@@ -70,14 +73,22 @@ def lower(layer: LayerDef) -> Lowered:
 
 
 class _Lowering:
-    def __init__(self, layer: LayerDef) -> None:
+    def __init__(self, layer: LayerDef, statements: Sequence[Statement]) -> None:
         self.name = layer.name
         self.ternary = {p.name: p for p in layer.params if p.param_type == "TernaryTensor"}
+        self.taken = {param.name for param in layer.params}
+        self.taken |= {name for p in self.ternary for name in (f"{p}_packed", f"{p}_scale")}
+        self.taken |= {item.target for item in statements if isinstance(item, Assignment)}
+        self.taken.add("x")
+        self.before: list[Statement] = []
 
-    def statement(self, statement: Statement) -> Statement:
-        if isinstance(statement, Unspecified):
-            return statement
-        return replace(statement, value=self.expression(statement.value))
+    def statements(self, statements: Sequence[Statement]) -> Iterator[Statement]:
+        for statement in statements:
+            assert isinstance(statement, Assignment | Return)
+            lowered = replace(statement, value=self.expression(statement.value))
+            yield from self.before
+            self.before = []
+            yield lowered
 
     def expression(self, node: Expression, like: Expression | None = None) -> Expression:
         """Lower a value; ``like`` gives the dtype for a TernaryTensor used as a plain one."""
@@ -88,13 +99,15 @@ class _Lowering:
                 return node
             case Tuple(items):
                 return Tuple([self.expression(item, like) for item in items])
+            case UnaryOp("-", UnaryOp("-", operand)):
+                return self.expression(operand, like)
             case UnaryOp(operator, operand):
                 return UnaryOp(operator, self.expression(operand))
             case BinaryOp("@", left, right):
                 return self.call(FunctionCall("matmul", (left, right)))
             case BinaryOp(operator, left, right):
-                peer = self.plain(left, right)
-                return BinaryOp(operator, self.expression(left, peer), self.expression(right, peer))
+                operands = self.operands({"left": left, "right": right})
+                return BinaryOp(operator, operands["left"], operands["right"])
             case FunctionCall():
                 return self.call(node)
             case LayerCall(layer, args):
@@ -112,11 +125,17 @@ class _Lowering:
             packed = self.packed_call(node.function, self.ternary[weight.name], given)
             if packed is not None:
                 return packed
-        values = list(given.values())
-        peer = self.plain(*values)
-        return FunctionCall(
-            node.function, (), {name: self.expression(v, peer) for name, v in given.items()}
-        )
+        return FunctionCall(node.function, (), self.operands(given))
+
+    def operands(self, given: Mapping[str, Expression]) -> dict[str, Expression]:
+        """Lower the operands of one op; a ternary one takes the dtype of another."""
+        if not any(map(self.is_ternary, given.values())):
+            return {name: self.expression(value) for name, value in given.items()}
+        values, peer = self.named(given)
+        return {
+            name: value if value is peer else self.expression(value, peer)
+            for name, value in values.items()
+        }
 
     def packed_call(
         self, function: str, param: Param, given: dict[str, Expression]
@@ -136,17 +155,17 @@ class _Lowering:
         if param.rows_split != 1:
             return None
         first = "ids" if function == "embedding" else "x"
-        arguments = {first: self.expression(given[first])} | self.stored(param)
+        rest = {name: value for name, value in given.items() if name not in ("weight", "y")}
+        lowered = self.operands(rest)
+        arguments = {first: lowered.pop(first)} | self.stored(param)
         if function not in ("linear", "bit_linear"):
             arguments["shape"] = _sizes(shape)
-        for name, value in given.items():
-            if name not in (first, "weight", "y"):
-                arguments[name] = self.expression(value, self.plain(given[first]))
+        arguments |= lowered
         return FunctionCall(f"ternary_{function}", (), arguments | _layout(param))
 
     def dequantize(self, param: Param, like: Expression | None) -> Expression:
         arguments = self.stored(param) | {"shape": _sizes(param.shape or ())}
-        if like is not None:
+        if like is not None and like != Literal(None):
             arguments["like"] = like
         return FunctionCall("dequantize", (), arguments | _layout(param))
 
@@ -156,12 +175,62 @@ class _Lowering:
             "scale": Identifier(f"{param.name}_scale"),
         }
 
-    def plain(self, *values: Expression) -> Expression | None:
-        """The first operand that is a name and not ternary: what a ternary one adapts to."""
-        for value in values:
-            if isinstance(value, Identifier) and value.name not in self.ternary:
-                return value
-        return None
+    def is_ternary(self, value: Expression) -> bool:
+        return isinstance(value, Identifier) and value.name in self.ternary
+
+    def named(self, values: Mapping[str, Expression]) -> tuple[dict[str, Expression], Expression]:
+        """Operands of which one is ternary, and the one whose dtype it takes, under a name.
+
+        That one is needed twice; if it is no name yet, it is computed before and gets one.
+        """
+        lowered: dict[str, Expression] = dict(values)
+        for name, value in values.items():
+            if self.is_ternary(value) or isinstance(value, Literal | Tuple):
+                continue
+            peer = self.expression(value)
+            if not isinstance(peer, Identifier):
+                target, number = "value", 1
+                while target in self.taken:
+                    number += 1
+                    target = f"value{number}"
+                self.taken.add(target)
+                self.before.append(Assignment(target, peer))
+                peer = Identifier(target)
+            lowered[name] = peer
+            return lowered, peer
+        return lowered, Literal(None)
+
+
+def _alive(statements: Iterable[Statement]) -> tuple[Statement, ...]:
+    """The statements without assignments that nothing reads: ops have no side effects."""
+    kept: list[Statement] = []
+    read: set[str] = set()
+    for statement in reversed(list(statements)):
+        if isinstance(statement, Assignment):
+            if statement.target not in read:
+                continue
+            read.discard(statement.target)
+        assert isinstance(statement, Assignment | Return)
+        read |= _names(statement.value)
+        kept.append(statement)
+    return tuple(reversed(kept))
+
+
+def _names(node: Expression) -> set[str]:
+    """Every identifier in a value."""
+    match node:
+        case Identifier(name):
+            return {name}
+        case UnaryOp(_, operand):
+            return _names(operand)
+        case BinaryOp(_, left, right):
+            return _names(left) | _names(right)
+        case Tuple(parts) | LayerCall(_, parts):
+            return set().union(*map(_names, parts))
+        case FunctionCall(_, _, kwargs):
+            return set().union(*(_names(value) for _, value in kwargs))
+        case _:
+            return set()
 
 
 #: Dims of the weight that the op on packed bytes takes.

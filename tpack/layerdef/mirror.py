@@ -7,9 +7,11 @@ of the same structure share one LayerDef; a list of them becomes one repeated ch
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from tpack.errors import LayerDefError
 from tpack.layerdef.names import check_identifier, is_identifier, is_position
 from tpack.layerdef.nodes import (
     FunctionCall,
@@ -21,6 +23,7 @@ from tpack.layerdef.nodes import (
     Statement,
     Unspecified,
 )
+from tpack.layerdef.serialize import MAX_DEPTH
 from tpack.layerdef.tensors import Slot
 
 #: Words in a module's name that tell an embedding from a linear layer of the same shape.
@@ -55,16 +58,18 @@ def mirror(tensors: Sequence[Slot], root: str = "Model") -> Program:
         root: name of the root LayerDef.
 
     Raises:
-        LayerDefError: a part of a name is no identifier.
+        LayerDefError: a part of a name is no identifier, or a name has too many.
     """
     top = _Module()
     for slot in tensors:
         *parts, last = slot.name.split(".")
+        if len(parts) >= MAX_DEPTH:
+            raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=f"{slot.name!r:.200}")
         module = top
         for part in parts:
             path = f"{module.path}.{part}" if module.path else part
             module = module.children.setdefault(part, _Module(path))
-        check_identifier(last, slot.name)
+        check_identifier(last, repr(slot.name))
         module.params[last] = replace(slot.param, name=last)
     namer = _Namer()
     name = namer.layer(top, root)
@@ -88,7 +93,7 @@ class _Namer:
         if key not in self.known:
             name = wish
             number = 1
-            while name in self.layers or not is_identifier(name):
+            while name in self.layers or not is_identifier(name) or hasattr(builtins, name):
                 number += 1
                 name = f"{wish}{number}"
             self.known[key] = name
@@ -100,7 +105,7 @@ class _Namer:
 
     def child(self, name: str, module: _Module) -> Param:
         if not is_position(name):
-            check_identifier(name, module.path)
+            check_identifier(name, repr(module.path))
         if builtin := _builtin(module):
             layer, args = builtin
             return Param(name, "Layer", layer=layer, args=args)

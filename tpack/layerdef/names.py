@@ -1,11 +1,12 @@
 """What a LayerDef may call things, so that no name of a file can mean anything in source.
 
-An identifier is ASCII, at most 100 characters, no Python keyword, no name that starts with
+An identifier is ASCII, at most 64 characters, no Python keyword, no name that starts with
 two underscores, no attribute of ``nn.Module``, and no name the generated source uses itself.
 """
 
 from __future__ import annotations
 
+import builtins
 import keyword
 import re
 
@@ -13,7 +14,7 @@ from tpack.errors import LayerDefError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.ops import PACKED_OPS
 
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _POSITION = re.compile(r"0|[1-9][0-9]{0,4}", re.ASCII)
 
 #: Attributes of nn.Module and nn.ModuleList; a test compares them with the installed torch.
@@ -42,10 +43,10 @@ MODULE_NAMES = frozenset(
 
 #: Names that generated source uses, and may therefore not be given another meaning.
 SOURCE_NAMES = frozenset(
-    {"self", "super", "range", "tuple", "int", "str", "dict", "len", "isinstance", "setattr"}
-    | {"list", "object", "property", "staticmethod", "classmethod", "ValueError", "ClassVar"}
-    | {"NotImplementedError", "torch", "nn", "F", "Tensor", "math", "annotations", "print"}
-    | {"PackedModule", "packed_zeros", "unpack_trits", "repack_trits", "ternary_shapes"}
+    {"self", "super", "range", "torch", "nn", "F", "Tensor", "math", "annotations"}
+    | {"Any", "ClassVar", "ternary_shapes", "ternary_layouts"}
+    | {"PackedModule", "PackedWeight", "packed_zeros", "scale_ones", "repack_trits"}
+    | {"pack_trits", "unpack_trits", "spread_scale", "activation_gain", "infer_group_size"}
     | {row.spelling.removeprefix("nn.") for row in BUILTIN.values()}
     | set(BUILTIN)
     | set(PACKED_OPS)
@@ -59,18 +60,29 @@ def check_identifier(name: str, node: str) -> None:
         LayerDefError: at ``node``, saying which rule it breaks.
     """
     if not isinstance(name, str) or not _IDENTIFIER.fullmatch(name):
-        reason = "is not an ASCII identifier of at most 100 characters"
+        reason = "is not an ASCII identifier of at most 64 characters"
     elif keyword.iskeyword(name):
         reason = "is a Python keyword"
     elif name.startswith("__"):
         reason = "starts with two underscores"
     elif name in MODULE_NAMES:
         reason = "is an attribute of nn.Module"
-    elif name in SOURCE_NAMES:
+    elif name in SOURCE_NAMES or name.startswith("_tpack"):
         reason = "is used by the generated source itself"
     else:
         return
     raise LayerDefError(f"name {name!r:.60} {reason}. Rename it.", node=node)
+
+
+def check_class_name(name: str, node: str) -> None:
+    """Make sure that a name may be a class: an identifier that hides no builtin.
+
+    Raises:
+        LayerDefError: at ``node``, saying which rule it breaks.
+    """
+    check_identifier(name, node)
+    if hasattr(builtins, name):
+        raise LayerDefError(f"name {name!r} is a builtin of Python. Rename it.", node=node)
 
 
 def is_identifier(name: str) -> bool:

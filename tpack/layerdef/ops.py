@@ -10,7 +10,7 @@ keyword-only in the generated source. Kinds:
 
 - ``tensor``: an expression; ``value``: also a number; ``tensor?``: also None; ``tensors``: a Tuple
 - ``int``, ``float``, ``bool``: a number; an int may be an expression (a size)
-- ``ints``: an int, or a Tuple of them
+- ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them
 - ``dtype``: a word of ``dtypes.BY_NAME``; ``scale``: tensor, row or group:N (built-in layers)
 - ``a|b``: one of these words
 
@@ -74,13 +74,13 @@ _ROWS = (
     # -- normalization
     (
         "layer_norm",
-        "x:tensor shape:ints weight:tensor?=None bias:tensor?=None *eps:float=1e-05",
+        "x:tensor shape:sizes weight:tensor?=None bias:tensor?=None *eps:float=1e-05",
         "F.layer_norm",
         "mean 0 and variance 1 over the last dims, then weight and bias",
     ),
     (
         "rms_norm",
-        "x:tensor shape:ints weight:tensor?=None *eps:float=None",
+        "x:tensor shape:sizes weight:tensor?=None *eps:float=None",
         "F.rms_norm",
         "root mean square 1 over the last dims, then weight",
     ),

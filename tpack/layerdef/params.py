@@ -107,7 +107,7 @@ def _check_ternary(param: Param, path: str) -> None:
         )
     if param.layout not in LAYOUTS:
         raise LayerDefError(f"layout {param.layout!r:.40} is unknown.", node=path)
-    if not 0 <= param.rows_split < len(param.shape):
+    if type(param.rows_split) is not int or not 0 <= param.rows_split < len(param.shape):
         raise LayerDefError(
             f"split {param.split} leaves no column of shape {param.shape}.", node=path
         )
@@ -163,5 +163,9 @@ def _check_args(param: Param, args: Mapping[str, Arg], path: str) -> None:
     if any(isinstance(size, int) and size % divisor for size in sizes):
         raise LayerDefError(f"channels are not divisible by groups {divisor}.", node=path)
     given = {item.name: args.get(item.name, item.default) for item in row.params}
-    for stored in row.stored(given):
+    try:
+        tensors = row.stored(given)
+    except LayerDefError as error:
+        raise LayerDefError(error.message, node=path) from error
+    for stored in tensors:
         check_param(stored, f"{path}.{stored.name}", set())

@@ -191,12 +191,11 @@ def _param_from_dict(data: object, path: str) -> Param:
     options: dict[str, Any] = {
         "shape": _shape(fields.take("shape", list, type(None), default=None), f"{path}.shape"),
     }
-    for name, kinds in _PARAM_FIELDS:
-        value = fields.take(name, *kinds, default=None)
-        if value is not None:
-            options[name] = value
-    args = fields.take("args", dict, default=None)
-    if args is not None:
+    for name, kind in _PARAM_FIELDS:
+        if name in fields.rest:
+            options[name] = fields.take(name, kind)
+    if "args" in fields.rest:
+        args = fields.take("args", dict)
         taken = _Fields(args, f"{path}.args")
         options["args"] = {
             name: _arg(taken.take(name, bool, int, float, str, list), f"{path}.args.{name}")
@@ -207,13 +206,13 @@ def _param_from_dict(data: object, path: str) -> Param:
     return param
 
 
-_PARAM_FIELDS: tuple[tuple[str, tuple[type, ...]], ...] = (
-    ("dtype", (str,)),
-    ("scale", (str,)),
-    ("layout", (str,)),
-    ("split", (int,)),
-    ("layer", (str,)),
-    ("repeat", (int,)),
+_PARAM_FIELDS = (
+    ("dtype", str),
+    ("scale", str),
+    ("layout", str),
+    ("split", int),
+    ("layer", str),
+    ("repeat", int),
 )
 
 

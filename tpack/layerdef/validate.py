@@ -7,7 +7,7 @@ Each check raises LayerDefError with the path of the node, such as
 from __future__ import annotations
 
 from tpack.errors import LayerDefError
-from tpack.layerdef.names import check_identifier
+from tpack.layerdef.names import check_class_name, check_identifier
 from tpack.layerdef.nodes import (
     Assignment,
     BinaryOp,
@@ -50,7 +50,7 @@ def validate(program: Program) -> None:
     """
     names: set[str] = set()
     for i, layer in enumerate(program.layers):
-        check_identifier(layer.name, f"program.layers[{i}].name")
+        check_class_name(layer.name, f"program.layers[{i}].name")
         if layer.name in names:
             raise LayerDefError("is defined twice.", node=layer.name)
         names.add(layer.name)
@@ -95,6 +95,8 @@ class _Checker:
         self.layer = layer
         self.layers = layers
         self.params = {param.name: param for param in layer.params}
+        self.inputs = {name for name, param in self.params.items() if param.is_input}
+        self.taken: set[str] = set()
         self.known = {name for name, param in self.params.items() if param.param_type != "Layer"}
 
     def check(self) -> None:
@@ -108,16 +110,17 @@ class _Checker:
         self.check_body()
 
     def check_unique(self) -> None:
-        taken: set[str] = set()
         for i, param in enumerate(self.layer.params):
-            ternary = param.param_type == "TernaryTensor"
-            stored = (f"{param.name}_packed", f"{param.name}_scale") if ternary else ()
-            for name in (param.name, *stored):
-                if name in taken:
-                    raise LayerDefError(
-                        f"name {name!r} is taken already.", node=f"{self.layer.name}.params[{i}]"
-                    )
-                taken.add(name)
+            node = f"{self.layer.name}.params[{i}]"
+            names = [param.name]
+            if param.param_type == "TernaryTensor":
+                names += [f"{param.name}_packed", f"{param.name}_scale"]
+                if param.name == "_":  # Python mangles names that begin with two underscores
+                    raise LayerDefError("name '_' would be stored as '__packed'.", node=node)
+            for name in names:
+                if name in self.taken:
+                    raise LayerDefError(f"name {name!r} is taken already.", node=node)
+                self.taken.add(name)
 
     def check_body(self) -> None:
         body = self.layer.body
@@ -132,7 +135,7 @@ class _Checker:
             match statement:
                 case Assignment(target, value) if not last:
                     check_identifier(target, node)
-                    if target in self.params and not self.params[target].is_input:
+                    if target in self.taken and target not in self.inputs:
                         raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
                     self.check_expression(value, f"{node}.value", 1)
                     self.known.add(target)
@@ -191,8 +194,8 @@ class _Checker:
     def check_ternary(self, call: FunctionCall, path: str) -> None:
         weight = {p.name: v for p, v in bind(OPS["bit_linear"], call, path)}["weight"]
         param = self.params.get(weight.name) if isinstance(weight, Identifier) else None
-        if param is None or param.param_type != "TernaryTensor":
-            raise LayerDefError("weight must be a TernaryTensor parameter.", node=path)
+        if param is None or param.param_type != "TernaryTensor" or param.rows_split != 1:
+            raise LayerDefError("weight must be a TernaryTensor parameter, split 1.", node=path)
 
     def check_argument(self, param: OpParam, value: Expression, path: str, depth: int) -> None:
         """Check the argument of an op against the kind its row declares."""
@@ -209,7 +212,7 @@ class _Checker:
                     raise LayerDefError("expected a Tuple of tensors.", node=path)
                 for i, item in enumerate(value.items):
                     self.check_expression(item, f"{path}.items[{i}]", depth + 1)
-            case "ints" if isinstance(value, Tuple):
+            case "ints" | "sizes" if isinstance(value, Tuple):
                 for i, item in enumerate(value.items):
                     self.check_size(item, f"{path}.items[{i}]", depth + 1)
             case "int" | "ints" if not is_literal:

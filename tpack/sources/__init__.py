@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tpack.container.opening import input_errors
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.sources.names import clean_names
 from tpack.sources.source import Source, SourceTensor, with_companion
@@ -33,7 +34,7 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        with locate(file=path):
+        with locate(file=path), input_errors():
             return _open_path(path)
     from tpack.sources.torch_source import state_dict_source
 

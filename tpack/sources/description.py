@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from tpack.container import parse_json
-from tpack.errors import InputError, locate
+from tpack.container.opening import input_errors, open_input
+from tpack.errors import locate
 from tpack.layerdef import LayerDef, Program, as_program
 
 
@@ -21,10 +22,8 @@ def read_layerdef(layerdef: LayerDef | Program | str | os.PathLike[str]) -> Prog
         return as_program(layerdef)
     path = Path(layerdef)
     with locate(file=path):
-        try:
-            text = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}.") from error
+        with open_input(path) as file, input_errors():
+            text = file.read()
         data = parse_json(text, "R3", "LayerDef")
         is_program = isinstance(data, dict) and "layers" in data
         tree = Program.from_dict(data) if is_program else LayerDef.from_dict(data)

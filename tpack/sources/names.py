@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
+from tpack.container.header import check_name
 from tpack.errors import InputError
 
 #: Put before every name by DistributedDataParallel and DataParallel.
 PARALLEL = "module."
 #: Put into names by torch.compile, before every compiled module.
 COMPILED = "_orig_mod."
+
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 
 
 def clean_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
@@ -19,7 +23,7 @@ def clean_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
         The cleaned name of each name, and what was stripped, for the report.
 
     Raises:
-        InputError: two names become one.
+        InputError: two names become one, or one that safetensors cannot hold.
 
     Example:
         >>> clean_names(["module._orig_mod.fc.weight"])[0]
@@ -27,14 +31,15 @@ def clean_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
     """
     cleaned = {name: name for name in names}
     notes = []
-    if any(COMPILED in name for name in cleaned):
-        cleaned = {name: name.replace(COMPILED, "") for name in cleaned}
+    if any(_COMPILED.search(name) for name in cleaned):
+        cleaned = {name: _COMPILED.sub("", name) for name in cleaned}
         notes.append(f"stripped {COMPILED!r} from names (torch.compile)")
     if cleaned and all(name.startswith(PARALLEL) for name in cleaned.values()):
         cleaned = {name: new.removeprefix(PARALLEL) for name, new in cleaned.items()}
         notes.append(f"stripped {PARALLEL!r} from names (DataParallel)")
     seen: dict[str, str] = {}
     for name, new in cleaned.items():
+        check_name(new)
         if new in seen:
             raise InputError(
                 f"has the names {seen[new]!r} and {name!r}, which are both {new!r} without the "

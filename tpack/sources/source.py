@@ -74,6 +74,11 @@ class SourceTensor:
 
         return replace(self, dtype=dtype, read=read)
 
+    def dtype_unpacked(self, method: str) -> str:
+        """What the tensor is unpacked to: an int8 tensor whose scale is a float, to float32."""
+        scaled = self.factor is not None or method != "exact"
+        return "float32" if self.dtype == "int8" and scaled else self.dtype
+
     def weight(self, split: int, dtype: str | None = None) -> Weight:
         """The tensor as a weight to be packed."""
         row = max(math.prod(self.shape[1:]), 1)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tpack.container.opening import open_input
 from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError
@@ -27,35 +30,43 @@ def pickle_source(path: Path) -> Source:
     Raises:
         InputError: damaged, or asking for code.
     """
-    try:
+    with BufferedReader(open_input(path)) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch has opinions on pickles that are refused here
         try:
-            data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):
-                raise
-            # files from before torch 1.6 cannot be mapped
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "global" in str(error).lower():
-            raise InputError(
-                "asks for code to run when it is loaded, expected tensors only. Save the state "
-                "dict instead: torch.save(model.state_dict(), path)."
-            ) from error
-        raise InputError("is not a checkpoint of torch, or is damaged.") from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError,
-            AttributeError, AssertionError, UnicodeDecodeError, MemoryError) as error:  # fmt: skip
-        raise InputError("is not a checkpoint of torch, or is damaged.") from error
+            data = _load(path, file)
+        except Exception as error:  # damaged, it fails wherever torch first stumbles
+            text = str(error)
+            if isinstance(error, pickle.UnpicklingError) and (
+                "Unsupported" in text or "global" in text.lower()
+            ):
+                raise InputError(
+                    "asks for code to run when it is loaded, expected tensors only. Save the "
+                    "state dict instead: torch.save(model.state_dict(), path)."
+                ) from error
+            raise InputError("is not a checkpoint of torch, or is damaged.") from error
     source = state_dict_source(data, str(path))
     source.files = (path,)
     source.nbytes = path.stat().st_size
     return source
 
 
+def _load(path: Path, file: BinaryIO) -> Any:
+    """Map the tensors of a file; where that cannot be, read them."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except UnicodeEncodeError:  # torch opens paths in UTF-8 only
+        pass
+    except RuntimeError as error:  # files from before torch 1.6
+        if "mmap" not in str(error):
+            raise
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def state_dict_source(data: object, label: str = "state dict") -> Source:
     """Take the tensors of a state dict, of what wraps one, or of a module.
 
     Raises:
-        InputError: no tensors in it.
+        InputError: no tensors in it, or not under names.
         UnsupportedError: tensors of a kind that cannot be stored.
     """
     notes: list[str] = []
@@ -69,7 +80,9 @@ def state_dict_source(data: object, label: str = "state dict") -> Source:
     tensors: dict[str, Tensor] = {}
     for name, value in data.items():
         if isinstance(value, Tensor):
-            tensors[str(name)] = value.detach()
+            if not isinstance(name, str):
+                raise InputError(f"has a tensor under the key {name!r:.60}, expected a name.")
+            tensors[name] = value.detach()
         else:
             notes.append(f"left out {str(name)!r}: {type(value).__name__}, not a tensor")
     if not tensors:
@@ -94,22 +107,26 @@ def state_dict_source(data: object, label: str = "state dict") -> Source:
 
 def _unwrap(data: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]:
     """Go down to the state dict inside what a trainer saved."""
-    if any(isinstance(value, Tensor) for value in data.values()):
-        return data
+    bare = not _has_tensors(data)
     for key in WRAPPERS:
         inner = data.get(key)
-        if isinstance(inner, Mapping) and inner:
+        if isinstance(inner, Mapping) and inner and (bare or _has_tensors(inner)):
             others = ", ".join(sorted(str(other) for other in data if other != key))
             notes.append(f"took the state dict under {key!r}" + (f", left {others}" * bool(others)))
             return _unwrap(inner, notes)
     return data
 
 
+def _has_tensors(data: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in data.values())
+
+
 def _identity(tensor: Tensor) -> object:
     """What two tensors share that are views of the same elements; None if there are none."""
     if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
         return None
-    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    bits = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return (*bits, tensor.is_conj(), tensor.is_neg())
 
 
 class _Held:

@@ -1,0 +1,186 @@
+"""Layouts t2 and t5, exhaustively, against a definition written out one trit at a time."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tpack import pack_ternary, unpack_ternary
+from tpack.codec import LAYOUTS, Scale, check_trits, layout_named, pack, rows_and_columns, unpack
+from tpack.errors import NotTernaryError, UsageError
+
+
+def byte_t2(codes):
+    """Four codes, least significant bits first."""
+    return codes[0] + 4 * codes[1] + 16 * codes[2] + 64 * codes[3]
+
+
+def byte_t5(codes):
+    """Five codes, base 3, most significant first, as a fraction of 256 rounded up."""
+    value = 81 * codes[0] + 27 * codes[1] + 9 * codes[2] + 3 * codes[3] + codes[4]
+    return next(byte for byte in range(257) if byte * 243 >= value * 256)
+
+
+PER_BYTE = {"t2": 4, "t5": 5}
+BYTE = {"t2": byte_t2, "t5": byte_t5}
+
+
+def pack_row(trits, layout):
+    """One row, written out."""
+    n = PER_BYTE[layout]
+    codes = [int(trit) + 1 for trit in trits]
+    codes += [1] * (-len(codes) % n)
+    return [BYTE[layout](codes[i : i + n]) for i in range(0, len(codes), n)]
+
+
+@pytest.mark.parametrize("layout", ["t2", "t5"])
+def test_every_group_of_codes_makes_its_byte(layout):
+    groups = list(itertools.product((-1, 0, 1), repeat=PER_BYTE[layout]))
+    packed = pack(np.array(groups, dtype=np.int8), layout)
+    assert packed.dtype == np.uint8
+    assert packed[:, 0].tolist() == [BYTE[layout]([t + 1 for t in group]) for group in groups]
+    assert len(set(packed[:, 0].tolist())) == len(groups) == 3 ** PER_BYTE[layout]
+    assert unpack(packed, PER_BYTE[layout], layout).tolist() == [list(group) for group in groups]
+
+
+@pytest.mark.parametrize("layout", ["t2", "t5"])
+@pytest.mark.parametrize("value", range(256))
+def test_every_byte_is_valid_or_refused(layout, value):
+    n = PER_BYTE[layout]
+    groups = {BYTE[layout](codes): codes for codes in itertools.product((0, 1, 2), repeat=n)}
+    packed = np.array([[0, value]], dtype=np.uint8)
+    packed[0, 0] = BYTE[layout]([1] * n)
+    assert bool(LAYOUTS[layout].valid[value]) == (value in groups)
+    if value in groups:
+        assert unpack(packed, 2 * n, layout)[0, n:].tolist() == [c - 1 for c in groups[value]]
+    else:
+        with pytest.raises(NotTernaryError) as caught:
+            unpack(packed, 2 * n, layout)
+        assert caught.value.index == (0, 1)
+        assert f"0x{value:02x}" in str(caught.value)
+        assert f"layout {layout}" in str(caught.value)
+
+
+def test_t2_refuses_exactly_the_bytes_with_code_3():
+    bad = [b for b in range(256) if 3 in (b & 3, b >> 2 & 3, b >> 4 & 3, b >> 6 & 3)]
+    assert np.flatnonzero(~LAYOUTS["t2"].valid).tolist() == bad
+    assert int((~LAYOUTS["t5"].valid).sum()) == 13
+
+
+@pytest.mark.parametrize("layout", ["t2", "t5"])
+@pytest.mark.parametrize("columns", [0, 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 19, 20, 21, 255, 256, 257])
+def test_rows_start_on_bytes_and_are_padded_with_code_1(layout, columns):
+    generator = np.random.default_rng(columns)
+    trits = generator.integers(-1, 2, (3, columns)).astype(np.int8)
+    packed = pack(trits, layout)
+    assert packed.shape == (3, -(-columns // PER_BYTE[layout]))
+    assert packed.tolist() == [pack_row(row, layout) for row in trits]
+    assert np.array_equal(unpack(packed, columns, layout), trits)
+    assert LAYOUTS[layout].bytes_for(columns) == packed.shape[1]
+
+
+@pytest.mark.parametrize("layout", ["t2", "t5"])
+def test_no_rows(layout):
+    packed = pack(np.zeros((0, 7), dtype=np.int8), layout)
+    assert packed.shape == (0, 2)
+    assert unpack(packed, 7, layout).shape == (0, 7)
+
+
+@given(hnp.arrays(np.int8, hnp.array_shapes(max_dims=4, max_side=9), elements=st.integers(-1, 1)))
+def test_round_trip_of_any_shape(trits):
+    for layout in LAYOUTS:
+        packed = pack(trits, layout)
+        assert np.array_equal(unpack(packed, trits.shape[-1], layout), trits)
+    assert np.array_equal(pack(trits), pack_ternary(torch.from_numpy(trits)).numpy())
+    assert np.array_equal(unpack_ternary(torch.from_numpy(pack(trits)), trits.shape).numpy(), trits)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int64, np.float16, np.float32, np.float64])
+def test_any_real_dtype_packs_to_the_same_bytes(dtype):
+    trits = np.array([[1, -1, 0, 1, 0]])
+    assert pack(trits.astype(dtype)).tolist() == [[146, 85]]
+
+
+@pytest.mark.parametrize(
+    ("values", "index", "value"),
+    [
+        ([[0, 1], [2, 3]], (1, 0), 2),
+        ([[0.0, 0.5], [1.0, 2.0]], (0, 1), 0.5),
+        ([[0.0, float("nan")]], (0, 1), float("nan")),
+        ([[0.0, 1.0], [1.0, float("inf")]], (1, 1), float("inf")),
+        ([[-2, 0]], (0, 0), -2),
+    ],
+)
+def test_first_bad_value_is_named_with_its_index(values, index, value):
+    for call in (
+        lambda: check_trits(np.array(values)),
+        lambda: pack(np.array(values), "t2"),
+        lambda: pack(np.array(values), "t5"),
+        lambda: pack_ternary(torch.tensor(values)),
+    ):
+        with pytest.raises(NotTernaryError) as caught:
+            call()
+        assert isinstance(caught.value, ValueError)
+        assert caught.value.index == index
+        assert caught.value.value == pytest.approx(value, nan_ok=True)
+        assert f"{value:g} at index {index}" in str(caught.value)
+
+
+def test_unsigned_255_is_not_minus_one():
+    with pytest.raises(NotTernaryError) as caught:
+        pack(np.array([1, 255], dtype=np.uint8))
+    assert caught.value.index == (1,)
+
+
+def test_unsigned_and_bool_trits_pack_alike():
+    assert pack(np.array([1, 0, 1], dtype=np.uint8)).tolist() == [pack_row([1, 0, 1], "t2")[0]]
+    assert pack(np.array([True, False, True])).tolist() == [pack_row([1, 0, 1], "t2")[0]]
+
+
+def test_unknown_layout():
+    with pytest.raises(UsageError, match="layout 't3' is unknown, expected t2 or t5"):
+        layout_named("t3")
+
+
+def test_rows_and_columns():
+    assert rows_and_columns((2, 3, 4), 0) == (1, 24)
+    assert rows_and_columns((2, 3, 4), 2) == (6, 4)
+
+
+@pytest.mark.parametrize("text", ["tensor", "row", "group:32", "group:1", "group:999999999"])
+def test_scale_reads_what_it_prints(text):
+    assert str(Scale.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Tensor", "group", "group:", "group:0", "group:-1", "group:08", "group:1e3",
+             "group:1000000000", "rows", "group:32 ", "group:٣"]
+)  # fmt: skip
+def test_scale_refuses_other_text(text):
+    with pytest.raises(UsageError, match="expected tensor, row or group:N"):
+        Scale.parse(text)
+
+
+def test_scales_order_from_coarse_to_fine():
+    order = ["tensor", "row", "group:256", "group:128", "group:64", "group:32"]
+    assert [str(s) for s in sorted(map(Scale.parse, reversed(order)))] == order
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "split", "wanted"),
+    [
+        ("tensor", (4, 6), 1, (1,)),
+        ("row", (4, 6), 1, (4, 1)),
+        ("row", (6,), 0, (1,)),
+        ("group:4", (4, 6), 1, (4, 2)),
+        ("group:4", (2, 3, 6), 2, (2, 3, 2)),
+        ("group:27", (8, 3, 3, 3), 1, (8, 1)),
+        ("group:26", (8, 3, 3, 3), 1, (8, 2)),
+    ],
+)
+def test_scale_shapes(text, shape, split, wanted):
+    assert Scale.parse(text).shape(shape, split) == wanted

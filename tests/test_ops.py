@@ -1,0 +1,357 @@
+"""Every op of the table through ``build`` and generated source, against torch itself."""
+
+import ast
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from running import dequantized, readings
+
+from tpack import LayerDefError
+from tpack.layerdef import FunctionCall, Identifier, LayerDef, Literal, Param, Return, Tuple
+from tpack.layerdef.ops import BINARY, OPS, REQUIRED, UNARY, torch_name
+
+
+def T(*shape, seed=0, positive=False):
+    made = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return made.abs() + 0.1 if positive else made
+
+
+@dataclass
+class Case:
+    """A call: tensors by name become inputs, everything else a constant."""
+
+    op: str
+    expected: Any
+    tensors: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self):
+        return " ".join([self.op, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+def elementwise(op, function=None, positive=False):
+    x = T(3, 4, positive=positive)
+    return Case(op, (function or getattr(torch, op))(x), {"x": x})
+
+
+def two(op, expected):
+    x, y = T(3, 4, positive=True), T(3, 4, seed=1)
+    return [
+        Case(op, expected(x, y), {"x": x, "y": y}),
+        Case(op, expected(x, 2.5), {"x": x}, {"y": 2.5}),
+        Case(op, expected(x, -3), {"x": x}, {"y": -3}),
+    ]
+
+
+def pool(op, x):
+    plain = getattr(F, op)
+    kernel = (3, 2)[: x.dim() - 2]
+    return [
+        Case(op, plain(x, 2), {"x": x}, {"kernel_size": 2}),
+        Case(op, plain(x, kernel), {"x": x}, {"kernel_size": kernel}),
+        Case(op, plain(x, 3, 1, 1), {"x": x}, {"kernel_size": 3, "stride": 1, "padding": 1}),
+        Case(op, plain(x, 3, padding=1), {"x": x}, {"kernel_size": 3, "padding": 1}),
+    ]
+
+
+def reduction(op):
+    x, plain = T(2, 3, 4), getattr(torch, op)
+    dims = [-1, 0, (0, 2), (1,)]
+    cases = [Case(op, plain(x, dim), {"x": x}, {"dim": dim}) for dim in dims]
+    cases += [
+        Case(op, plain(x, dim, keepdim=True), {"x": x}, {"dim": dim, "keepdim": True})
+        for dim in dims
+    ]
+    if op != "amax":
+        cases.append(Case(op, plain(x), {"x": x}))
+    return cases
+
+
+X, IMAGE, LINE = T(2, 3, 4), T(2, 4, 7, 8), T(2, 4, 9)
+MATRIX, BIAS, VECTOR = T(5, 4, seed=2), T(5, seed=3), T(4, seed=4)
+Q, K, V = T(2, 4, 5, 6), T(2, 4, 7, 6, seed=1), T(2, 4, 7, 6, seed=2)
+MASK = T(5, 7, seed=3)
+POSITIVE = T(4, seed=5, positive=True)
+LAYER = {"x": X, "weight": VECTOR}
+
+CASES = [
+    Case("linear", X @ MATRIX.T, {"x": X, "weight": MATRIX}),
+    Case("linear", X @ MATRIX.T + BIAS, {"x": X, "weight": MATRIX, "bias": BIAS}),
+    Case("linear", X @ MATRIX.T, {"x": X, "weight": MATRIX}, {"bias": None}),
+    Case("matmul", torch.bmm(X, X.mT), {"x": X, "y": X.mT.contiguous()}),
+    Case("conv1d", F.conv1d(LINE, T(6, 4, 3)), {"x": LINE, "weight": T(6, 4, 3)}),
+    Case(
+        "conv1d",
+        F.conv1d(LINE, T(6, 2, 3), T(6), 2, 1, 2, 2),
+        {"x": LINE, "weight": T(6, 2, 3), "bias": T(6)},
+        {"stride": 2, "padding": 1, "dilation": 2, "groups": 2},
+    ),
+    Case("conv2d", F.conv2d(IMAGE, T(6, 4, 3, 2)), {"x": IMAGE, "weight": T(6, 4, 3, 2)}),
+    Case(
+        "conv2d",
+        F.conv2d(IMAGE, T(6, 2, 3, 2), T(6), (2, 1), (1, 0), 2, 2),
+        {"x": IMAGE, "weight": T(6, 2, 3, 2), "bias": T(6)},
+        {"stride": (2, 1), "padding": (1, 0), "dilation": 2, "groups": 2},
+    ),
+    Case(
+        "embedding",
+        MATRIX[torch.tensor([[4, 0], [1, 1]])],
+        {"ids": torch.tensor([[4, 0], [1, 1]]), "weight": MATRIX},
+    ),
+    Case("layer_norm", F.layer_norm(X, (4,)), {"x": X}, {"shape": 4}),
+    Case("layer_norm", F.layer_norm(X, (3, 4)), {"x": X}, {"shape": (3, 4)}),
+    Case(
+        "layer_norm",
+        F.layer_norm(X, (4,), VECTOR, POSITIVE, 0.1),
+        {"x": X, "weight": VECTOR, "bias": POSITIVE},
+        {"shape": (4,), "eps": 0.1},
+    ),
+    Case("rms_norm", F.rms_norm(X, (4,)), {"x": X}, {"shape": 4}),
+    Case("rms_norm", F.rms_norm(X, (4,), VECTOR, 0.1), LAYER, {"shape": (4,), "eps": 0.1}),
+    Case(
+        "batch_norm",
+        F.batch_norm(IMAGE, VECTOR, POSITIVE),
+        {"x": IMAGE, "mean": VECTOR, "var": POSITIVE},
+    ),
+    Case(
+        "batch_norm",
+        F.batch_norm(IMAGE, VECTOR, POSITIVE, POSITIVE, VECTOR, eps=0.1),
+        {"x": IMAGE, "mean": VECTOR, "var": POSITIVE, "weight": POSITIVE, "bias": VECTOR},
+        {"eps": 0.1},
+    ),
+    Case("group_norm", F.group_norm(IMAGE, 2), {"x": IMAGE}, {"groups": 2}),
+    Case(
+        "group_norm",
+        F.group_norm(IMAGE, 2, VECTOR, POSITIVE, 0.1),
+        {"x": IMAGE, "weight": VECTOR, "bias": POSITIVE},
+        {"groups": 2, "eps": 0.1},
+    ),
+    elementwise("relu"),
+    elementwise("relu_squared", lambda x: x.relu() ** 2),
+    elementwise("leaky_relu", F.leaky_relu),
+    Case("leaky_relu", F.leaky_relu(X, 0.3), {"x": X}, {"negative_slope": 0.3}),
+    elementwise("gelu", F.gelu),
+    Case("gelu", F.gelu(X, approximate="tanh"), {"x": X}, {"approximate": "tanh"}),
+    Case("gelu", F.gelu(X), {"x": X}, {"approximate": "none"}),
+    elementwise("silu", F.silu),
+    elementwise("hardswish", F.hardswish),
+    elementwise("sigmoid"),
+    elementwise("tanh"),
+    elementwise("softplus", F.softplus),
+    Case("softmax", X.softmax(1), {"x": X}, {"dim": 1}),
+    Case("log_softmax", X.log_softmax(-1), {"x": X}, {"dim": -1}),
+    elementwise("dropout", torch.clone),
+    Case("dropout", X, {"x": X}, {"p": 0.9}),
+    Case(
+        "scaled_dot_product_attention",
+        F.scaled_dot_product_attention(Q, K, V),
+        {"query": Q, "key": K, "value": V},
+    ),
+    Case(
+        "scaled_dot_product_attention",
+        F.scaled_dot_product_attention(Q, K, V, attn_mask=MASK, scale=0.3),
+        {"query": Q, "key": K, "value": V, "attn_mask": MASK},
+        {"scale": 0.3},
+    ),
+    Case(
+        "scaled_dot_product_attention",
+        F.scaled_dot_product_attention(Q, K[:, :2], V[:, :2], is_causal=True, enable_gqa=True),
+        {"query": Q, "key": K[:, :2], "value": V[:, :2]},
+        {"is_causal": True, "enable_gqa": True},
+    ),
+    *two("add", lambda x, y: x + y),
+    *two("sub", lambda x, y: x - y),
+    *two("mul", lambda x, y: x * y),
+    *two("div", lambda x, y: x / y),
+    *two("pow", lambda x, y: x**y),
+    elementwise("square"),
+    elementwise("sqrt", positive=True),
+    elementwise("rsqrt", positive=True),
+    elementwise("exp"),
+    elementwise("log", positive=True),
+    elementwise("sin"),
+    elementwise("cos"),
+    elementwise("abs"),
+    Case("clamp", X.clamp(-0.5, 0.5), {"x": X}, {"min": -0.5, "max": 0.5}),
+    Case("clamp", X.clamp(max=0.5), {"x": X}, {"max": 0.5}),
+    Case("clamp", X.clamp(min=0), {"x": X}, {"min": 0}),
+    Case("to", X.half(), {"x": X}, {"dtype": "float16"}),
+    Case("to", X.long(), {"x": X}, {"dtype": "int64"}),
+    Case("reshape", X.reshape(6, 4), {"x": X}, {"shape": (6, -1)}),
+    Case("reshape", X.reshape(-1), {"x": X}, {"shape": -1}),
+    Case("flatten", X.flatten(), {"x": X}),
+    Case("flatten", X.flatten(1), {"x": X}, {"start_dim": 1}),
+    Case("flatten", X.flatten(0, 1), {"x": X}, {"end_dim": 1}),
+    Case("transpose", X.transpose(0, -1), {"x": X}, {"dim0": 0, "dim1": -1}),
+    Case("permute", X.permute(2, 0, 1), {"x": X}, {"dims": (2, 0, 1)}),
+    Case("unsqueeze", X.unsqueeze(1), {"x": X}, {"dim": 1}),
+    Case("squeeze", T(2, 1, 3).squeeze(1), {"x": T(2, 1, 3)}, {"dim": 1}),
+    Case("expand", T(1, 3).expand(5, -1), {"x": T(1, 3)}, {"shape": (5, -1)}),
+    Case("narrow", X[:, :, 1:3], {"x": X}, {"dim": -1, "start": 1, "length": 2}),
+    Case("select", X[:, 2], {"x": X}, {"dim": 1, "index": 2}),
+    Case("cat", torch.cat([X, -X]), {"tensors": (X, -X)}),
+    Case("cat", torch.cat([X, X, X], -1), {"tensors": (X, X, X)}, {"dim": -1}),
+    Case("stack", torch.stack([X, -X]), {"tensors": (X, -X)}),
+    Case("stack", torch.stack([X], 1), {"tensors": (X,)}, {"dim": 1}),
+    *reduction("mean"),
+    *reduction("sum"),
+    *reduction("amax"),
+    Case("argmax", X.argmax(), {"x": X}),
+    Case("argmax", X.argmax(1), {"x": X}, {"dim": 1}),
+    *pool("max_pool1d", LINE),
+    *pool("max_pool2d", IMAGE),
+    *pool("avg_pool1d", LINE),
+    *pool("avg_pool2d", IMAGE),
+    Case("adaptive_avg_pool1d", F.adaptive_avg_pool1d(LINE, 3), {"x": LINE}, {"size": 3}),
+    Case("adaptive_avg_pool2d", F.adaptive_avg_pool2d(IMAGE, 3), {"x": IMAGE}, {"size": 3}),
+    Case(
+        "adaptive_avg_pool2d", F.adaptive_avg_pool2d(IMAGE, (3, 1)), {"x": IMAGE}, {"size": (3, 1)}
+    ),
+    Case(
+        "adaptive_max_pool2d", F.adaptive_max_pool2d(IMAGE, (1, 2)), {"x": IMAGE}, {"size": (1, 2)}
+    ),
+]
+
+#: Ops whose examples need more than inputs and constants; tested below.
+ELSEWHERE = {"bit_linear", "size"}
+
+
+def test_every_op_has_an_example():
+    assert {case.op for case in CASES} | ELSEWHERE == set(OPS)
+    assert not {case.op for case in CASES} & ELSEWHERE
+
+
+def constant(value):
+    if isinstance(value, tuple):
+        return Tuple([Literal(item) for item in value])
+    return Literal(value)
+
+
+def program(case, positional):
+    """The layer of a case, and its inputs."""
+    inputs, arguments = {}, {}
+    for name, value in case.tensors.items():
+        if isinstance(value, tuple):
+            inputs |= {f"t{i}": tensor for i, tensor in enumerate(value)}
+            arguments[name] = Tuple([Identifier(f"t{i}") for i in range(len(value))])
+        else:
+            inputs[f"in_{name}"] = value
+            arguments[name] = Identifier(f"in_{name}")
+    arguments |= {name: constant(value) for name, value in case.options.items()}
+    args = []
+    if positional:
+        for param in OPS[case.op].params:
+            if param.name not in arguments:
+                break
+            args.append(arguments.pop(param.name))
+    call = FunctionCall(case.op, args, arguments)
+    return LayerDef("L", [Param(name, "Tensor") for name in inputs], [Return(call)]), inputs
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("positional", [False, True])
+def test_op(case, positional):
+    layer, inputs = program(case, positional)
+    for module in readings(layer).values():
+        torch.testing.assert_close(module(*inputs.values()), case.expected, rtol=0, atol=1e-6)
+
+
+def torch_function(spelling):
+    home, _, name = spelling.rpartition(".")
+    return getattr({"": torch.Tensor, "F": F, "torch": torch}[home], name)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_defaults_of_the_table_are_those_of_torch(case):
+    """What the table says is left out, said to torch, gives the same."""
+    op = OPS[case.op]
+    if not op.spelling:
+        assert case.op in ("dropout", "relu_squared")
+        return
+    positional, named = [], {}
+    for param in op.params:
+        if param.name in case.tensors or param.name in case.options:
+            value = (case.tensors | case.options)[param.name]
+            value = getattr(torch, value) if param.kind == "dtype" else value
+            if case.op in ("layer_norm", "rms_norm") and param.name == "shape":
+                value = (value,) if isinstance(value, int) else value
+        else:
+            assert param.default is not REQUIRED
+            value = param.default
+        if not named and not param.keyword:
+            positional.append(value)
+        else:
+            named[torch_name(op.name, param.name)] = value
+    result = torch_function(op.spelling)(*positional, **named)
+    torch.testing.assert_close(result, case.expected, rtol=0, atol=1e-6)
+
+
+def test_size_is_a_number():
+    size = FunctionCall("size", [Identifier("x"), Literal(-1)])
+    body = [Return(FunctionCall("reshape", [Identifier("x"), Tuple([size, Literal(-1)])]))]
+    for module in readings(LayerDef("L", [Param("x", "Tensor")], body)).values():
+        assert torch.equal(module(X), X.reshape(4, 6))
+    alone = LayerDef("L", [Param("x", "Tensor")], [Return(size)])
+    for module in readings(alone).values():
+        assert module(X) == 4
+
+
+# ---- ternary weights
+
+WEIGHTED = {
+    "linear": ((5, 7), (2, 7), lambda x, w: x @ w.T),
+    "matmul": ((7, 5), (2, 7), lambda x, w: x @ w),
+    "conv1d": ((4, 3, 2), (2, 3, 6), F.conv1d),
+    "conv2d": ((4, 3, 2, 2), (2, 3, 6, 6), F.conv2d),
+    "embedding": ((6, 7), None, lambda ids, w: w[ids]),
+    "bit_linear": ((5, 7), (2, 7), None),
+}
+
+
+@pytest.mark.parametrize("op", WEIGHTED)
+@pytest.mark.parametrize("scale", ["tensor", "row", "group:3"])
+@pytest.mark.parametrize("split", [None, 0])
+def test_op_of_a_ternary_weight(op, scale, split):
+    shape, inputs, plain = WEIGHTED[op]
+    layer = LayerDef(
+        "L",
+        [Param("w", "TernaryTensor", shape, scale=scale, split=split), Param("x", "Tensor")],
+        [Return(FunctionCall(op, [Identifier("x"), Identifier("w")]))],
+    )
+    if op == "bit_linear" and split == 0:
+        with pytest.raises(LayerDefError):
+            readings(layer)
+        return
+    x = torch.tensor([[0, 5], [2, 2]]) if inputs is None else T(*inputs)
+    for module in readings(layer).values():
+        rows = 1 if split is None else 0
+        packed, scales = module.w_packed, module.w_scale
+        if scale == "group:3":
+            columns = torch.Size(shape[rows:]).numel()
+            scales = (
+                scales.detach().reshape(-1, scales.shape[-1]).repeat_interleave(3, 1)[:, :columns]
+            )
+            trits = dequantized(packed, torch.ones(1), shape, rows)
+            weight = trits * scales.reshape(shape)
+        else:
+            weight = dequantized(packed, scales.detach(), shape, rows)
+        if op == "bit_linear":
+            gain = 127 / x.abs().amax(-1, keepdim=True)
+            expected = ((x * gain).round().clamp(-128, 127) / gain).double() @ weight.T
+        else:
+            expected = plain(x if inputs is None else x.double(), weight)
+        torch.testing.assert_close(module(x).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_operators_have_pythons_precedence():
+    for operator, level in BINARY.items():
+        for other, below in BINARY.items():
+            if operator == "**" or other == "**":
+                continue
+            tree = ast.parse(f"a {operator} b {other} c", mode="eval").body
+            left_first = isinstance(tree.left, ast.BinOp)
+            assert left_first == (level >= below)
+    assert BINARY["**"] > UNARY["-"] > BINARY["*"]

@@ -1,0 +1,39 @@
+"""Open an input file, or say why it is none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+
+from tpack.errors import InputError
+
+
+@contextmanager
+def input_errors() -> Iterator[None]:
+    """Turn an OSError of reading into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}.") from error
+
+
+def open_input(path: str | os.PathLike[str]) -> FileIO:
+    """Open a regular file to read from, without a buffer.
+
+    Raises:
+        InputError: it is missing, not allowed, or no regular file.
+    """
+    with input_errors():
+        file = FileIO(os.fspath(path), opener=_at_once)
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+    file.close()
+    raise InputError("is not a regular file. Save the input to a file first.")
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a FIFO without waiting for somebody who writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
