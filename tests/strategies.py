@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,9 +67,14 @@ def identifiers(longest: int = 12) -> st.SearchStrategy[str]:
     return st.one_of(st.sampled_from(AWKWARD), plain).filter(is_identifier)
 
 
+def is_class_name(name: str) -> bool:
+    """Whether a LayerDef may be called so; the strictest of the rules for names."""
+    return is_identifier(name) and not hasattr(builtins, name) and name != "_"
+
+
 def long_identifiers() -> st.SearchStrategy[str]:
-    """Names of 30 to 100 characters, for the ends of lines."""
-    return st.tuples(st.sampled_from("abXY"), st.integers(29, 99)).map(lambda p: p[0] + "w" * p[1])
+    """Names of 30 to 50 characters, for the ends of lines."""
+    return st.tuples(st.sampled_from("abXY"), st.integers(29, 49)).map(lambda p: p[0] + "w" * p[1])
 
 
 finite_floats = st.floats(allow_nan=False, allow_infinity=False)
@@ -201,9 +207,9 @@ class _Writer:
             st.one_of(identifiers(), long_identifiers()) if self.long_names else identifiers()
         )
         number, name = 1, wish
-        while {name, f"{name}_packed", f"{name}_scale"} & taken or not is_identifier(name):
+        while {name, f"{name}_packed", f"{name}_scale"} & taken or not is_class_name(name):
             number += 1
-            name = f"{wish[:90]}{number}"
+            name = f"{wish[:45]}{number}"
         taken |= {name, f"{name}_packed", f"{name}_scale"}
         return name
 
@@ -409,11 +415,9 @@ class _Layer:
 
     def normed(self, width: int, fuel: int) -> Expression:
         inner = self.value(width, fuel - 1)
-        shape = Tuple([Literal(width)]) if self.one(0, 1) else Literal(width)
+        shape = Tuple([Literal(width)])
         if self.one(0, 1):
-            return FunctionCall(
-                "layer_norm", [inner, Tuple([Literal(width)])], {"eps": Literal(1e-06)}
-            )
+            return FunctionCall("layer_norm", [inner, shape], {"eps": Literal(1e-06)})
         weight = self.stored((width,))
         return FunctionCall("rms_norm", [inner, shape, weight], {"eps": Literal(1e-06)})
 

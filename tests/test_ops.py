@@ -101,7 +101,7 @@ CASES = [
         MATRIX[torch.tensor([[4, 0], [1, 1]])],
         {"ids": torch.tensor([[4, 0], [1, 1]]), "weight": MATRIX},
     ),
-    Case("layer_norm", F.layer_norm(X, (4,)), {"x": X}, {"shape": 4}),
+    Case("layer_norm", F.layer_norm(X, (4,)), {"x": X}, {"shape": (4,)}),
     Case("layer_norm", F.layer_norm(X, (3, 4)), {"x": X}, {"shape": (3, 4)}),
     Case(
         "layer_norm",
@@ -109,7 +109,7 @@ CASES = [
         {"x": X, "weight": VECTOR, "bias": POSITIVE},
         {"shape": (4,), "eps": 0.1},
     ),
-    Case("rms_norm", F.rms_norm(X, (4,)), {"x": X}, {"shape": 4}),
+    Case("rms_norm", F.rms_norm(X, (4,)), {"x": X}, {"shape": (4,)}),
     Case("rms_norm", F.rms_norm(X, (4,), VECTOR, 0.1), LAYER, {"shape": (4,), "eps": 0.1}),
     Case(
         "batch_norm",

@@ -161,7 +161,9 @@ def _children(program: Program, lowered: Lowered) -> list[tuple[str, nn.Module]]
     positions = [int(name) for name in children if is_position(name)]
     for position in range(max(positions, default=0)):  # generated source fills gaps likewise
         children.setdefault(str(position), nn.Identity())
-    return sorted(children.items(), key=lambda item: int(item[0]) if is_position(item[0]) else -1)
+    # a list of layers is filled before anything else is added, in generated source too
+    last = len(children) + len(positions)
+    return sorted(children.items(), key=lambda item: int(item[0]) if is_position(item[0]) else last)
 
 
 def _child(program: Program, param: Param) -> nn.Module:

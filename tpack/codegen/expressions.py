@@ -59,7 +59,8 @@ class ExpressionPrinter:
     def statement(self, statement: Statement, indent: str) -> list[str]:
         """The lines of one statement; what does not fit is computed in steps."""
         assert isinstance(statement, Assignment | Return)
-        value, earlier = self.hoist_loops(statement.value, indent)
+        earlier: list[str] = []
+        value = self.hoist_loops(statement.value, indent, earlier)
         if isinstance(value, LayerCall) and self.repeats(value):
             returns = isinstance(statement, Return)
             target = self.fresh() if isinstance(statement, Return) else statement.target
@@ -110,20 +111,22 @@ class ExpressionPrinter:
             f"{indent})",
         ]
 
-    def hoist_loops(self, value: Expression, indent: str) -> tuple[Expression, list[str]]:
-        """Compute repeated children inside a value first, however deep: a loop is a statement."""
-        lines: list[str] = []
-        for part, _ in list(_parts(value)):
-            if not isinstance(part, Identifier | Literal):
-                new, earlier = self.hoist_loops(part, indent)
-                if isinstance(new, LayerCall) and self.repeats(new):
-                    name = self.fresh()
-                    earlier += self.loop(name, new, indent)
-                    new = Identifier(name)
-                lines += earlier
-                if new != part:
-                    value = next(rebuild for old, rebuild in _parts(value) if old == part)(new)
-        return value, lines
+    def hoist_loops(self, node: Expression, indent: str, lines: list[str]) -> Expression:
+        """Compute repeated children inside a value first, however deep: a loop is a statement.
+
+        Args:
+            lines: takes the statements.
+        """
+
+        def hoist(part: Expression) -> Expression:
+            inner = self.hoist_loops(part, indent, lines)
+            if not (isinstance(inner, LayerCall) and self.repeats(inner)):
+                return inner
+            name = self.fresh()
+            lines.extend(self.loop(name, inner, indent))
+            return Identifier(name)
+
+        return _with_parts(node, hoist)
 
     def repeats(self, call: LayerCall) -> bool:
         """Whether a call is of a repeated child, and so a loop."""
@@ -239,6 +242,23 @@ def _is_simple(node: Expression) -> bool:
     if isinstance(node, Literal):
         return not number(node.value).startswith("-")
     return isinstance(node, Identifier)
+
+
+def _with_parts(node: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """A value with each of its direct parts changed, first to last."""
+    match node:
+        case UnaryOp(operator, operand):
+            return UnaryOp(operator, change(operand))
+        case BinaryOp(operator, left, right):
+            return BinaryOp(operator, change(left), change(right))
+        case FunctionCall(function, args, kwargs):
+            return FunctionCall(function, args, [(name, change(part)) for name, part in kwargs])
+        case LayerCall(layer, args):
+            return LayerCall(layer, [change(part) for part in args])
+        case Tuple(items):
+            return Tuple([change(item) for item in items])
+        case _:
+            return node
 
 
 def _parts(

@@ -82,8 +82,10 @@ def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[
         TooLongError: a string that is no plain name does not fit.
     """
     flat = f"{indent}{before}{text}{after}"
-    if len(flat) <= WIDTH or (isinstance(text, str) and _NAME.fullmatch(text)):
+    if len(flat) <= WIDTH:
         return [flat]
+    if isinstance(text, str) and _NAME.fullmatch(text):
+        return in_parentheses(text, indent, before) if before.endswith(" = ") else [flat]
     match text:
         case Keyword(name, value):
             return lay_out(value, indent, f"{before}{name}=", after)

@@ -207,7 +207,7 @@ def _alive(statements: Iterable[Statement]) -> tuple[Statement, ...]:
     read: set[str] = set()
     for statement in reversed(list(statements)):
         if isinstance(statement, Assignment):
-            if statement.target not in read:
+            if statement.target not in read or statement.value == Identifier(statement.target):
                 continue
             read.discard(statement.target)
         assert isinstance(statement, Assignment | Return)

@@ -215,6 +215,8 @@ class _Checker:
             case "ints" | "sizes" if isinstance(value, Tuple):
                 for i, item in enumerate(value.items):
                     self.check_size(item, f"{path}.items[{i}]", depth + 1)
+            case "sizes":
+                raise LayerDefError("expected a Tuple of sizes.", node=path)
             case "int" | "ints" if not is_literal:
                 self.check_size(value, path, depth)
             case _ if is_literal:
