@@ -8,13 +8,15 @@ Example:
     <BLANKLINE>
     from __future__ import annotations
     <BLANKLINE>
+    from typing import ClassVar
+    <BLANKLINE>
     import torch
     from torch import Tensor, nn
     from tpack.nn import PackedModule, packed_zeros, ternary_matmul
     <BLANKLINE>
     <BLANKLINE>
     class Affine(PackedModule):
-        ternary_shapes = {"weight": (4, 2)}
+        ternary_shapes: ClassVar[dict[str, tuple[int, ...]]] = {"weight": (4, 2)}
     <BLANKLINE>
         def __init__(self) -> None:
             super().__init__()

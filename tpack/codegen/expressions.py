@@ -134,6 +134,7 @@ class ExpressionPrinter:
 
     def loop(self, target: str, call: LayerCall, indent: str) -> list[str]:
         """The loop over a repeated child."""
+        self.locals.add(target)
         item = self.fresh("layer")
         first, *others = call.args
         lines: list[str] = []
@@ -144,7 +145,6 @@ class ExpressionPrinter:
                 lines += self.statement(Assignment(name, other), indent)
         if first != Identifier(target):
             lines += self.statement(Assignment(target, first), indent)
-        self.locals.add(target)
         text = Call(item, tuple(self.text(arg) for arg in (Identifier(target), *others)))
         lines.append(f"{indent}for {item} in {self.child(call.layer)}:")
         return [*lines, *lay_out(text, indent + INDENT, f"{target} = ")]
@@ -170,8 +170,8 @@ class ExpressionPrinter:
             case Tuple(items):
                 return Items(tuple(self.text(item) for item in items))
             case UnaryOp(operator, operand):
-                # one level up: two signs in a row would read like a decrement
-                return f"{operator}{self.operand(operand, UNARY[operator] + 1)}"
+                # two signs in a row would read like a decrement, and ** is easy to misread
+                return f"{operator}{self.operand(operand, BINARY['**'] + 1)}"
             case BinaryOp(operator, left, right):
                 level = BINARY[operator]
                 # ** groups to the right, all others to the left
