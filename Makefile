@@ -10,11 +10,12 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
 
+# a fixed hash seed, so that generated examples are the same in every run
 test: check
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=95
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m slow
 
 check: $(INSTALLED) types
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[
             return [first, *_each(args, indent), last]
         case Items(items) if items:
             return [f"{indent}{before}(", *_each(items, indent), f"{indent}){after}"]
-        case Call() if before.endswith(" = ") and not text.args:
+        case Call(_, (), True) if before.endswith(" = "):
             return in_parentheses(text, indent, before)
         case _:
             raise TooLongError(str(text))
