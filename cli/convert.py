@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -115,5 +116,8 @@ def convert(
         err=True,
     )
     if report.output is not None:
-        advice = f"next: tpack verify {report.output} --against {source}"
-        click.echo(printable(advice), err=True)
+        # only what is lossless as a whole can equal its source
+        lossless = not counts["quantized"] and keep_dtype is None
+        against = ["--against", str(source)] if lossless else []
+        advice = shlex.join(["tpack", "verify", report.output, *against])
+        click.echo(printable(f"next: {advice}"), err=True)

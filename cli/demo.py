@@ -15,9 +15,10 @@ from tpack.cli.output import print_json
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder that keeps what it makes."
 )
+@options.force
 @options.as_json
 @options.quiet
-def demo(output: Path | None, as_json: bool, quiet: bool) -> int:
+def demo(output: Path | None, force: bool, as_json: bool, quiet: bool) -> int:
     """Train a ternary MLP and CNN on handwritten digits and take them all the way.
 
     Trains, converts, verifies, regenerates the source, runs it, and compares every
@@ -29,6 +30,7 @@ def demo(output: Path | None, as_json: bool, quiet: bool) -> int:
     """
     from tpack.container.atomic import storage_errors
     from tpack.demo import run
+    from tpack.errors import ExistsError
 
     def say(line: str) -> None:
         if not (as_json or quiet):
@@ -38,6 +40,10 @@ def demo(output: Path | None, as_json: bool, quiet: bool) -> int:
         folder = output or Path(temporary)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if output and not force and any(folder.iterdir()):
+                raise ExistsError(
+                    "is not empty. Use --force to replace what is in it.", file=folder
+                )
         outcomes = run(folder, say)
         made = sorted(str(path) for path in folder.iterdir()) if output else []
     if as_json:

@@ -105,6 +105,9 @@ def _run(arguments: list[str]) -> int:
         raise error.error from None
     except (KeyboardInterrupt, click.Abort):
         return _fail(130, "interrupted", "interrupted.", arguments)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" See '{context.command_path} --help'." if context else ""

@@ -60,8 +60,8 @@ def shape(sizes: Sequence[int]) -> str:
 
 
 def shorten(name: str, width: int = 34) -> str:
-    """A name cut in the middle, so that both its ends tell what it is."""
-    if len(name) <= width:
+    """A name cut in the middle, so that both its ends tell what it is; whole in a pipe."""
+    if len(name) <= width or not sys.stdout.isatty():
         return name
     return f"{name[: width // 2 - 1]}…{name[-(width - width // 2) :]}"
 

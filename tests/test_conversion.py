@@ -304,7 +304,9 @@ def test_aliases_are_kept_and_restored(out):
     state = {"a.weight": w, "b.weight": w, "bias": noise(3)}
     state["c.bias"] = state["bias"]
     report = tpack.convert(state, out)
-    assert [t.name for t in report.tensors] == ["a.weight", "bias"]
+    shared = {t.name: t.reason for t in report.tensors if t.reason.startswith("shares")}
+    assert [t.name for t in report.tensors] == ["a.weight", "bias", "b.weight", "c.bias"]
+    assert shared == {"b.weight": "shares a.weight", "c.bias": "shares bias"}
     back = tpack.unpack(out)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)

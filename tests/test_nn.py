@@ -343,3 +343,29 @@ def test_unpack_trits_agrees_with_the_codec():
         count = len(data) * kind.per_byte
         expected = codec.unpack(data.numpy(), count, layout)
         assert tnn.unpack_trits(data, count, layout).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("layer", [tnn.TernaryLinear, tnn.BitLinear])
+@pytest.mark.parametrize("width", [60, 61, 63, 65])
+def test_an_input_of_another_width_is_refused(layer, width):
+    with pytest.raises(ValueError, match=r"expected \(\.\.\., 64\)"):
+        layer(64, 10)(torch.randn(2, width))
+
+
+def test_packed_bytes_of_another_width_are_refused():
+    packed = pack_ternary(torch.ones(5, 70))
+    with pytest.raises(ValueError, match="packed is"):
+        torch.ops.tpack.linear(torch.randn(3, 60), packed, torch.ones(1))
+
+
+def test_negative_ids_are_refused():
+    with pytest.raises(IndexError):
+        tnn.TernaryEmbedding(4, 8)(torch.tensor([-1]))
+
+
+@pytest.mark.parametrize("columns", [30, 33])
+def test_assigning_packed_trits_to_a_layer_in_t5(columns):
+    trits = torch.randint(-1, 2, (4, columns))
+    layer = tnn.TernaryLinear(columns, 4, bias=False, layout="t5")
+    layer.weight_packed = pack_ternary(trits)
+    assert torch.equal(layer(torch.eye(columns)).T, trits.float())

@@ -466,3 +466,13 @@ def test_vector_is_one_row():
     found = fit(Weight.of(values), exact_only=True)
     assert found.scale.shape == (1,)
     assert np.array_equal(restore(Weight.of(values), found), values)
+
+
+def test_a_scale_that_must_be_rounded_keeps_the_trits():
+    trits = np.random.default_rng(0).integers(-1, 2, (8, 40))
+    weight = Weight.of(trits * 0.1)
+    found = fit(weight)
+    assert found.method == "mse"
+    encoded = encode(weight, found)
+    assert np.array_equal(encoded.trits, trits)
+    assert 0 < encoded.relative_error < 1e-7

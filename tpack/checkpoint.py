@@ -49,7 +49,10 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
         module = build_module(program, device="meta")
         tensors = dict(map_tensors(file))
     module.load_state_dict(tensors, strict=True, assign=True)
-    return module if torch.device(device).type == "cpu" else module.to(device)
+    try:
+        return module if torch.device(device).type == "cpu" else module.to(device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
+        raise UsageError(f"load: device {str(device)!r} cannot be used: {error}.") from error
 
 
 def map_tensors(file: Checkpoint) -> Iterator[tuple[str, Tensor]]:

@@ -134,7 +134,8 @@ def convert(
     with ExitStack() as stack:
         opened = stack.enter_context(open_source(source))
         if not dry_run:
-            check_not_input(target, *_paths(source, layerdef))
+            paths = (p for p in (source, layerdef) if isinstance(p, str | os.PathLike))
+            check_not_input(target, *paths)
             check_target(target, force=force)
         stack.enter_context(locate(file=opened.label))
         stack.enter_context(storage_errors(target))
@@ -153,7 +154,7 @@ def convert(
 
 def default_output(source: Path) -> Path:
     """``<stem>.tpack.safetensors`` beside a source file."""
-    return source.with_name(f"{source.stem}.tpack.safetensors")
+    return source.parent / f"{source.stem}.tpack.safetensors"
 
 
 class _Conversion:
@@ -284,6 +285,9 @@ class _Conversion:
                 yield TensorReport(
                     name, "kept", None, None, 0.0, bits, tensor.shape, self.reasons[name]
                 )
+        for name, target in self.source.aliases.items():
+            shape = self.source.tensors[target].shape
+            yield TensorReport(name, "kept", None, None, 0.0, 0.0, shape, f"shares {target}")
 
     def check_names(self) -> None:
         """Refuse names that clash with those of packed tensors."""
@@ -387,10 +391,6 @@ def _target(source: Any, destination: str | os.PathLike[str] | None) -> Path:
     if isinstance(source, str | os.PathLike):
         return default_output(Path(source))
     raise UsageError("convert needs a destination for a state dict or module.")
-
-
-def _paths(*values: Any) -> list[str | os.PathLike[str]]:
-    return [value for value in values if isinstance(value, str | os.PathLike)]
 
 
 def _spool(folder: Path | None) -> IO[bytes]:

@@ -30,6 +30,8 @@ def pack_ternary(tensor: Tensor) -> Tensor:
         >>> pack_ternary(weights)
         tensor([146, 161], dtype=torch.uint8)
     """
+    if tensor.is_complex():
+        raise UsageError(f"pack_ternary: tensor is {tensor.dtype}, expected a real dtype.")
     if tensor.dim() == 0:
         raise UsageError("pack_ternary: tensor has no dim, expected (..., k).")
     bad = (tensor != 0) & (tensor != 1)

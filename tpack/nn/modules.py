@@ -44,8 +44,10 @@ def scale_ones(
     return nn.Parameter(torch.ones(*shape[:split], groups, dtype=dtype))
 
 
-def repack_trits(packed: Tensor, shape: tuple[int, ...], split: int) -> Tensor:
-    """Bring what ``pack_ternary`` made of a weight to stored rows, in layout t2.
+def repack_trits(
+    packed: Tensor, shape: tuple[int, ...], split: int, layout: str = "t2"
+) -> Tensor:
+    """Bring what ``pack_ternary`` made of a weight to stored rows.
 
     Args:
         packed: of the weight in its shape, or flattened.
@@ -66,7 +68,7 @@ def repack_trits(packed: Tensor, shape: tuple[int, ...], split: int) -> Tensor:
             f"packed tensor has shape {tuple(packed.shape)}, expected {whole} for a "
             f"weight of shape {shape}. Pack it with pack_ternary(weight)."
         )
-    return pack_trits(trits.reshape(*shape[:split], -1))
+    return pack_trits(trits.reshape(*shape[:split], -1), layout)
 
 
 class PackedModule(nn.Module):
@@ -75,7 +77,8 @@ class PackedModule(nn.Module):
     A weight ``p`` is a uint8 buffer ``p_packed`` and a parameter ``p_scale``;
     ``ternary_shapes`` maps ``p`` to its logical shape and ``ternary_layouts`` to its
     layout, t2 if it is not there. Assigning ``module.p_packed = pack_ternary(weight)``
-    replaces the weight; its shape is checked.
+    replaces the weight; its shape is checked. Bytes of the stored shape are taken as
+    they are, in the layout of the weight.
     """
 
     ternary_shapes: ClassVar[dict[str, tuple[int, ...]]] = {}
@@ -95,12 +98,9 @@ class PackedModule(nn.Module):
                     f"{name} is uint8, not {value.dtype}: use pack_ternary(weight)."
                 )
             if value.shape != current.shape:
-                if self.ternary_layouts.get(weight, "t2") != "t2":
-                    raise ValueError(
-                        f"{name} expects shape {tuple(current.shape)} in layout t5."
-                    )
                 shape = self.ternary_shapes[weight]
-                value = repack_trits(value, shape, current.dim() - 1)
+                layout = self.ternary_layouts.get(weight, "t2")
+                value = repack_trits(value, shape, current.dim() - 1, layout)
         super().__setattr__(name, value)
 
 
@@ -167,9 +167,21 @@ class TernaryLinear(PackedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features), in the dtype of x."""
+        self.check_width(x)
         return ternary_linear(
             x, self.weight_packed, self.weight_scale, self.bias, **self.options
         )
+
+    def check_width(self, x: Tensor) -> None:
+        """Refuse an input of another width: padding would hide a small difference.
+
+        Raises:
+            ValueError: the last dim of x is not ``in_features``.
+        """
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}, expected (..., {self.in_features})."
+            )
 
     def extra_repr(self) -> str:
         """The sizes, for ``print(module)``."""
@@ -181,6 +193,7 @@ class BitLinear(TernaryLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) → (..., out_features), in the dtype of x."""
+        self.check_width(x)
         return ternary_bit_linear(
             x, self.weight_packed, self.weight_scale, self.bias, **self.options
         )

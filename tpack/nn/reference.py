@@ -24,6 +24,12 @@ def unpack_trits(packed: Tensor, columns: int, layout: str = "t2") -> Tensor:
         packed: uint8 ``(..., ceil(columns / 4))`` in layout t2, four trits a byte of
             two bits each; ``(..., ceil(columns / 5))`` in layout t5, five in base 3.
     """
+    width = -(-columns // (4 if layout == "t2" else 5))
+    if packed.shape[-1] != width or packed.dtype != torch.uint8:
+        raise ValueError(
+            f"packed is {packed.dtype} {tuple(packed.shape)}, expected torch.uint8 "
+            f"(..., {width}) for {columns} columns in layout {layout}."
+        )
     if layout == "t2":
         places = torch.arange(0, 8, 2, dtype=torch.uint8, device=packed.device)
         codes = (packed.unsqueeze(-1) >> places) & 3
@@ -35,21 +41,26 @@ def unpack_trits(packed: Tensor, columns: int, layout: str = "t2") -> Tensor:
     return codes.flatten(-2)[..., :columns].to(torch.int8) - 1
 
 
-def pack_trits(trits: Tensor) -> Tensor:
-    """Pack rows of trits in layout t2: uint8 ``(..., ceil(columns / 4))``.
+def pack_trits(trits: Tensor, layout: str = "t2") -> Tensor:
+    """Pack rows of trits: uint8 ``(..., ceil(columns / 4))``, or 5 in layout t5.
 
     Args:
         trits: ``(..., columns)``, values in {-1, 0, 1}; not checked.
     """
     columns = trits.shape[-1]
-    width = -(-columns // 4)
+    places = [1, 4, 16, 64] if layout == "t2" else [81, 27, 9, 3, 1]
+    width = -(-columns // len(places))
     codes = torch.ones(
-        (*trits.shape[:-1], width * 4), dtype=torch.uint8, device=trits.device
+        (*trits.shape[:-1], width * len(places)),
+        dtype=torch.int32,
+        device=trits.device,
     )
-    codes[..., :columns] = trits.to(torch.int8) + 1
-    places = torch.tensor([1, 4, 16, 64], dtype=torch.uint8, device=trits.device)
-    quads: Tensor = codes.unflatten(-1, (width, 4)) * places
-    return quads.sum(-1, dtype=torch.uint8)
+    codes[..., :columns] = trits.to(torch.int32) + 1
+    weights = torch.tensor(places, dtype=torch.int32, device=trits.device)
+    values: Tensor = (codes.unflatten(-1, (width, len(places))) * weights).sum(-1)
+    if layout != "t2":  # the fraction value / 243 in eight bits, rounded up
+        values = (256 * values + 242) // 243
+    return values.to(torch.uint8)
 
 
 def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
@@ -162,9 +173,13 @@ def ternary_embedding(
     group_size: int = 0,
 ) -> Tensor:
     """Rows ``ids`` of a weight (count, width), in the dtype of the scale."""
-    trits = unpack_trits(packed[ids], shape[1], layout)
-    rows = scale if scale.dim() == 1 else scale[ids]
-    return spread_scale(rows, shape[1], group_size) * trits
+    # unlike indexing, index_select refuses negative ids
+    flat = ids.reshape(-1)
+    rows = packed.index_select(0, flat).reshape(*ids.shape, packed.shape[1])
+    trits = unpack_trits(rows, shape[1], layout)
+    if scale.dim() > 1:
+        scale = scale.index_select(0, flat).reshape(*ids.shape, scale.shape[1])
+    return spread_scale(scale, shape[1], group_size) * trits
 
 
 def ternary_conv1d(

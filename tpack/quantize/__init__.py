@@ -63,9 +63,9 @@ def fit(
         raise UsageError(f"method {method!r} is unknown, expected auto, {', '.join(METHODS)}.")
     wanted = None if scale == "auto" else Scale.parse(scale)
     found, statistics = fit_exact(weight, wanted)
+    if exact_only and (found is None or found.method != "exact"):
+        raise refuse(weight, statistics, wanted)
     if found is not None:
         return found
-    if exact_only:
-        raise refuse(weight, statistics, wanted)
     granularity = wanted or Scale.parse("tensor")
     return METHODS["absmean" if method == "auto" else method](weight, granularity)

@@ -69,10 +69,13 @@ def fit_exact(weight: Weight, wanted: Scale | None) -> tuple[Fit | None, Statist
     """Fit a weight that is ternary at ``wanted``, or at the coarsest granularity that is.
 
     Returns:
-        The fit, or None where the weight is not ternary, and the statistics taken.
+        The fit, or None where the weight is not ternary, and the statistics taken. Where the
+        weight is ternary, but its scale must be rounded (float64), the method is ``mse``: no
+        other trits are nearer.
     """
     size = wanted.group_size if wanted is not None and wanted.kind == "group" else GROUP_SIZES[-1]
     statistics = measure(weight, size)
+    rounded: Fit | None = None
     for granularity in GRANULARITIES if wanted is None else (wanted,):
         largest, smallest = statistics.at(granularity)
         zero = largest == 0
@@ -82,7 +85,9 @@ def fit_exact(weight: Weight, wanted: Scale | None) -> tuple[Fit | None, Statist
         held = widen(narrow(scale, weight.scale_dtype), weight.scale_dtype)
         if np.array_equal(held, scale):
             return make_fit(weight, "exact", granularity, scale), statistics
-    return None, statistics
+        if rounded is None and np.isfinite(held).all() and held.all():
+            rounded = make_fit(weight, "mse", granularity, scale)
+    return rounded, statistics
 
 
 def refuse(weight: Weight, statistics: Statistics, wanted: Scale | None) -> NotTernaryError:
