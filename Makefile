@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check types docs clean
+.PHONY: demo test test-slow check types docs asan tsan neon clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -27,7 +27,7 @@ types: $(INSTALLED)
 	cp -r tpack build/types/tpack && cp -r cli build/types/tpack/cli
 	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard tpack/kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
 	touch $@
@@ -35,6 +35,30 @@ $(INSTALLED): pyproject.toml constraints.txt
 # pages that tests compare with the code
 docs: $(INSTALLED)
 	$(BIN)/python -m tpack.cli.reference
+
+# The C code by itself: under the sanitizers, and for another processor.
+CSRC := tpack/kernels/csrc
+COMMON := $(addprefix $(CSRC)/,parallel.c floats.c convert.c quantize.c matmul.c columns.c transpose.c bandwidth.c dispatch.c scalar.c)
+X86 := $(wildcard $(CSRC)/avx*.c $(CSRC)/amx*.c)
+DRIVER := tests/native/check_kernels.c
+FLAGS := -std=c11 -O2 -g -ffp-contract=off -Wall -Wextra
+NATIVE := build/native
+
+asan: | $(NATIVE)
+	$(CC) $(FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all $(COMMON) $(X86) $(DRIVER) -o $(NATIVE)/asan -ldl -lpthread -lm
+	$(NATIVE)/asan
+
+tsan: | $(NATIVE)
+	$(CC) $(FLAGS) -fsanitize=thread $(COMMON) $(X86) $(DRIVER) -o $(NATIVE)/tsan -ldl -lpthread -lm
+	$(NATIVE)/tsan
+
+# Debian: gcc-aarch64-linux-gnu, libc6-dev-arm64-cross, qemu-user
+neon: | $(NATIVE)
+	aarch64-linux-gnu-gcc $(FLAGS) -O3 $(COMMON) $(CSRC)/neon.c $(DRIVER) -o $(NATIVE)/neon -ldl -lpthread -lm
+	qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu max $(NATIVE)/neon
+
+$(NATIVE):
+	mkdir -p $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .coverage

@@ -19,7 +19,7 @@ from tpack.cli.output import print_json, printable
 from tpack.errors import StorageError, TpackError
 
 #: Commands in the order of the help; each is the function of that name in its own module.
-COMMANDS = ("convert", "verify", "inspect", "codegen", "unpack", "demo")
+COMMANDS = ("convert", "verify", "inspect", "codegen", "unpack", "demo", "bench")
 
 
 class _Commands(click.Group):

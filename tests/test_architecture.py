@@ -17,7 +17,7 @@ CLI = Path(__file__).parent.parent / "cli"
 LAYERS = (
     {"errors", "dtypes", "report"},
     {"codec"},
-    {"layerdef", "quantize"},
+    {"layerdef", "quantize", "kernels"},
     {"container"},
     {"codegen", "sources", "selection"},
     {"nn"},

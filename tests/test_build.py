@@ -13,7 +13,7 @@ from running import from_source, inputs_of, randomize, readings
 from safetensors.torch import load_file, save_file
 from strategies import UNSHRUNK, Runnable, runnables
 
-from tpack import LayerDefError
+from tpack import LayerDefError, kernels
 from tpack.build import BuiltModule, build_module
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import (
@@ -32,6 +32,14 @@ from tpack.layerdef import (
     Unspecified,
     slots,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_torch():
+    """Readings are compared bit for bit; kernels, tested elsewhere, may round differently."""
+    with kernels.forced("numpy"):
+        yield
+
 
 X, Y, W = Identifier("x"), Identifier("y"), Identifier("w")
 BOTH = pytest.mark.parametrize("reading", ["build", "source", "standalone"])

@@ -16,7 +16,7 @@ from running import inputs_of, readings
 from strategies import UNSHRUNK, Runnable, runnables
 from test_build import IDS, block, network
 
-from tpack import LayerDefError, PyTorchCodeGenerator
+from tpack import LayerDefError, PyTorchCodeGenerator, kernels
 from tpack.build import build_module
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import (
@@ -38,6 +38,14 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.ops import OPS, PACKED_OPS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def plain_torch():
+    """Readings are compared bit for bit; kernels, tested elsewhere, may round differently."""
+    with kernels.forced("numpy"):
+        yield
+
 
 X, Y, W = Identifier("x"), Identifier("y"), Identifier("w")
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from tpack.codec import illegal_byte, not_a_trit
 from tpack.errors import UsageError
+from tpack.kernels import selection
+from tpack.nn.functional import CODES
 from tpack.nn.reference import pack_trits, unpack_trits
 
 
@@ -34,6 +36,8 @@ def pack_ternary(tensor: Tensor) -> Tensor:
         raise UsageError(f"pack_ternary: tensor is {tensor.dtype}, expected a real dtype.")
     if tensor.dim() == 0:
         raise UsageError("pack_ternary: tensor has no dim, expected (..., k).")
+    if (packed := _packed_in_c(tensor)) is not None:
+        return packed
     bad = (tensor != 0) & (tensor != 1)
     if tensor.dtype.is_signed:  # in an unsigned dtype -1 would mean its largest value
         bad &= tensor != -1
@@ -42,6 +46,34 @@ def pack_ternary(tensor: Tensor) -> Tensor:
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), tensor.shape))
         raise not_a_trit(float(tensor[index]), index)
     return pack_trits(tensor)
+
+
+def _unpacked(packed: Tensor, columns: int) -> Tensor:
+    """Rows of trits, int8; the bytes have been checked."""
+    native = selection.native
+    if native is None or type(packed) is not Tensor or not packed.is_cpu or not packed.numel():
+        return unpack_trits(packed, columns)
+    packed = packed.contiguous()
+    trits = torch.empty((*packed.shape[:-1], columns), dtype=torch.int8)
+    rows, threads = packed.numel() // packed.shape[-1], torch.get_num_threads()
+    native.unpack(packed.data_ptr(), rows, columns, trits.data_ptr(), 3, threads)
+    return trits
+
+
+def _packed_in_c(tensor: Tensor) -> Tensor | None:
+    """What the extension packs; None where it does not serve, or a value is not ternary."""
+    native = selection.native
+    code = 3 if tensor.dtype == torch.int8 else CODES.get(tensor.dtype)
+    if native is None or code is None or type(tensor) is not Tensor or not tensor.is_cpu:
+        return None
+    if tensor.requires_grad or not tensor.numel():
+        return None
+    columns = tensor.shape[-1]
+    tensor = tensor.contiguous()
+    packed = torch.empty((*tensor.shape[:-1], -(-columns // 4)), dtype=torch.uint8)
+    rows, threads = tensor.numel() // columns, torch.get_num_threads()
+    bad = native.pack(tensor.data_ptr(), code, rows, columns, packed.data_ptr(), threads)
+    return packed if bad < 0 else None
 
 
 def unpack_ternary(packed: Tensor, numel: int | Sequence[int]) -> Tensor:
@@ -74,11 +106,11 @@ def unpack_ternary(packed: Tensor, numel: int | Sequence[int]) -> Tensor:
         rows = packed.numel() // packed.shape[-1]  # packed one by one, wanted flat
         columns = count // rows
         if columns * rows == count and -(-columns // 4) == packed.shape[-1]:
-            return unpack_trits(packed, columns).reshape(shape)
+            return _unpacked(packed, columns).reshape(shape)
     rows = math.prod(shape[:-1])
     columns = shape[-1] if shape else 1
     if packed.numel() == rows * -(-columns // 4):
-        return unpack_trits(packed.reshape(rows, -(-columns // 4)), columns).reshape(shape)
+        return _unpacked(packed.reshape(rows, -(-columns // 4)), columns).reshape(shape)
     raise UsageError(
         f"unpack_ternary: {packed.numel()} bytes of shape {tuple(packed.shape)} do not hold "
         f"{shape}, expected {rows * -(-columns // 4)} bytes."

@@ -5,6 +5,14 @@ registers ``torch.ops.tpack.linear`` and ``torch.ops.tpack.bit_linear``.
 """
 
 from tpack.nn import ops as _ops  # registers torch.ops.tpack
+from tpack.nn.functional import (
+    dequantize,
+    ternary_bit_linear,
+    ternary_conv2d,
+    ternary_embedding,
+    ternary_linear,
+    ternary_matmul,
+)
 from tpack.nn.modules import (
     BitLinear,
     PackedModule,
@@ -13,16 +21,7 @@ from tpack.nn.modules import (
     TernaryLinear,
     packed_zeros,
 )
-from tpack.nn.reference import (
-    dequantize,
-    ternary_bit_linear,
-    ternary_conv1d,
-    ternary_conv2d,
-    ternary_embedding,
-    ternary_linear,
-    ternary_matmul,
-    unpack_trits,
-)
+from tpack.nn.reference import ternary_conv1d, unpack_trits
 
 __all__ = [
     "BitLinear",

@@ -11,14 +11,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tpack.nn.reference import (
-    pack_trits,
+from tpack.nn.functional import (
     ternary_bit_linear,
     ternary_conv2d,
     ternary_embedding,
     ternary_linear,
-    unpack_trits,
 )
+from tpack.nn.reference import pack_trits, unpack_trits
 
 
 def packed_zeros(*shape: int, split: int | None = None, layout: str = "t2") -> Tensor:
@@ -130,8 +129,9 @@ class PackedWeight(PackedModule):
         self.shape = shape
         self.ternary_shapes = {"weight": shape}  # type: ignore[misc]
         self.ternary_layouts = {"weight": layout}  # type: ignore[misc]
-        self.layout = layout
         self.group_size = int(scale.partition(":")[2] or 0)
+        # what the shapes of the stored tensors do not tell the ops
+        self.options = {"layout": layout, "group_size": self.group_size}
         self.register_buffer("weight_packed", packed_zeros(*shape, layout=layout))
         self.weight_scale = scale_ones(scale, *shape, dtype=scale_dtype or dtype)
         if bias:
@@ -139,14 +139,10 @@ class PackedWeight(PackedModule):
         else:
             self.register_parameter("bias", None)
 
+    options: dict[str, Any]
     weight_packed: Tensor
     weight_scale: Tensor
     bias: Tensor | None
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the shapes of the stored tensors do not tell the ops."""
-        return {"layout": self.layout, "group_size": self.group_size}
 
 
 class TernaryLinear(PackedWeight):

@@ -63,12 +63,17 @@ def pack_trits(trits: Tensor, layout: str = "t2") -> Tensor:
     return values.to(torch.uint8)
 
 
+def infer_group_size(columns: int, groups: int) -> int:
+    """The group size that gives so many groups: a usual one, or else an even share."""
+    usual = [size for size in (32, 64, 128, 256) if -(-columns // size) == groups]
+    return usual[0] if usual else columns // groups
+
+
 def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
     """Bring a scale to a shape that broadcasts over ``(rows…, columns)``.
 
     Args:
-        group_size: columns that share a scale; 0 finds 32, 64, 128 or 256 from the
-            shapes, or else an even share.
+        group_size: columns that share a scale; 0 infers it from the shapes.
 
     Raises:
         ValueError: no group size explains the shape of the scale.
@@ -76,9 +81,7 @@ def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
     groups = scale.shape[-1]
     if groups == 1:
         return scale
-    if not group_size:
-        usual = [size for size in (32, 64, 128, 256) if -(-columns // size) == groups]
-        group_size = usual[0] if usual else columns // groups
+    group_size = group_size or infer_group_size(columns, groups)
     if -(-columns // group_size) != groups:
         raise ValueError(
             f"scale has {groups} groups a row, expected {-(-columns // group_size)} "
@@ -122,6 +125,11 @@ def ternary_linear(
     return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
 
+def activation_gain(x: Tensor) -> Tensor:
+    """127 / max(max |x|, 1e-5) over the last dim: float32 (..., 1), no gradient."""
+    return 127 / x.detach().float().abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
+
+
 def ternary_bit_linear(
     x: Tensor,
     packed: Tensor,
@@ -140,7 +148,7 @@ def ternary_bit_linear(
     Source: Ma et al. 2024, "The Era of 1-bit LLMs"; the floor is that of its code.
     """
     wide = x.float()
-    gain = 127 / wide.detach().abs().amax(dim=-1, keepdim=True).clamp(min=1e-5)
+    gain = activation_gain(x)
     scaled = wide * gain
     rounded = scaled + (scaled.round().clamp(-128, 127) - scaled).detach()
     y = (

@@ -1,0 +1,173 @@
+/* Every variant that runs here against the scalar reference, without Python: what runs under the
+ * sanitizers, and under qemu for other processors. Buffers are as long as they must be and start at
+ * odd addresses, so that a sanitizer sees every byte too many.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../tpack/kernels/csrc/ops.h"
+
+static const size_t SIZES[] = {0, 1, 3, 4, 5, 16, 31, 33, 63, 64, 65, 127, 255, 256, 257, 1030};
+static const size_t GROUPS[] = {0, 1, 4, 12, 32, 48, 64, 128, 256, 512};
+enum { SIZE_COUNT = sizeof SIZES / sizeof *SIZES, GROUP_COUNT = sizeof GROUPS / sizeof *GROUPS };
+
+static int failures;
+
+static uint32_t random_bits(void) {
+    static uint64_t state = 1;
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 33);
+}
+
+static float random_float(void) { return (float)random_bits() / 1073741824.0f - 1.0f; }
+
+/* a buffer that ends where its last element does, at an odd offset where the element allows it */
+typedef struct {
+    char *base, *data;
+    size_t bytes;
+} buffer;
+
+static buffer make(size_t bytes, size_t offset) {
+    buffer b = {malloc(bytes + offset + 1), NULL, bytes};
+    if (!b.base) abort();
+    b.base = realloc(b.base, bytes + offset ? bytes + offset : 1);
+    b.data = b.base + offset;
+    memset(b.data, 0x5a, bytes);
+    return b;
+}
+
+static void check(const char *variant, const char *what, int good, size_t rows, size_t columns, size_t extra) {
+    if (good) return;
+    failures++;
+    printf("%s: %s differs at (%zu, %zu), %zu\n", variant, what, rows, columns, extra);
+}
+
+static int equal(buffer a, buffer b) { return !memcmp(a.data, b.data, a.bytes); }
+
+static int close_to(buffer a, buffer b, size_t columns) {
+    const float *x = (const float *)a.data, *y = (const float *)b.data;
+    for (size_t i = 0; i < a.bytes / 4; i++)
+        if (!(fabsf(x[i] - y[i]) <= 2e-7f * (float)(columns + 64))) return 0;
+    return 1;
+}
+
+static void codec(const tp_kernels *k, size_t rows, size_t columns) {
+    size_t count = rows * columns, bytes = rows * tp_row_bytes(columns);
+    buffer trits = make(count, 1), packed[2] = {make(bytes, 3), make(bytes, 3)};
+    buffer reals = make(count * 4, 4), halves = make(count * 2, 2);
+    for (size_t i = 0; i < count; i++) {
+        int trit = (int)(random_bits() % 3) - 1;
+        trits.data[i] = (char)trit;
+        ((float *)reals.data)[i] = (float)trit;
+    }
+    tp_scalar.bf16_from_f32((float *)reals.data, count, (uint16_t *)halves.data);
+    tp_pack(&tp_scalar, (tp_floats){trits.data, TP_I8}, rows, columns, (uint8_t *)packed[0].data, 1);
+    const tp_floats sources[] = {{trits.data, TP_I8}, {reals.data, TP_F32}, {halves.data, TP_BF16}};
+    for (int i = 0; i < 3; i++) {
+        tp_pack(k, sources[i], rows, columns, (uint8_t *)packed[1].data, 2);
+        check(k->name, "pack", equal(packed[0], packed[1]), rows, columns, (size_t)i);
+    }
+    for (tp_dtype dtype = TP_F32; dtype <= TP_I8; dtype++) {
+        size_t size = tp_size_of(dtype);
+        buffer out[2] = {make(count * size, size), make(count * size, size)};
+        tp_weight weight = {.packed = (uint8_t *)packed[0].data, .rows = rows, .columns = columns};
+        tp_dequantize(&tp_scalar, &weight, dtype, out[0].data, 1);
+        tp_dequantize(k, &weight, dtype, out[1].data, 2);
+        check(k->name, "unpack", equal(out[0], out[1]), rows, columns, dtype);
+        free(out[0].base), free(out[1].base);
+    }
+    if (count) {
+        size_t bad = random_bits() % count, column = bad % columns;
+        trits.data[bad] = 2;
+        check(k->name, "first bad trit", tp_pack(k, sources[0], rows, columns, (uint8_t *)packed[1].data, 2) == (ptrdiff_t)bad, rows, columns, bad);
+        packed[0].data[bad / columns * tp_row_bytes(columns) + column / 4] |= (char)(3 << 2 * (column % 4));
+        buffer out = make(count, 1);
+        tp_weight weight = {.packed = (uint8_t *)packed[0].data, .rows = rows, .columns = columns};
+        check(k->name, "first bad code", tp_dequantize(k, &weight, TP_I8, out.data, 2) == (ptrdiff_t)bad, rows, columns, bad);
+        free(out.base);
+    }
+    free(trits.base), free(packed[0].base), free(packed[1].base), free(reals.base), free(halves.base);
+}
+
+static void quantization(const tp_kernels *k, size_t rows, size_t columns) {
+    size_t count = rows * columns, bytes = rows * tp_row_bytes(columns);
+    buffer reals = make(count * 4, 4), halves = make(count * 2, 2);
+    for (size_t i = 0; i < count; i++) ((float *)reals.data)[i] = random_bits() % 7 ? random_float() : 0;
+    tp_scalar.f16_from_f32((float *)reals.data, count, (uint16_t *)halves.data);
+    buffer halves_too = make(count * 2, 2);
+    k->f16_from_f32((float *)reals.data, count, (uint16_t *)halves_too.data);
+    check(k->name, "f16", equal(halves, halves_too), rows, columns, 0);
+    const tp_floats sources[] = {{reals.data, TP_F32}, {halves.data, TP_F16}};
+    for (size_t i = 0; i < 2 * GROUP_COUNT; i++) {
+        size_t group = GROUPS[i / 2], entries = group == 0 ? 1 : group == 1 ? rows : rows * tp_groups(columns, group);
+        buffer sums[2] = {make(entries * 8, 8), make(entries * 8, 8)};
+        buffer limits = make(entries * 4, 4), packed[2] = {make(bytes, 1), make(bytes, 1)};
+        for (size_t e = 0; e < entries; e++) ((float *)limits.data)[e] = 0.5f * fabsf(random_float());
+        const tp_kernels *both[2] = {&tp_scalar, k};
+        for (int b = 0; b < 2; b++) {
+            tp_abs_sums(both[b], sources[i % 2], rows, columns, group, (double *)sums[b].data, 2);
+            tp_quantize(both[b], sources[i % 2], rows, columns, (float *)limits.data, group, (uint8_t *)packed[b].data, 2);
+        }
+        check(k->name, "abs_sums", equal(sums[0], sums[1]), rows, columns, group);
+        check(k->name, "quantize", equal(packed[0], packed[1]), rows, columns, group);
+        free(sums[0].base), free(sums[1].base), free(limits.base), free(packed[0].base), free(packed[1].base);
+    }
+    size_t entries = rows * tp_groups(columns, TP_RANGE_GROUP) * 4;
+    buffer high[2] = {make(entries, 4), make(entries, 4)}, low[2] = {make(entries, 4), make(entries, 4)};
+    tp_ranges(&tp_scalar, sources[0], rows, columns, (float *)high[0].data, (float *)low[0].data, 1);
+    tp_ranges(k, sources[0], rows, columns, (float *)high[1].data, (float *)low[1].data, 2);
+    check(k->name, "ranges", equal(high[0], high[1]) && equal(low[0], low[1]), rows, columns, 0);
+    free(high[0].base), free(high[1].base), free(low[0].base), free(low[1].base);
+    free(reals.base), free(halves.base), free(halves_too.base);
+}
+
+typedef ptrdiff_t (*product_function)(const tp_kernels *, const tp_product *, const tp_weight *, unsigned);
+
+static void products(const tp_kernels *k, size_t rows, size_t columns, size_t tokens, size_t group) {
+    size_t bytes = rows * tp_row_bytes(columns);
+    size_t entries = group == 0 ? 1 : group == 1 ? rows : rows * tp_groups(columns, group);
+    buffer packed = make(bytes, 1), scale = make(entries * 4, 4);
+    for (size_t i = 0; i < bytes; i++)
+        for (int p = 0; p < 4; p++) packed.data[i] = (char)((unsigned)(uint8_t)packed.data[i] << 2 | random_bits() % 3);
+    for (size_t i = 0; i < entries; i++) ((float *)scale.data)[i] = random_float();
+    const product_function functions[] = {tp_linear, tp_bit_linear, tp_linear_columns, tp_bit_linear_columns};
+    for (int f = 0; f < 4; f++) {
+        int along = f >= 2, integer = f % 2;
+        if (f == 3 && group) continue;
+        size_t inputs = along ? rows : columns, outputs = along ? columns : rows;
+        buffer x = make(tokens * inputs * 4, 4), bias = make(outputs * 4, 4);
+        buffer out[2] = {make(tokens * outputs * 4, 4), make(tokens * outputs * 4, 4)};
+        for (size_t i = 0; i < tokens * inputs; i++) ((float *)x.data)[i] = random_float();
+        for (size_t i = 0; i < outputs; i++) ((float *)bias.data)[i] = random_float();
+        tp_weight weight = {(uint8_t *)packed.data, rows, columns, group, {scale.data, TP_F32}};
+        for (int b = 0; b < 2; b++) {
+            tp_product product = {{x.data, TP_F32}, tokens, {bias.data, TP_F32}, TP_F32, out[b].data};
+            functions[f](b ? k : &tp_scalar, &product, &weight, b ? 3 : 1);
+        }
+        static const char *names[] = {"linear", "bit_linear", "linear_columns", "bit_linear_columns"};
+        check(k->name, names[f], integer ? equal(out[0], out[1]) : close_to(out[0], out[1], inputs), rows, columns, tokens * 1000 + group);
+        free(x.base), free(bias.base), free(out[0].base), free(out[1].base);
+    }
+    free(packed.base), free(scale.base);
+}
+
+int main(void) {
+    for (const char *const *name = tp_names(); *name; name++) {
+        const tp_kernels *k = tp_find(*name);
+        for (size_t r = 0; r < SIZE_COUNT; r++)
+            for (size_t c = 0; c < SIZE_COUNT; c++) {
+                if (SIZES[r] > 70 && SIZES[c] > 70) continue;
+                codec(k, SIZES[r], SIZES[c]);
+                quantization(k, SIZES[r], SIZES[c]);
+                static const size_t tokens[] = {0, 1, 2, 5, 8, 17};
+                for (size_t t = 0; t < 6; t++)
+                    products(k, SIZES[r], SIZES[c], tokens[t], GROUPS[(r + c + t) % GROUP_COUNT]);
+            }
+        for (size_t g = 0; g < GROUP_COUNT; g++) products(k, 70, 2100, 33, GROUPS[g]);
+        products(k, 70000, 5, 1, 0); /* more rows than the column kernels take at once */
+        printf("%s: %s\n", *name, failures ? "FAILED" : "equal to scalar");
+    }
+    return failures != 0;
+}

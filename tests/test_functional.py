@@ -1,0 +1,204 @@
+"""Ops on the kernels: what modules call, equal to the reference in every way they are called."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.library import opcheck
+
+import tpack.nn as tn
+from tpack import kernels
+from tpack.nn import functional, reference
+from tpack.pack import pack_ternary, unpack_ternary
+
+ROWS, COLUMNS = 33, 100
+SCALES = {"tensor": (1,), "row": (ROWS, 1), "group": (ROWS, 4)}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(params=[name for name in kernels.available() if name != "numpy"] or ["numpy"])
+def variant(request):
+    with kernels.forced(request.param):
+        yield request.param
+
+
+def case(scale="row", dtype=torch.float32, tokens=(2, 5)):
+    generator = torch.Generator().manual_seed(0)
+    trits = torch.randint(-1, 2, (ROWS, COLUMNS), generator=generator)
+    x = torch.randn(*tokens, COLUMNS, generator=generator).to(dtype)
+    scales = torch.rand(SCALES[scale], generator=generator) + 0.1
+    bias = torch.randn(ROWS, generator=generator)
+    return x, pack_ternary(trits), scales, bias
+
+
+def close(found, expected):
+    tolerance = TOLERANCE[expected.dtype] * float(expected.detach().abs().max() + 1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["ternary_linear", "ternary_bit_linear"])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("tokens", [(1,), (2, 5), (70,), ()])
+def test_rows_equal_the_reference(name, scale, dtype, tokens, variant):
+    x, packed, scales, bias = case(scale, dtype, tokens)
+    with torch.no_grad():
+        found = getattr(tn, name)(x, packed, scales, bias)
+    close(found, getattr(reference, name)(x, packed, scales, bias))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_matmul_equals_the_reference(dtype, variant):
+    x, _, _, _ = case(dtype=dtype)
+    packed = pack_ternary(torch.randint(-1, 2, (COLUMNS, ROWS)))
+    scale = torch.rand(COLUMNS, 1)
+    found = tn.ternary_matmul(x, packed, scale, (COLUMNS, ROWS))
+    close(found, reference.ternary_matmul(x, packed, scale, (COLUMNS, ROWS)))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_embedding_and_dequantize_are_exact(scale, variant):
+    _, packed, scales, _ = case(scale)
+    ids = torch.randint(0, ROWS, (3, 4))
+    shape = (ROWS, COLUMNS)
+    found = tn.ternary_embedding(ids, packed, scales, shape)
+    assert torch.equal(found, reference.ternary_embedding(ids, packed, scales, shape))
+    assert torch.equal(
+        tn.dequantize(packed, scales, shape), reference.dequantize(packed, scales, shape)
+    )
+
+
+@pytest.mark.parametrize("bad", [-1, ROWS, 2**40])
+def test_an_id_outside_the_table_is_refused(bad):
+    _, packed, scales, _ = case()
+    with pytest.raises(IndexError, match="out of"):
+        tn.ternary_embedding(torch.tensor([0, bad]), packed, scales, (ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize("size", [2, 4, 20])
+@pytest.mark.parametrize(
+    "options", [{}, {"stride": 2, "padding": 1}, {"padding": (1, 2)}, {"dilation": 2}]
+)
+def test_conv2d_by_both_ways(size, options, variant):
+    x = torch.randn(1, 6, size + 4, size + 4)
+    weight = torch.randint(-1, 2, (5, 6, 3, 3))
+    packed, scale, bias = pack_ternary(weight.flatten(1)), torch.rand(5, 1), torch.randn(5)
+    found = tn.ternary_conv2d(x, packed, scale, (5, 6, 3, 3), bias, **options)
+    expected = F.conv2d(x, weight * scale.view(5, 1, 1, 1), bias, **options)
+    close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["linear", "bit_linear"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_operators_pass_opcheck(name, scale):
+    x, packed, scales, bias = case(scale)
+    leaves = [t.requires_grad_() if t.is_floating_point() else t for t in (x, packed, scales, bias)]
+    opcheck(getattr(torch.ops.tpack, name).default, leaves)
+
+
+def test_matmul_passes_opcheck():
+    packed = pack_ternary(torch.randint(-1, 2, (COLUMNS, ROWS)))
+    x = torch.randn(3, COLUMNS, requires_grad=True)
+    opcheck(torch.ops.tpack.matmul.default, (x, packed, torch.rand(1, requires_grad=True), ROWS))
+
+
+@pytest.mark.parametrize("name", ["ternary_linear", "ternary_bit_linear"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_gradients_equal_those_of_the_reference(name, scale):
+    x, packed, scales, bias = case(scale)
+    leaves = [t.requires_grad_() for t in (x, scales, bias)]
+    found, expected = (
+        torch.autograd.grad(getattr(home, name)(x, packed, scales, bias).square().sum(), leaves)
+        for home in (tn, reference)
+    )
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * float(other.abs().max()))
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_modules_compile_and_export(grad):
+    module = torch.nn.Sequential(tn.TernaryLinear(64, 32), tn.BitLinear(32, 8))
+    for layer in module:
+        layer.weight_packed = pack_ternary(torch.randint(-1, 2, layer.shape))
+    x = torch.randn(3, 64)
+    with torch.set_grad_enabled(grad):
+        compiled = torch.compile(copy.deepcopy(module), fullgraph=True, backend="aot_eager")
+        close(compiled(x), module(x))
+        exported = torch.export.export(module, (x,))
+        close(exported.module()(x), module(x))
+
+
+def test_tracing_records_the_operator():
+    module = tn.TernaryLinear(64, 32).requires_grad_(False)
+    module.weight_packed = pack_ternary(torch.randint(-1, 2, (32, 64)))
+    names = {
+        str(node.target) for node in torch.export.export(module, (torch.randn(2, 64),)).graph.nodes
+    }
+    assert "tpack.linear.default" in names
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, p, s, b: (x[..., :50], p, s, b), "packed is"),
+        (lambda x, p, s, b: (x, p[:, :3], s, b), "packed is"),
+        (lambda x, p, s, b: (x, p, s[:5], b), "scale has"),
+        (lambda x, p, s, b: (x, p, s, b[:5]), "bias has"),
+        (lambda x, p, s, b: (x, p.int(), s, b), "packed is"),
+    ],
+)
+def test_bad_arguments_never_reach_c(change, message):
+    if kernels.variant() == "numpy":
+        return
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        tn.ternary_linear(*change(*case()))
+
+
+def test_strided_arguments_are_taken():
+    x, packed, scales, bias = case()
+    wide = torch.stack([x, x], -1)[..., 0]
+    tall = torch.stack([packed, packed], -1)[..., 0]
+    with torch.no_grad():
+        assert torch.equal(
+            tn.ternary_linear(wide, tall, scales, bias),
+            tn.ternary_linear(x, packed, scales, bias),
+        )
+
+
+def test_vmap_and_float64_use_the_reference():
+    x, packed, scales, bias = case()
+    batched = torch.vmap(lambda row: tn.ternary_linear(row, packed, scales, bias))(x)
+    close(batched, reference.ternary_linear(x, packed, scales, bias))
+    double = tn.ternary_linear(x.double(), packed, scales.double(), bias.double())
+    assert double.dtype == torch.float64
+
+
+def test_threads_give_equal_results():
+    x, packed, scales, bias = case(tokens=(40,))
+    with torch.no_grad():
+        expected = tn.ternary_bit_linear(x, packed, scales, bias)
+        with ThreadPoolExecutor(2) as pool:
+            futures = [
+                pool.submit(torch.no_grad()(tn.ternary_bit_linear), x, packed, scales, bias)
+                for _ in range(20)
+            ]
+            assert all(torch.equal(future.result(), expected) for future in futures)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("columns", [1, 3, 4, 5, 63, 64, 65, 257])
+def test_packing_in_c_is_that_of_the_reference(dtype, columns, variant):
+    trits = torch.randint(-1, 2, (7, columns)).to(dtype)
+    packed = pack_ternary(trits)
+    assert torch.equal(packed, reference.pack_trits(trits))
+    assert torch.equal(unpack_ternary(packed, trits.shape), trits.to(torch.int8))
+    bad = trits.clone()
+    bad[3, columns - 1] = 2
+    with pytest.raises(ValueError, match=rf"2 at index \(3, {columns - 1}\)"):
+        pack_ternary(bad)
+
+
+def test_the_extension_serves_here():
+    assert functional.serves(*case()[:3], "t2") == (kernels.variant() != "numpy")

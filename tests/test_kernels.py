@@ -1,0 +1,261 @@
+"""Packing and quantization: every variant against the numpy definition, around every edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from kernel_cases import (
+    COLUMNS,
+    FLOATS,
+    GROUPS,
+    ROWS,
+    VARIANTS,
+    Guarded,
+    activations,
+    packed_reference,
+    random,
+    scales,
+    trits,
+)
+
+from tpack import kernels
+from tpack.kernels import reference, selection
+from tpack.kernels.arrays import as_float32, from_float32
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Iterator[str]:
+    with kernels.forced(request.param):
+        yield request.param
+
+
+# --- the definition itself, by hand -------------------------------------------------------------
+
+
+def test_the_layout_by_hand() -> None:
+    assert reference.pack(np.array([[-1, 0, 1, -1]], np.int8))[0].tolist() == [[0b00_10_01_00]]
+    assert reference.pack(np.array([[1]], np.int8))[0].tolist() == [[0b01_01_01_10]]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.9999999, 0.3, 1e-45, 3e-45, 1e-38, 1e38, 0.0])
+def test_absmean_threshold_divides_as_division_does(scale: float) -> None:
+    scale32 = np.float32(scale)
+    threshold = reference.absmean_threshold(np.array([scale32]))[0]
+    around = threshold
+    for _ in range(3):
+        around = np.nextafter(around, np.float32(0))
+    for _ in range(7):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            expected = np.clip(np.rint(around / scale32), -1, 1) if scale32 else np.sign(around)
+        assert (around > threshold) == (expected == 1), (around, scale)
+        around = np.nextafter(around, np.float32(np.inf))
+
+
+# --- codec --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_pack_and_unpack(variant: str, columns: int) -> None:
+    for rows in ROWS:
+        values = trits(rows, columns)
+        packed = packed_reference(values)
+        for dtype in (np.int8, *FLOATS):
+            source = values if dtype == np.int8 else from_float32(values.astype(np.float32), dtype)
+            assert np.array_equal(kernels.pack(source), packed)
+            assert np.array_equal(kernels.unpack(packed, columns, dtype), source)
+
+
+def test_negative_zero_packs_as_zero(variant: str) -> None:
+    for dtype in FLOATS:
+        assert (
+            kernels.pack(from_float32(np.full((1, 70), -0.0, np.float32), dtype)).tolist()[0][:17]
+            == [0x55] * 17
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, *FLOATS])
+def test_the_first_bad_trit_is_named(variant: str, dtype: type) -> None:
+    for columns in (5, 64, 259):
+        for where in random.integers(0, 3 * columns, 20):
+            values = trits(3, columns).astype(np.float32)
+            for bad in (2.0, -2.0, 0.5, np.nan, np.inf, 127.0, -128.0):
+                if dtype == np.int8 and not float(bad).is_integer():
+                    continue
+                values.ravel()[[where, -1]] = bad
+                source = values.astype(np.int8) if dtype == np.int8 else from_float32(values, dtype)
+                with pytest.raises(
+                    ValueError, match=rf"index \({where // columns}, {where % columns}\)"
+                ):
+                    kernels.pack(source)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, *FLOATS])
+def test_the_first_bad_code_is_named(variant: str, dtype: type) -> None:
+    for columns in (5, 64, 259):
+        packed = packed_reference(trits(3, columns))
+        for where in random.integers(0, 3 * columns, 20):
+            row, column = divmod(int(where), columns)
+            damaged = packed.copy()
+            damaged[row, column // 4] |= 3 << 2 * (column % 4)
+            with pytest.raises(ValueError, match=rf"code 3 at index \({row}, {column}\)"):
+                kernels.unpack(damaged, columns, dtype)
+
+
+@pytest.mark.parametrize("columns", [256, 4 << 18, (4 << 18) + 3])
+def test_long_rows_are_split(variant: str, columns: int) -> None:
+    if variant == "scalar":  # it takes a trit at a time
+        columns = min(columns, 1 << 14)
+    values = trits(3, columns)
+    packed = packed_reference(values)
+    assert np.array_equal(kernels.pack(values, threads=3), packed)
+    assert np.array_equal(kernels.unpack(packed, columns, threads=3), values)
+    values[1, columns - 2], values[2, 0] = 2, 2
+    with pytest.raises(ValueError, match=rf"2 at index \(1, {columns - 2}\)"):
+        kernels.pack(values, threads=3)
+
+
+def test_all_bytes(variant: str) -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(256, 1)
+    for value in range(256):
+        codes = [(value >> shift) & 3 for shift in (0, 2, 4, 6)]
+        if 3 in codes:
+            with pytest.raises(ValueError, match=rf"\(0, {codes.index(3)}\)"):
+                kernels.unpack(every[value : value + 1], 4)
+        else:
+            assert kernels.unpack(every[value : value + 1], 4).tolist() == [
+                [code - 1 for code in codes]
+            ]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("group", GROUPS)
+def test_dequantize_and_embedding(variant: str, dtype: type, group: int) -> None:
+    for columns in (1, 5, 64, 257, 1027):
+        packed = packed_reference(trits(7, columns))
+        for scale_dtype in FLOATS:
+            scale = scales(7, columns, group, scale_dtype)
+            expected = from_float32(
+                reference.dequantize(packed, columns, as_float32(scale), group)[0], dtype
+            )
+            got = kernels.dequantize(packed, columns, scale, group, dtype)
+            assert np.array_equal(got, expected)
+            indices = random.integers(0, 7, (2, 5))
+            looked_up = kernels.embedding(indices, packed, columns, scale, group, dtype)
+            assert np.array_equal(looked_up, expected[indices])
+
+
+def test_the_first_bad_index_is_named(variant: str) -> None:
+    packed = packed_reference(trits(7, 9))
+    for bad in (-1, 7, 1 << 62, -(1 << 63)):
+        with pytest.raises(ValueError, match=f"{bad} at position 2, expected 0 to 6"):
+            kernels.embedding(np.array([0, 6, bad, 9]), packed, 9, np.ones(1, np.float32))
+
+
+# --- quantization -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("columns", [0, 1, 5, 31, 32, 33, 64, 257, 1027, 9000])
+def test_quantization(variant: str, columns: int, group: int) -> None:
+    for rows, dtype in ((1, np.float32), (5, np.float16), (5, np.uint16)):
+        weights = activations(rows, columns, dtype)
+        if columns:
+            weights[:, ::3] = 0
+        floats = as_float32(weights)
+        sums = kernels.abs_sums(weights, group)
+        assert np.array_equal(sums, reference.abs_sums(floats, group))
+        packed, scale = kernels.quantize_absmean(weights, group)
+        spread = reference.spread_scale(scale, (rows, columns), group)
+        with np.errstate(invalid="ignore"):
+            expected = np.clip(np.rint(floats / np.where(spread == 0, 1, spread)), -1, 1).astype(
+                np.int8
+            )
+        assert np.array_equal(packed, packed_reference(expected))
+        for got, wanted in zip(kernels.ranges(weights), reference.ranges(floats), strict=True):
+            assert np.array_equal(got, wanted)
+
+
+def test_sums_do_not_depend_on_variant_or_threads(variant: str) -> None:
+    weights = (
+        random.standard_normal((3, 300_001)) * 10.0 ** random.integers(-30, 30, (3, 300_001))
+    ).astype(np.float32)
+    expected = reference.abs_sums(weights, 0)
+    for threads in (1, 2, 3):
+        assert kernels.abs_sums(weights, threads=threads) == expected
+
+
+def test_what_is_not_finite_is_named(variant: str) -> None:
+    for bad in (np.inf, -np.inf, np.nan):
+        for group in (0, 1, 32):
+            weights = activations(3, 5000)
+            weights[1, 4999] = weights[2, 3] = bad
+            with pytest.raises(ValueError, match=r"at index \(1, 4999\), expected a finite number"):
+                kernels.abs_sums(weights, group)
+        assert not np.isfinite(kernels.ranges(weights)[0][1, 156])
+
+
+def test_signs_pack_with_threshold_zero(variant: str) -> None:
+    weights = trits(3, 131) * np.float32(1e-45)
+    assert np.array_equal(
+        kernels.quantize(weights, np.zeros(1, np.float32)),
+        packed_reference(np.sign(weights).astype(np.int8)),
+    )
+
+
+def test_sixteen_bit_floats_of_every_value(variant: str) -> None:
+    """Widening and rounding agree with numpy for all 65536 halves and bfloat16s."""
+    every = np.arange(65536, dtype=np.uint16)
+    packed = packed_reference(np.ones((1, 1), np.int8))
+    for bits, dtype in ((every.view(np.float16), np.float16), (every, np.uint16)):
+        scale = bits.reshape(-1, 1)
+        rows = np.repeat(packed, 65536, axis=0)
+        with np.errstate(invalid="ignore"):
+            wide = kernels.dequantize(rows, 1, scale, 1, np.float32)[:, 0]
+            assert np.array_equal(wide, as_float32(bits), equal_nan=True)
+            back = kernels.dequantize(rows, 1, wide.reshape(-1, 1), 1, dtype)[:, 0]
+            assert np.array_equal(as_float32(back), as_float32(bits), equal_nan=True)
+            between = np.nextafter(wide, np.float32(np.inf)) + wide * np.float32(2**-12)
+            rounded = kernels.dequantize(rows, 1, between.reshape(-1, 1), 1, dtype)[:, 0]
+            assert np.array_equal(
+                as_float32(rounded), as_float32(from_float32(between, dtype)), equal_nan=True
+            )
+
+
+# --- memory ---
+
+
+def test_codec_touches_nothing_beyond(variant: str) -> None:
+    native = selection.native
+    assert native is not None
+    for rows, columns in ((1, 1), (3, 5), (5, 63), (2, 64), (17, 257), (3, 4099)):
+        values = trits(rows, columns)
+        packed = packed_reference(values)
+        for at_start in (False, True):
+            for dtype, kind in enumerate((np.float32, np.float16, np.uint16, np.int8)):
+                source = values if dtype == 3 else from_float32(values.astype(np.float32), kind)
+                given_, out = Guarded(source, at_start), Guarded(np.zeros_like(packed), at_start)
+                assert native.pack(given_.address, dtype, rows, columns, out.address, 2) == -1
+                assert np.array_equal(out.array(), packed)
+                back = Guarded(np.zeros_like(source), at_start)
+                assert native.unpack(out.address, rows, columns, back.address, dtype, 2) == -1
+                assert np.array_equal(back.array(), source)
+                if dtype < 3:
+                    groups = -(-columns // 32)
+                    high, low = (
+                        Guarded(np.zeros((rows, groups), np.float32), at_start) for _ in range(2)
+                    )
+                    native.ranges(
+                        given_.address, dtype, rows, columns, high.address, low.address, 2
+                    )
+                    limit, sums = (
+                        Guarded(np.zeros(1, np.float32), at_start),
+                        Guarded(np.zeros(1), at_start),
+                    )
+                    native.quantize(
+                        given_.address, dtype, rows, columns, limit.address, 0, out.address, 2
+                    )
+                    assert np.array_equal(out.array(), packed)
+                    native.abs_sums(given_.address, dtype, rows, columns, 0, sums.address, 2)
+                    assert sums.array()[0] == np.abs(values).sum()

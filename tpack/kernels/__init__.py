@@ -1,0 +1,36 @@
+"""Kernels on packed ternary weights: numpy arrays in, numpy arrays out.
+
+The work is done by a small C extension with one variant per instruction set, chosen when it
+loads; without the extension numpy does the same, slowly (`reference.py`, which is also the
+definition). `selection.native` is the extension itself, for callers who hold addresses and have
+checked them.
+
+`group` in every function says what a scale belongs to: 0 the tensor, 1 a row, else that many
+columns of a row (a multiple of 4). bfloat16 arrays are uint16 bits.
+"""
+
+from tpack.kernels.arrays import infer_group
+from tpack.kernels.codec import dequantize, embedding, pack, unpack
+from tpack.kernels.matmul import bit_linear, bit_linear_columns, linear, linear_columns
+from tpack.kernels.quantize import abs_sums, quantize, quantize_absmean, ranges
+from tpack.kernels.selection import available, forced, select, variant
+
+__all__ = [
+    "abs_sums",
+    "available",
+    "bit_linear",
+    "bit_linear_columns",
+    "dequantize",
+    "embedding",
+    "forced",
+    "infer_group",
+    "linear",
+    "linear_columns",
+    "pack",
+    "quantize",
+    "quantize_absmean",
+    "ranges",
+    "select",
+    "unpack",
+    "variant",
+]

@@ -1,0 +1,163 @@
+/* The other orientation: activations (tokens, inputs) times packed weight (inputs, outputs).
+ *
+ * A row of the weight now meets one activation, so a tile is a range of output columns over all rows,
+ * and the products are sums of scaled rows. The tiles are fixed, hence so is the order of every sum,
+ * whatever the number of threads. For many tokens it pays to transpose the codes once, and to go on
+ * as matmul.c does.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ops.h"
+#include "parallel.h"
+
+enum {
+    TILE = 2048, /* columns: 512 packed bytes of each row */
+    CHUNK_ROWS = 65536,
+    MANY_TOKENS = 16,
+};
+
+typedef struct {
+    const tp_kernels *k;
+    const tp_product *product;
+    const tp_weight *weight;
+    int integer;
+    size_t width, tiles; /* columns that share scales, and tiles in them */
+    float *x;            /* (tokens, inputs) as f32 */
+    int8_t *quantized;
+    float *factors;
+    char *workers;
+    size_t worker_bytes;
+} columns_job;
+
+static void read_token(void *context, size_t token, unsigned worker) {
+    (void)worker;
+    columns_job *c = context;
+    size_t inputs = c->weight->rows;
+    float *line = c->x + token * inputs;
+    const float *x = tp_as_f32(c->k, c->product->x, token * inputs, inputs, line);
+    if (x != line) memcpy(line, x, inputs * sizeof *line);
+    if (!c->integer) return;
+    float largest = c->k->abs_max(line, inputs);
+    float factor = isfinite(largest) ? 127.0f / (largest > 1e-5f ? largest : 1e-5f) : NAN;
+    c->factors[token] = factor;
+    for (size_t i = 0; i < inputs; i++) {
+        /* adding and taking away 1.5 * 2^23 rounds to an integer, half to even */
+        float rounded = isfinite(factor) ? (line[i] * factor + 0x1.8p23f) - 0x1.8p23f : 0;
+        c->quantized[token * inputs + i] = (int8_t)(rounded > 127 ? 127 : rounded < -128 ? -128 : rounded);
+    }
+}
+
+static void tile_task(void *context, size_t task, unsigned worker) {
+    columns_job *c = context;
+    const tp_weight *w = c->weight;
+    size_t segment = task / c->tiles, start = segment * c->width + task % c->tiles * TILE;
+    size_t end = (segment + 1) * c->width < w->columns ? (segment + 1) * c->width : w->columns;
+    if (start >= end) return;
+    size_t count = end - start < TILE ? end - start : TILE, row_bytes = tp_row_bytes(w->columns);
+    const uint8_t *packed = w->packed + start / 4;
+    float *out = (float *)(c->workers + worker * c->worker_bytes), *bias = out + TILE, *scaled = bias + TILE;
+    float one[1], scale = w->group == TP_PER_TENSOR ? *tp_as_f32(c->k, w->scale, 0, 1, one) : 1;
+    const float *added = c->product->bias.data ? tp_as_f32(c->k, c->product->bias, start, count, bias) : NULL;
+
+    for (size_t token = 0; token < c->product->tokens; token++) {
+        const float *x = c->x + token * w->rows;
+        if (c->integer) {
+            int32_t *sums = (int32_t *)out;
+            memset(sums, 0, count * sizeof *sums);
+            for (size_t row = 0; row < w->rows; row += CHUNK_ROWS) {
+                size_t rows = w->rows - row < CHUNK_ROWS ? w->rows - row : CHUNK_ROWS;
+                c->k->int_columns(packed + row * row_bytes, row_bytes, rows, count,
+                                  c->quantized + token * w->rows + row, sums);
+            }
+            c->k->rescale(sums, count, &scale, 0, c->factors[token], out);
+        } else {
+            if (w->group != TP_PER_TENSOR) {
+                size_t groups = w->group == TP_PER_ROW ? 1 : tp_groups(w->columns, w->group);
+                for (size_t row = 0; row < w->rows; row++)
+                    scaled[row] = x[row] * *tp_as_f32(c->k, w->scale, row * groups + segment, 1, one);
+                x = scaled;
+            }
+            c->k->float_columns(packed, row_bytes, w->rows, count, x, out);
+            if (w->group == TP_PER_TENSOR)
+                for (size_t i = 0; i < count; i++) out[i] *= scale;
+        }
+        if (added)
+            for (size_t i = 0; i < count; i++) out[i] += added[i];
+        size_t index = token * w->columns + start;
+        tp_dtype dtype = c->product->out_dtype;
+        tp_store(c->k, out, count, dtype, (char *)c->product->out + index * tp_size_of(dtype));
+    }
+}
+
+/* Scales of rows go to the activations; scales of groups have no place in the transposed weight. */
+static ptrdiff_t multiply_transposed(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                                     unsigned threads, int integer) {
+    size_t inputs = weight->rows, values = product->tokens * inputs;
+    int scaled = weight->group == TP_PER_ROW;
+    uint8_t *packed = tp_allocate(weight->columns * tp_row_bytes(inputs));
+    float *x = scaled ? tp_allocate(values * 4) : NULL;
+    ptrdiff_t result = TP_NO_MEMORY;
+    if (packed && (x || !scaled)) {
+        static const float one = 1;
+        tp_weight transposed = {packed, weight->columns, inputs, TP_PER_TENSOR,
+                                scaled ? (tp_floats){&one, TP_F32} : weight->scale};
+        tp_product same = *product;
+        tp_transpose(weight->packed, inputs, weight->columns, packed, threads);
+        if (scaled) {
+            float buffer[1];
+            const float *given = tp_as_f32(k, product->x, 0, values, x);
+            if (given != x) memcpy(x, given, values * sizeof *x);
+            for (size_t row = 0; row < inputs; row++) {
+                float scale = *tp_as_f32(k, weight->scale, row, 1, buffer);
+                for (size_t token = 0; token < product->tokens; token++) x[token * inputs + row] *= scale;
+            }
+            same.x = (tp_floats){x, TP_F32};
+        }
+        result = (integer ? tp_bit_linear : tp_linear)(k, &same, &transposed, threads);
+    }
+    free(packed);
+    free(x);
+    return result;
+}
+
+static ptrdiff_t multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                          unsigned threads, int integer) {
+    if (!product->tokens || !weight->columns) return TP_GOOD;
+    if (product->tokens >= MANY_TOKENS && weight->group <= TP_PER_ROW)
+        return multiply_transposed(k, product, weight, threads, integer);
+    size_t inputs = weight->rows, values = product->tokens * inputs;
+    columns_job c = {.k = k, .product = product, .weight = weight, .integer = integer};
+    c.width = weight->group > TP_PER_ROW ? weight->group : weight->columns;
+    c.tiles = (c.width + TILE - 1) / TILE;
+    double work = (double)values * (double)weight->columns;
+    threads = tp_useful_threads(threads, work, 1 << 18);
+    c.worker_bytes = (2 * TILE + inputs + 15) / 16 * 64;
+    c.x = tp_allocate(values * 4);
+    c.quantized = integer ? tp_allocate(values) : NULL;
+    c.factors = integer ? tp_allocate(product->tokens * 4) : NULL;
+    c.workers = tp_allocate(threads * c.worker_bytes);
+    ptrdiff_t result = TP_NO_MEMORY;
+    if (c.x && c.workers && (!integer || (c.quantized && c.factors))) {
+        size_t segments = tp_groups(weight->columns, c.width);
+        tp_parallel(tp_useful_threads(threads, (double)values, 1 << 15), product->tokens, read_token, &c);
+        tp_parallel(threads, segments * c.tiles, tile_task, &c);
+        result = TP_GOOD;
+    }
+    free(c.workers);
+    free(c.factors);
+    free(c.quantized);
+    free(c.x);
+    return result;
+}
+
+ptrdiff_t tp_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                            unsigned threads) {
+    return multiply(k, product, weight, threads, 0);
+}
+
+ptrdiff_t tp_bit_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                                unsigned threads) {
+    return multiply(k, product, weight, threads, 1);
+}

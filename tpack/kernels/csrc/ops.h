@@ -1,0 +1,82 @@
+/* Whole operations on whole tensors: what module.c offers to Python. The callers have checked every
+ * argument. They split the work into tasks, run them on threads, and return -1 (or TP_NO_MEMORY)
+ * where the kernels return "all good". */
+#ifndef TPACK_OPS_H
+#define TPACK_OPS_H
+
+#include "kernels.h"
+
+enum { TP_GOOD = -1, TP_NO_MEMORY = -2 };
+
+/* `group` says what a scale (or a sum, or a threshold) belongs to. */
+enum { TP_PER_TENSOR = 0, TP_PER_ROW = 1 /* anything larger: that many columns of a row */ };
+
+typedef struct {
+    const void *data;
+    tp_dtype dtype;
+} tp_floats;
+
+typedef struct {
+    const uint8_t *packed;
+    size_t rows, columns, group;
+    tp_floats scale; /* 1, rows, or rows * ceil(columns / group) values */
+} tp_weight;
+
+typedef struct {
+    tp_floats x; /* (tokens, inputs) */
+    size_t tokens;
+    tp_floats bias; /* (outputs,); data NULL: none */
+    tp_dtype out_dtype;
+    void *out; /* (tokens, outputs) */
+} tp_product;
+
+/* convert.c: indices returned are flat, over rows * columns */
+ptrdiff_t tp_pack(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, uint8_t *packed,
+                  unsigned threads);
+ptrdiff_t tp_dequantize(const tp_kernels *k, const tp_weight *weight, tp_dtype dtype, void *out,
+                        unsigned threads);
+/* the index is that of the first bad element of `indices` */
+ptrdiff_t tp_embedding(const tp_kernels *k, const tp_weight *weight, const int64_t *indices, size_t count,
+                       tp_dtype dtype, void *out, unsigned threads);
+
+/* quantize.c: sources are float; abs_sums returns the first value that is not finite */
+ptrdiff_t tp_abs_sums(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
+                      double *sums, unsigned threads);
+ptrdiff_t tp_ranges(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, float *maxima,
+                    float *minima, unsigned threads);
+ptrdiff_t tp_quantize(const tp_kernels *k, tp_floats source, size_t rows, size_t columns,
+                      const float *thresholds, size_t group, uint8_t *packed, unsigned threads);
+
+/* matmul.c: weight (outputs, inputs) */
+ptrdiff_t tp_linear(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                    unsigned threads);
+ptrdiff_t tp_bit_linear(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                        unsigned threads);
+
+/* columns.c: weight (inputs, outputs); tp_bit_linear_columns takes one scale per tensor */
+ptrdiff_t tp_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                            unsigned threads);
+ptrdiff_t tp_bit_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
+                                unsigned threads);
+
+/* transpose.c: (rows, columns) to (columns, rows), both packed */
+void tp_transpose(const uint8_t *packed, size_t rows, size_t columns, uint8_t *out, unsigned threads);
+
+uint64_t tp_read_bytes(const tp_kernels *k, const uint8_t *data, size_t count, unsigned threads);
+
+/* --- shared by the files above (floats.c) --- */
+
+static inline size_t tp_groups(size_t columns, size_t group) { return (columns + group - 1) / group; }
+
+static inline const void *tp_at(tp_floats array, size_t index) {
+    return (const char *)array.data + index * tp_size_of(array.dtype);
+}
+
+/* `count` values from `first` on as f32: the array itself where it is f32, else converted to buffer */
+const float *tp_as_f32(const tp_kernels *k, tp_floats array, size_t first, size_t count, float *buffer);
+void tp_store(const tp_kernels *k, const float *values, size_t count, tp_dtype dtype, void *out);
+/* fewer threads where the work (in bytes or multiply-adds) does not pay for waking them */
+unsigned tp_useful_threads(unsigned threads, double work, double per_thread);
+void *tp_allocate(size_t bytes); /* 64-byte aligned; never a size of zero */
+
+#endif

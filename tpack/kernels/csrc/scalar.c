@@ -1,0 +1,237 @@
+/* The reference in plain C: what every other variant must equal. Clear before fast. */
+#include <math.h>
+#include <string.h>
+
+#include "float16.h"
+#include "scalar.h"
+
+static inline unsigned code_at(const uint8_t *packed, size_t column) {
+    return (packed[column / 4] >> (2 * (column % 4))) & 3;
+}
+
+static void put_codes(uint8_t *packed, size_t columns, size_t column, unsigned code) {
+    unsigned shift = 2 * (unsigned)(column % 4);
+    uint8_t *byte = &packed[column / 4];
+    if (shift == 0) *byte = column + 4 > columns ? 0x55 : 0; /* pads with code 1 */
+    *byte = (uint8_t)((*byte & ~(3u << shift)) | (code << shift));
+}
+
+static size_t pack_i8(const int8_t *trits, size_t columns, uint8_t *packed) {
+    for (size_t j = 0; j < columns; j++) {
+        if (trits[j] < -1 || trits[j] > 1) return j;
+        put_codes(packed, columns, j, (unsigned)(trits[j] + 1));
+    }
+    return columns;
+}
+
+size_t tp_scalar_pack_f32(const float *trits, size_t columns, uint8_t *packed) {
+    for (size_t j = 0; j < columns; j++) {
+        if (trits[j] != -1.0f && trits[j] != 0.0f && trits[j] != 1.0f) return j;
+        put_codes(packed, columns, j, (unsigned)((int)trits[j] + 1));
+    }
+    return columns;
+}
+
+static void pack_threshold(const float *weights, size_t columns, float threshold, uint8_t *packed) {
+    for (size_t j = 0; j < columns; j++) {
+        unsigned code = weights[j] > threshold ? 2 : weights[j] < -threshold ? 0 : 1;
+        put_codes(packed, columns, j, code);
+    }
+}
+
+#define EXPAND(name, type)                                                                          \
+    size_t name(const uint8_t *packed, size_t columns, const type table[4], type *out) {     \
+        for (size_t j = 0; j < columns; j++) {                                                      \
+            unsigned code = code_at(packed, j);                                                     \
+            if (code == 3) return j;                                                                \
+            out[j] = table[code];                                                                   \
+        }                                                                                           \
+        return columns;                                                                             \
+    }
+EXPAND(tp_scalar_expand_8, uint8_t)
+EXPAND(tp_scalar_expand_16, uint16_t)
+EXPAND(tp_scalar_expand_32, uint32_t)
+
+double tp_scalar_abs_sum(const float *weights, size_t count) {
+    double partial[16] = {0};
+    for (size_t i = 0; i < count; i++) partial[i % 16] += fabs((double)weights[i]);
+    for (size_t half = 8; half; half /= 2)
+        for (size_t i = 0; i < half; i++) partial[i] += partial[i + half];
+    return partial[0];
+}
+
+void tp_scalar_group_range(const float *weights, size_t columns, float *maxima, float *minima) {
+    for (size_t start = 0; start < columns; start += TP_RANGE_GROUP) {
+        size_t end = start + TP_RANGE_GROUP < columns ? start + TP_RANGE_GROUP : columns;
+        /* magnitudes compare as integers; NaN is above infinity, so it surfaces in the maximum */
+        uint32_t largest = 0, smallest = 0x7f800000;
+        for (size_t j = start; j < end; j++) {
+            uint32_t magnitude = tp_bits(weights[j]) & 0x7fffffff;
+            if (magnitude > largest) largest = magnitude;
+            if (magnitude && magnitude < smallest) smallest = magnitude;
+        }
+        maxima[start / TP_RANGE_GROUP] = tp_float(largest);
+        minima[start / TP_RANGE_GROUP] = tp_float(smallest);
+    }
+}
+
+void tp_scalar_f32_from_f16(const uint16_t *in, size_t count, float *out) {
+    for (size_t i = 0; i < count; i++) out[i] = tp_f32_from_f16(in[i]);
+}
+void tp_scalar_f32_from_bf16(const uint16_t *in, size_t count, float *out) {
+    for (size_t i = 0; i < count; i++) out[i] = tp_f32_from_bf16(in[i]);
+}
+void tp_scalar_f16_from_f32(const float *in, size_t count, uint16_t *out) {
+    for (size_t i = 0; i < count; i++) out[i] = tp_f16_from_f32(in[i]);
+}
+void tp_scalar_bf16_from_f32(const float *in, size_t count, uint16_t *out) {
+    for (size_t i = 0; i < count; i++) out[i] = tp_bf16_from_f32(in[i]);
+}
+
+float tp_scalar_abs_max(const float *x, size_t count) {
+    uint32_t largest = 0;
+    for (size_t i = 0; i < count; i++) {
+        uint32_t magnitude = tp_bits(x[i]) & 0x7fffffff;
+        if (magnitude > largest) largest = magnitude;
+    }
+    return tp_float(largest);
+}
+
+static inline size_t plane_index(size_t column) {
+    return column / TP_BLOCK * TP_BLOCK + column % 4 * 64 + column % TP_BLOCK / 4;
+}
+
+void tp_scalar_quantize(const float *x, size_t columns, float factor, int8_t *planes) {
+    memset(planes, 0, tp_blocks(columns) * TP_BLOCK);
+    for (size_t j = 0; j < columns; j++) {
+        float rounded = nearbyintf(x[j] * factor);
+        planes[plane_index(j)] = (int8_t)(rounded > 127 ? 127 : rounded < -128 ? -128 : rounded);
+    }
+}
+
+static void lane_sums(const int8_t *planes, size_t blocks, int32_t *sums) {
+    memset(sums, 0, blocks * TP_LANES * sizeof *sums);
+    for (size_t i = 0; i < blocks * TP_BLOCK; i++)
+        sums[i / TP_BLOCK * TP_LANES + i % 64 / 4] += planes[i];
+}
+
+void tp_scalar_arrange(const float *x, size_t columns, size_t tokens, float *lanes) {
+    (void)tokens;
+    memset(lanes, 0, tp_blocks(columns) * TP_BLOCK * sizeof *lanes);
+    for (size_t j = 0; j < columns; j++)
+        lanes[j / TP_BLOCK * TP_BLOCK + j % 16 * TP_LANES + j % TP_BLOCK / 16] = x[j];
+}
+
+static void int_dots(const tp_tile *tile, const int8_t *planes, const int32_t *sums, int32_t *out,
+                     size_t out_stride) {
+    size_t token_stride = tile->token_stride;
+    for (size_t row = 0; row < tile->rows; row++) {
+        const uint8_t *packed = tile->packed + row * tile->row_bytes;
+        for (size_t token = 0; token < tile->tokens; token++) {
+            const int8_t *x = planes + token * token_stride;
+            int32_t sum = -sums[token];
+            for (size_t j = 0; j < tile->columns; j++) sum += (int32_t)code_at(packed, j) * x[plane_index(j)];
+            out[token * out_stride + row] = sum;
+        }
+    }
+}
+
+static float fold(float lanes[TP_LANES]) {
+    for (size_t half = 8; half; half /= 2)
+        for (size_t i = 0; i < half; i++) lanes[i] += lanes[i + half];
+    return lanes[0];
+}
+
+static void int_group_dots(const tp_tile *tile, const int8_t *planes, const int32_t *lane_sums,
+                           const float *scales, size_t group, float *out, size_t out_stride) {
+    size_t columns = tile->columns, blocks = tp_blocks(columns), groups = (columns + group - 1) / group;
+    for (size_t row = 0; row < tile->rows; row++) {
+        const uint8_t *packed = tile->packed + row * tile->row_bytes;
+        for (size_t token = 0; token < tile->tokens; token++) {
+            const int8_t *x = planes + token * tile->token_stride;
+            float lanes[TP_LANES] = {0};
+            for (size_t start = 0; start < columns; start += 16) {
+                size_t end = start + 16 < columns ? start + 16 : columns;
+                int32_t sum = -lane_sums[token * blocks * TP_LANES + start / 16];
+                for (size_t j = start; j < end; j++) sum += (int32_t)code_at(packed, j) * x[plane_index(j)];
+                lanes[start / 16 % TP_LANES] += (float)sum * scales[row * groups + start / group];
+            }
+            out[token * out_stride + row] = fold(lanes);
+        }
+    }
+}
+
+static void float_dots(const tp_tile *tile, const float *lanes, const float *scales, size_t group,
+                       float *out, size_t out_stride) {
+    size_t columns = tile->columns, token_stride = tile->token_stride;
+    size_t groups = scales ? (columns + group - 1) / group : 0;
+    for (size_t row = 0; row < tile->rows; row++) {
+        const uint8_t *packed = tile->packed + row * tile->row_bytes;
+        for (size_t token = 0; token < tile->tokens; token++) {
+            float partial[TP_LANES] = {0};
+            for (size_t start = 0; start < columns; start += 16) {
+                const float *x = lanes + token * token_stride + start / TP_BLOCK * TP_BLOCK + start % TP_BLOCK / 16;
+                size_t count = columns - start < 16 ? columns - start : 16;
+                float sum = 0;
+                for (size_t c = 0; c < count; c++)
+                    sum += x[c * TP_LANES] * ((float)code_at(packed, start + c) - 1.0f);
+                if (scales) sum *= scales[row * groups + start / group];
+                partial[start / 16 % TP_LANES] += sum;
+            }
+            out[token * out_stride + row] = fold(partial);
+        }
+    }
+}
+
+void tp_scalar_rescale(const int32_t *sums, size_t count, const float *scale, int per_row, float factor,
+                    float *out) {
+    for (size_t j = 0; j < count; j++) out[j] = (float)sums[j] * scale[per_row ? j : 0] / factor;
+}
+
+static void float_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
+                          const float *x, float *out) {
+    memset(out, 0, columns * sizeof *out);
+    for (size_t row = 0; row < rows; row++)
+        for (size_t j = 0; j < columns; j++)
+            out[j] += x[row] * ((float)code_at(packed + row * row_bytes, j) - 1.0f);
+}
+
+static void int_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
+                        const int8_t *x, int32_t *out) {
+    for (size_t row = 0; row < rows; row++)
+        for (size_t j = 0; j < columns; j++)
+            out[j] += x[row] * ((int32_t)code_at(packed + row * row_bytes, j) - 1);
+}
+
+uint64_t tp_scalar_read_bytes(const uint8_t *data, size_t count) {
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; i++) sum += data[i];
+    return sum;
+}
+
+const tp_kernels tp_scalar = {
+    .name = "scalar",
+    .pack_i8 = pack_i8,
+    .pack_f32 = tp_scalar_pack_f32,
+    .pack_threshold = pack_threshold,
+    .expand_8 = tp_scalar_expand_8,
+    .expand_16 = tp_scalar_expand_16,
+    .expand_32 = tp_scalar_expand_32,
+    .abs_sum = tp_scalar_abs_sum,
+    .group_range = tp_scalar_group_range,
+    .f32_from_f16 = tp_scalar_f32_from_f16,
+    .f32_from_bf16 = tp_scalar_f32_from_bf16,
+    .f16_from_f32 = tp_scalar_f16_from_f32,
+    .bf16_from_f32 = tp_scalar_bf16_from_f32,
+    .abs_max = tp_scalar_abs_max,
+    .quantize = tp_scalar_quantize,
+    .lane_sums = lane_sums,
+    .arrange = tp_scalar_arrange, .arranged_floats = {1, 1},
+    .int_dots = int_dots,
+    .int_group_dots = int_group_dots,
+    .float_dots = float_dots,
+    .rescale = tp_scalar_rescale,
+    .float_columns = float_columns,
+    .int_columns = int_columns,
+    .read_bytes = tp_scalar_read_bytes,
+};

@@ -1,0 +1,211 @@
+"""The kernels in numpy: the readable definition, and the fallback where no extension was built.
+
+Everything here works on whole arrays: packed weights `(rows, ceil(columns / 4))` uint8, floats as
+float32. `group` says what a scale belongs to: 0 the tensor, 1 a row, else that many columns of a
+row. The integer results of the extension equal these exactly; so do its floats where a docstring
+fixes the order of operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+LANE, LANES, SUM_CHUNK, RANGE_GROUP = 16, 16, 4096, 32
+
+
+def bfloat16_to_float32(bits: npt.NDArray[np.uint16]) -> Floats:
+    """Widen bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def float32_to_bfloat16(values: Floats) -> npt.NDArray[np.uint16]:
+    """Round to bfloat16 bits, half to even; a NaN stays one."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) >> 16
+    return np.where(np.isnan(values), (bits >> 16) | 0x40, rounded).astype(np.uint16)
+
+
+def pack(values: Array) -> tuple[Bytes, int]:
+    """Pack `(rows, columns)` of -1, 0, 1; the second result is the first bad index, or -1."""
+    good = (values == -1) | (values == 0) | (values == 1)
+    if not good.all():
+        return np.zeros((len(values), 0), np.uint8), int(np.argmin(good.ravel()))
+    return pack_codes(values.astype(np.int8) + 1), -1
+
+
+def pack_codes(codes: npt.NDArray[np.int8]) -> Bytes:
+    """Put four codes in a byte, the first in the lowest bits; rows are padded with code 1."""
+    padding = -codes.shape[1] % 4
+    four = np.pad(codes.astype(np.uint8), ((0, 0), (0, padding)), constant_values=1)
+    four = four.reshape(len(codes), four.shape[1] // 4, 4)
+    packed: Bytes = np.bitwise_or.reduce(four << np.array([0, 2, 4, 6], np.uint8), axis=2)
+    return packed
+
+
+def unpack(packed: Bytes, columns: int) -> tuple[npt.NDArray[np.int8], int]:
+    """Unpack to int8 trits; the second result is the flat index of the first code 3, or -1."""
+    codes = (packed[:, :, None] >> np.array([0, 2, 4, 6], np.uint8)) & 3
+    codes = codes.reshape(len(packed), packed.shape[1] * 4)[:, :columns]
+    bad = codes == 3
+    return codes.astype(np.int8) - 1, int(np.argmax(bad.ravel())) if bad.any() else -1
+
+
+def spread_scale(scale: Floats, shape: tuple[int, ...], group: int) -> Floats:
+    """Give each weight its scale: `(rows, columns)`, or something that broadcasts to it."""
+    rows, columns = shape
+    if group == 0:
+        return scale.reshape(1, 1)
+    if group == 1:
+        return scale.reshape(rows, 1)
+    return np.repeat(scale, group, axis=1)[:, :columns]
+
+
+def dequantize(packed: Bytes, columns: int, scale: Floats, group: int) -> tuple[Floats, int]:
+    """Multiply trits by their scales; the second result is that of `unpack`."""
+    trits, bad = unpack(packed, columns)
+    # adding zero turns the -0.0 of a zero trit under a negative scale into 0.0
+    return trits * spread_scale(scale, trits.shape, group) + np.float32(0), bad
+
+
+def abs_sum(values: Floats) -> float:
+    """Sum |w| in double, in an order that depends on nothing but the length.
+
+    Per chunk of 4096 values: value i is added to partial sum i % 16, the 16 are folded in halves.
+    The chunks' sums are added up in order.
+    """
+    magnitudes = np.abs(values.ravel().astype(np.float64))
+    padded = np.pad(magnitudes, (0, -len(magnitudes) % SUM_CHUNK)).reshape(-1, SUM_CHUNK // 16, 16)
+    partial = fold(np.add.accumulate(padded, axis=1)[:, -1])
+    return float(np.add.accumulate(partial)[-1]) if len(partial) else 0.0
+
+
+def fold(lanes: Array) -> Array:
+    """Add the last axis of 16 up in halves: i with i + 8, then 4, 2, 1."""
+    for half in (8, 4, 2, 1):
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+    return lanes[..., 0]
+
+
+def abs_sums(values: Floats, group: int) -> npt.NDArray[np.float64]:
+    """Sum |w| of the tensor `(1,)`, of each row `(rows, 1)`, or of each group `(rows, groups)`."""
+    rows, columns = values.shape
+    if group == 0:
+        return np.array([abs_sum(values)])
+    width = columns if group == 1 else group
+    count = 1 if group == 1 else -(-columns // group)
+    spans = [[row[i * width : (i + 1) * width] for i in range(count)] for row in values]
+    return np.array([[abs_sum(span) for span in row] for row in spans]).reshape(rows, count)
+
+
+def ranges(values: Floats) -> tuple[Floats, Floats]:
+    """Give the largest |w| and the smallest nonzero |w| (inf: none) of each 32 columns of a row."""
+    rows, columns = values.shape
+    groups = -(-columns // RANGE_GROUP)
+    magnitudes = np.pad(np.abs(values), ((0, 0), (0, groups * RANGE_GROUP - columns)))
+    magnitudes = magnitudes.reshape(rows, groups, RANGE_GROUP)
+    nonzero = np.where((magnitudes > 0) & ~np.isnan(magnitudes), magnitudes, np.float32(np.inf))
+    return magnitudes.max(axis=2, initial=0), nonzero.min(axis=2, initial=np.inf)
+
+
+def quantize(values: Floats, thresholds: Floats, group: int) -> Bytes:
+    """Pack code 2 above the threshold, 0 below its negative, else 1."""
+    limit = spread_scale(thresholds, values.shape, group)
+    return pack_codes((1 + (values > limit) - (values < -limit)).astype(np.int8))
+
+
+def absmean_threshold(scale: Floats) -> Floats:
+    """Give the largest |w| that `round_half_even(w / scale)` takes to zero, in float32 throughout.
+
+    With it, quantizing needs a comparison instead of a division, and the same bits come out.
+    A scale of zero has threshold zero.
+    """
+    threshold = np.float32(0.5) * scale
+    while True:
+        above = np.nextafter(threshold, np.float32(np.inf))
+        with np.errstate(divide="ignore", over="ignore"):
+            still_zero = (scale > 0) & (above / scale <= np.float32(0.5))
+        if not still_zero.any():
+            return threshold
+        threshold = np.where(still_zero, above, threshold)
+
+
+def quantize_activations(x: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
+    """Quantize `(tokens, columns)` to int8 per token; also gives the factors `(tokens, 1)`.
+
+    factor = 127 / max(|x|, 1e-5); a token that is not finite throughout has factor NaN and zeros.
+
+    Source: Wang et al., "BitNet b1.58", section 2; Ma et al. 2024.
+    """
+    largest = np.abs(x).max(axis=1, keepdims=True, initial=0)
+    finite = np.isfinite(largest)
+    factor = np.float32(127) / np.maximum(largest, np.float32(1e-5))
+    scaled = np.where(finite, x, np.float32(0)) * np.where(finite, factor, np.float32(1))
+    quantized = np.clip(np.rint(scaled), -128, 127).astype(np.int8)
+    return quantized, np.where(finite, factor, np.float32(np.nan))
+
+
+def linear(
+    x: Floats, trits: npt.NDArray[np.int8], scale: Floats, group: int, bias: Floats | None
+) -> Floats:
+    """Multiply `(tokens, columns)` by the weights `(rows, columns)`, rounding once at the end."""
+    weight = trits.astype(np.float64) * spread_scale(scale, trits.shape, group)
+    y = x.astype(np.float64) @ weight.T
+    return (y if bias is None else y + bias).astype(np.float32)
+
+
+def bit_linear(
+    x: Floats, trits: npt.NDArray[np.int8], scale: Floats, group: int, bias: Floats | None
+) -> Floats:
+    """Multiply activations quantized to int8 per token; every float operation is in float32.
+
+    Scales per tensor or row: `((float)sum * scale) / factor + bias`, in this order.
+    Groups that are a multiple of 16: the 16 lanes (lane l of block b is columns 256 b + 16 l on)
+    accumulate `(float)sum * scale` block after block, then are folded in halves. Other groups are
+    accumulated one after the other. Then `/ factor + bias`.
+    """
+    quantized, factor = quantize_activations(x)
+    rows, columns = trits.shape
+    if group <= 1:
+        sums = integer_product(quantized, trits)
+        y = sums.astype(np.float32) * scale.reshape(1, -1)
+    else:
+        span = LANE if group % LANE == 0 else group
+        spans = -(-columns // span)
+        y = np.zeros((len(x), rows, LANES if span == LANE else 1), np.float32)
+        for i in range(spans):
+            part = slice(i * span, (i + 1) * span)
+            sums = integer_product(quantized[:, part], trits[:, part])
+            y[:, :, i % y.shape[2]] += sums.astype(np.float32) * scale[:, i * span // group]
+        y = (fold(y) if span == LANE else y[..., 0]).astype(np.float32)
+    y = y / factor
+    return y if bias is None else y + bias
+
+
+def integer_product(
+    quantized: npt.NDArray[np.int8], trits: npt.NDArray[np.int8]
+) -> npt.NDArray[np.float64]:
+    """Give the exact integer sums: doubles hold them, and numpy multiplies those faster."""
+    return quantized.astype(np.float64) @ trits.T.astype(np.float64)
+
+
+def linear_columns(
+    x: Floats, trits: npt.NDArray[np.int8], scale: Floats, group: int, bias: Floats | None
+) -> Floats:
+    """Multiply `(tokens, rows)` by weights `(rows, columns)`: `x @ W`, rounded once at the end."""
+    weight = trits.astype(np.float64) * spread_scale(scale, trits.shape, group)
+    y = x.astype(np.float64) @ weight
+    return (y if bias is None else y + bias).astype(np.float32)
+
+
+def bit_linear_columns(
+    x: Floats, trits: npt.NDArray[np.int8], scale: Floats, bias: Floats | None
+) -> Floats:
+    """Multiply as `bit_linear` does by weights `(rows, columns)` with one scale."""
+    return bit_linear(x, np.ascontiguousarray(trits.T), scale, 0, bias)

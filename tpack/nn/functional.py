@@ -1,0 +1,377 @@
+"""The ops that modules call: the kernels where they serve, else the reference.
+
+On a CPU, in plain eager inference, an op is one direct call of the extension. Under
+autograd, torch.compile or torch.export it is the operator of the same name in
+``torch.ops.tpack``. On other devices, in layout t5, in float64, or without the
+extension it is the reference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tpack.kernels import selection
+from tpack.nn import reference
+
+Op = Callable[..., Tensor]
+
+#: The extension's numbers for dtypes it computes in.
+CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+_functorch_active = torch._C._are_functorch_transforms_active  # noqa: SLF001
+_modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001
+_tracing = torch._C._get_tracing_state  # noqa: SLF001
+
+
+def serves(x: Tensor, packed: Tensor, scale: Tensor, layout: str) -> bool:
+    """Whether the operators of ``torch.ops.tpack`` compute this in C."""
+    return (
+        layout == "t2"
+        and x.is_cpu
+        and x.dtype in CODES
+        and scale.dtype in CODES
+        and packed.dim() == 2
+        and selection.native is not None
+    )
+
+
+def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing but the result is wanted: no gradient, no tracing, no mode."""
+    if torch.is_grad_enabled() and (
+        x.requires_grad
+        or scale.requires_grad
+        or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and not _functorch_active()
+        and not _modes()
+        and _tracing() is None
+    )
+
+
+def group_of(scale: Tensor, columns: int, group_size: int) -> int:
+    """What a scale belongs to, as the extension says it: 0 tensor, 1 row, else columns.
+
+    Raises:
+        ValueError: no group size explains the shape of the scale.
+    """
+    if scale.dim() == 1:
+        return 0
+    groups = scale.shape[-1]
+    if groups == 1:
+        return 1
+    size = group_size or reference.infer_group_size(columns, groups)
+    if -(-columns // size) != groups:
+        reference.spread_scale(scale, columns, size)  # raises, naming the sizes
+    return size
+
+
+def check_stored(
+    packed: Tensor, scale: Tensor, rows: int, columns: int, group: int
+) -> None:
+    """Make sure that packed bytes and scale are those of a weight (rows, columns).
+
+    Raises:
+        ValueError: they are not; the extension does not check.
+    """
+    width = (columns + 3) // 4
+    if packed.shape != (rows, width) or packed.dtype != torch.uint8:
+        raise ValueError(
+            f"packed is {packed.dtype} {tuple(packed.shape)}, expected torch.uint8 "
+            f"{(rows, width)} for a weight of {rows} rows and {columns} columns."
+        )
+    if (scale.shape[0] if group else scale.numel()) != (rows if group else 1):
+        raise ValueError(f"scale has shape {tuple(scale.shape)}, expected {rows} rows.")
+
+
+def call(
+    name: str,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    width: int,
+    outputs: int,
+    group_size: int,
+) -> Tensor | None:
+    """Call the extension, or return None where it does not take these arguments.
+
+    Args:
+        name: of the kernel.
+        x: ``(..., inputs)``.
+        width: columns of a packed row.
+        outputs: size of the last dim of the result.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    native = selection.native
+    rows = packed.shape[0]
+    inputs = x.shape[-1]
+    group = group_of(scale, width, group_size)
+    if native is None or not inputs or (group > 1 and group % 4):
+        return None
+    check_stored(packed, scale, rows, width, group)
+    if bias is not None:
+        if bias.shape != (outputs,):
+            raise ValueError(
+                f"bias has shape {tuple(bias.shape)}, expected {(outputs,)}."
+            )
+        if bias.dtype not in CODES:
+            return None
+        bias = bias.contiguous()
+    x, packed, scale = x.contiguous(), packed.contiguous(), scale.contiguous()
+    out = x.new_empty((*x.shape[:-1], outputs))
+    getattr(native, name)(
+        x.data_ptr(),
+        CODES[x.dtype],
+        x.numel() // inputs,
+        packed.data_ptr(),
+        rows,
+        width,
+        scale.data_ptr(),
+        CODES[scale.dtype],
+        group,
+        0 if bias is None else bias.data_ptr(),
+        0 if bias is None else CODES[bias.dtype],
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def ternary_linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """``x @ weight.T + bias``: weight (out, in), in the dtype of x (..., in)."""
+    return _rows("linear", x, packed, scale, bias, layout, group_size)
+
+
+def ternary_bit_linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Like ``ternary_linear``, with x rounded to int8 per token first."""
+    return _rows("bit_linear", x, packed, scale, bias, layout, group_size)
+
+
+def _rows(
+    name: str,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    layout: str,
+    group_size: int,
+) -> Tensor:
+    if serves(x, packed, scale, layout):
+        if is_plain(x, scale, bias):
+            found = call(
+                name, x, packed, scale, bias, x.shape[-1], packed.shape[0], group_size
+            )
+            if found is not None:
+                return found
+        else:
+            op: Op = getattr(torch.ops.tpack, name)
+            return op(x, packed, scale, bias, group_size=group_size)
+    define: Op = getattr(reference, f"ternary_{name}")
+    return define(x, packed, scale, bias, layout=layout, group_size=group_size)
+
+
+def ternary_matmul(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """``x @ weight`` for a weight of ``shape`` (in, out)."""
+    if serves(x, packed, scale, layout):
+        if is_plain(x, scale, None):
+            found = call(
+                "linear_columns", x, packed, scale, None, shape[1], shape[1], group_size
+            )
+            if found is not None:
+                return found
+        else:
+            op: Op = torch.ops.tpack.matmul
+            return op(x, packed, scale, shape[1], group_size=group_size)
+    return reference.ternary_matmul(
+        x, packed, scale, shape, layout=layout, group_size=group_size
+    )
+
+
+def dequantize(
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    like: Tensor | None = None,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """``scale * trit`` in the logical shape, in the dtype of ``like`` or the scale."""
+    dtype = like.dtype if like is not None and like.is_floating_point() else scale.dtype
+    columns = math.prod(shape[packed.dim() - 1 :])
+    native = selection.native
+    if (
+        dtype in CODES
+        and serves(scale, packed, scale, layout)
+        and is_plain(packed, scale, None)
+    ):
+        group = group_of(scale, columns, group_size)
+        rows = packed.shape[0]
+        check_stored(packed, scale, rows, columns, group)
+        if native is not None and (group <= 1 or group % 4 == 0):
+            packed, scale = packed.contiguous(), scale.contiguous()
+            out = packed.new_empty(shape, dtype=dtype)
+            native.dequantize(
+                packed.data_ptr(),
+                rows,
+                columns,
+                scale.data_ptr(),
+                CODES[scale.dtype],
+                group,
+                out.data_ptr(),
+                CODES[dtype],
+                torch.get_num_threads(),
+            )
+            return out
+    return reference.dequantize(
+        packed, scale, shape, like, layout=layout, group_size=group_size
+    )
+
+
+def ternary_embedding(
+    ids: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Rows ``ids`` of a weight (count, width), in the dtype of the scale.
+
+    Raises:
+        IndexError: an id outside the table.
+    """
+    native = selection.native
+    rows, columns = shape
+    if ids.dtype == torch.int64 and serves(scale, packed, scale, layout) and ids.is_cpu:
+        group = group_of(scale, columns, group_size)
+        if (
+            native is not None
+            and is_plain(ids, scale, None)
+            and (group <= 1 or group % 4 == 0)
+        ):
+            check_stored(packed, scale, rows, columns, group)
+            ids, packed, scale = (
+                ids.contiguous(),
+                packed.contiguous(),
+                scale.contiguous(),
+            )
+            out = scale.new_empty((*ids.shape, columns))
+            bad = native.embedding(
+                ids.data_ptr(),
+                ids.numel(),
+                packed.data_ptr(),
+                rows,
+                columns,
+                scale.data_ptr(),
+                CODES[scale.dtype],
+                group,
+                out.data_ptr(),
+                CODES[scale.dtype],
+                torch.get_num_threads(),
+            )
+            if bad >= 0:
+                found = int(ids.reshape(-1)[bad])
+                raise IndexError(f"index {found} is out of range for {rows} rows.")
+            return out
+    return reference.ternary_embedding(
+        ids, packed, scale, shape, layout=layout, group_size=group_size
+    )
+
+
+def ternary_conv2d(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    shape: tuple[int, ...],
+    bias: Tensor | None = None,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] = 0,
+    dilation: int | tuple[int, ...] = 1,
+    groups: int = 1,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Convolution: weight (out, in / groups, h, w), x (batch, in, height, width).
+
+    A weight is unpacked once per call; torch convolves. Where x has few positions,
+    unpacking would cost more than the products, and the unfolded input meets the packed
+    rows.
+    """
+    if (
+        few_positions(x, stride)
+        and groups == 1
+        and serves(x, packed, scale, layout)
+        and x.dim() == 4
+    ):
+        kernel = shape[2:]
+        unfolded = F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2)
+        y = ternary_linear(unfolded, packed, scale, bias, group_size=group_size)
+        sizes = [
+            (size + 2 * p - d * (k - 1) - 1) // s + 1
+            for size, p, d, k, s in zip(
+                x.shape[2:],
+                _two(padding),
+                _two(dilation),
+                kernel,
+                _two(stride),
+                strict=True,
+            )
+        ]
+        return y.transpose(1, 2).reshape(x.shape[0], shape[0], *sizes)
+    weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+#: Output positions up to which unfolding beats unpacking; measured on one machine.
+FEW = 64
+
+
+def few_positions(x: Tensor, stride: int | tuple[int, ...]) -> bool:
+    """Whether a convolution of x has few output positions."""
+    if x.dim() != 4:
+        return False
+    height, width = _two(stride)
+    return x.shape[0] * x.shape[2] * x.shape[3] <= FEW * height * width
+
+
+def _two(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])
