@@ -202,3 +202,12 @@ def test_packing_in_c_is_that_of_the_reference(dtype, columns, variant):
 
 def test_the_extension_serves_here():
     assert functional.serves(*case()[:3], "t2") == (kernels.variant() != "numpy")
+
+
+def test_more_features_than_integer_sums_hold_never_reach_c(monkeypatch):
+    x, packed, scales, bias = case()
+    monkeypatch.setattr(functional, "MOST_COLUMNS", COLUMNS - 1)
+    monkeypatch.setattr(functional.selection, "native", object())  # any call of it would fail
+    with torch.no_grad():
+        found = tn.ternary_bit_linear(x, packed, scales, bias)
+    assert torch.equal(found, reference.ternary_bit_linear(x, packed, scales, bias))

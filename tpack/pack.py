@@ -42,10 +42,15 @@ def pack_ternary(tensor: Tensor) -> Tensor:
     if tensor.dtype.is_signed:  # in an unsigned dtype -1 would mean its largest value
         bad &= tensor != -1
     if bool(bad.any()):
-        flat = int(bad.flatten().to(torch.uint8).argmax())
-        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), tensor.shape))
+        index = _first(bad)
         raise not_a_trit(float(tensor[index]), index)
     return pack_trits(tensor)
+
+
+def _first(mask: Tensor) -> tuple[int, ...]:
+    """The index of the first true element."""
+    flat = mask.flatten().to(torch.uint8).argmax().cpu()
+    return tuple(int(i) for i in torch.unravel_index(flat, mask.shape))
 
 
 def _unpacked(packed: Tensor, columns: int) -> Tensor:
@@ -98,8 +103,7 @@ def unpack_ternary(packed: Tensor, numel: int | Sequence[int]) -> Tensor:
         raise UsageError(f"unpack_ternary: packed is {packed.dtype}, expected torch.uint8.")
     invalid = (packed & (packed >> 1) & 0x55) != 0  # both bits of a code set: code 3
     if bool(invalid.any()):
-        flat = int(invalid.flatten().to(torch.uint8).argmax())
-        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), packed.shape))
+        index = _first(invalid)
         raise illegal_byte(int(packed[index]), index, "t2")
     count = math.prod(shape)
     if len(shape) == 1 and packed.dim() > 1 and packed.numel():

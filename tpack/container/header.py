@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from tpack.container.opening import input_errors, open_input
 from tpack.container.strictjson import canonical_json, parse_json
-from tpack.dtypes import BY_CODE
+from tpack.dtypes import BY_CODE, BY_NAME
 from tpack.errors import FormatError, InputError, locate
 
 #: What readers of safetensors accept, and what hubs still serve.
@@ -133,8 +133,6 @@ def lay_out(pieces: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Ent
     Raises:
         InputError: as ``check_name``.
     """
-    from tpack.dtypes import BY_NAME
-
     entries: dict[str, Entry] = {}
     position = 0
     for name, dtype, shape in sorted(pieces, key=lambda p: (-BY_NAME[p[1]].size, p[0])):
@@ -151,9 +149,7 @@ def header_bytes(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> b
     Raises:
         InputError: the header is larger than hubs accept.
     """
-    from tpack.dtypes import BY_NAME
-
-    described = {
+    described: dict[str, Any] = {
         entry.name: {
             "dtype": BY_NAME[entry.dtype].code,
             "shape": list(entry.shape),
@@ -162,10 +158,9 @@ def header_bytes(entries: Mapping[str, Entry], metadata: Mapping[str, str]) -> b
         for entry in entries.values()
     }
     # __metadata__ first, as the safetensors crate writes it
-    text = canonical_json({"__metadata__": dict(metadata)})[:-1]
-    for name, value in described.items():
-        text += "," + canonical_json({name: value})[1:-1]
-    body = (text + "}").encode("ascii")
+    fields = {"__metadata__": dict(metadata)} | described
+    parts = [canonical_json({name: value})[1:-1] for name, value in fields.items()]
+    body = ("{" + ",".join(parts) + "}").encode("ascii")
     if len(body) > MAX_HEADER_WRITTEN:
         raise InputError(
             f"the header takes {len(body)} bytes, expected at most {MAX_HEADER_WRITTEN}: hubs "

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tpack.kernels import selection
+from tpack.kernels.matmul import MOST_COLUMNS
 from tpack.nn import reference
 
 Op = Callable[..., Tensor]
@@ -74,6 +75,11 @@ def group_of(scale: Tensor, columns: int, group_size: int) -> int:
     return size
 
 
+def takes_group(group: int) -> bool:
+    """Whether the extension computes with scales that lie so: whole bytes share one."""
+    return group <= 1 or group % 4 == 0
+
+
 def check_stored(
     packed: Tensor, scale: Tensor, rows: int, columns: int, group: int
 ) -> None:
@@ -117,7 +123,9 @@ def call(
     rows = packed.shape[0]
     inputs = x.shape[-1]
     group = group_of(scale, width, group_size)
-    if native is None or not inputs or (group > 1 and group % 4):
+    if native is None or not inputs or not takes_group(group):
+        return None
+    if name == "bit_linear" and inputs > MOST_COLUMNS:
         return None
     check_stored(packed, scale, rows, width, group)
     if bias is not None:
@@ -243,7 +251,7 @@ def dequantize(
         group = group_of(scale, columns, group_size)
         rows = packed.shape[0]
         check_stored(packed, scale, rows, columns, group)
-        if native is not None and (group <= 1 or group % 4 == 0):
+        if native is not None and takes_group(group):
             packed, scale = packed.contiguous(), scale.contiguous()
             out = packed.new_empty(shape, dtype=dtype)
             native.dequantize(
@@ -281,11 +289,7 @@ def ternary_embedding(
     rows, columns = shape
     if ids.dtype == torch.int64 and serves(scale, packed, scale, layout) and ids.is_cpu:
         group = group_of(scale, columns, group_size)
-        if (
-            native is not None
-            and is_plain(ids, scale, None)
-            and (group <= 1 or group % 4 == 0)
-        ):
+        if native is not None and is_plain(ids, scale, None) and takes_group(group):
             check_stored(packed, scale, rows, columns, group)
             ids, packed, scale = (
                 ids.contiguous(),
