@@ -60,6 +60,8 @@ def test_a_file_without_any_tensor(tmp_path):
         "tensors": {},
         "kept": {},
         "aliases": {},
+        "shard": None,
+        "metadata": {},
         "sha256": "",
     }
     path = tmp_path / "m"
@@ -85,6 +87,8 @@ def test_a_file_of_empty_tensors_only(tmp_path):
         "tensors": {},
         "kept": {"e": none},
         "aliases": {},
+        "shard": None,
+        "metadata": {},
         "sha256": "",
     }
     path = tmp_path / "m"

@@ -57,10 +57,11 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
 
 def map_tensors(file: Checkpoint) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a checkpoint as views of its mapped bytes."""
-    size = os.fstat(file.fileno()).st_size
-    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
-    for name, entry in file.entries.items():
-        yield name, _view(mapped, entry, file.data_start)
+    for part in file.files:
+        size = os.fstat(part.fileno()).st_size
+        mapped = mmap.mmap(part.fileno(), size, access=mmap.ACCESS_COPY)
+        for name, entry in part.entries.items():
+            yield name, _view(mapped, entry, part.data_start)
 
 
 def _view(mapped: mmap.mmap, entry: Entry, data_start: int) -> Tensor:

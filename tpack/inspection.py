@@ -107,7 +107,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
         weights += sum(math.prod(entry.shape) for entry in kept)
         return InspectionReport(
             str(path),
-            file.data_start + sum(entry.nbytes for entry in file.entries.values()),
+            file.nbytes,
             tuple(tensors),
             tuple(KeptInfo(entry.name, entry.dtype, entry.shape) for entry in kept),
             round(bits / max(weights, 1), 4),

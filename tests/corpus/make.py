@@ -156,6 +156,9 @@ def rejected() -> dict[str, bytes]:
         edit(new_header, new_description)
         files[name] = build(new_header, new_description, data[: len(data) - cut] + more)
 
+    def shard(**fields: Any) -> dict[str, Any]:
+        return {"number": 1, "of": 2, "program_sha256": "0" * 64} | fields
+
     def on_bias(**fields: Any) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
         return lambda h, _: h["fc.bias"].update(fields)
 
@@ -227,6 +230,13 @@ def rejected() -> dict[str, bytes]:
             f"R10_{field}",
             lambda _, d, field=field, bad=bad: d["tensors"]["fc.weight"].update({field: bad}),
         )
+    change("R10_divisor_zero", lambda _, d: d["tensors"]["fc.weight"].update(divisor=0))
+    change("R10_divisor_text", lambda _, d: d["tensors"]["fc.weight"].update(divisor="2"))
+    change("R10_shard_number", lambda _, d: d.update(shard=shard(number=3)))
+    change("R10_shard_bool", lambda _, d: d.update(shard=shard(of=True)))
+    change("R10_shard_digest", lambda _, d: d.update(shard=shard(program_sha256="0")))
+    change("R10_shard_field", lambda _, d: d.update(shard=shard(name="x")))
+    change("R10_metadata_digest", lambda _, d: d.update(metadata={"gguf": "00"}))
     change("R10_entry_field_missing", lambda _, d: d["tensors"]["fc.weight"].pop("split"))
     change("R10_shape_product", lambda _, d: d["tensors"]["fc.weight"].update(shape=[2**40] * 3))
     change("R11_packed_dtype", lambda h, _: h["fc.weight_packed"].update(dtype="I8"))
@@ -255,6 +265,8 @@ def rejected() -> dict[str, bytes]:
     files["R13_in_no_layerdef"] = build(two, described, data + b"\0")
     child = {"name": "more", "param_type": "Tensor", "shape": [2]}
     change("R13_not_stored", lambda _, d: layers(d)[-1]["params"].append(child))
+    files["R19_shard_alone"] = build(header, description | {"shard": shard(of=1)}, data)
+    files["R19_shard_missing"] = build(header, description | {"shard": shard()}, data)
     change("R13_root_unknown", lambda _, d: d["program"].update(root="Other"))
     change("R13_program_list", lambda _, d: d.update(program=[]))
     change("R13_injected_name", lambda _, d: layers(d)[-1].update(name="M\nimport os"))

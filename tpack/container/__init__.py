@@ -6,23 +6,30 @@ place. Needs no torch.
 """
 
 from tpack.container.atomic import new_file
-from tpack.container.document import Document, TernaryEntry, digest
+from tpack.container.document import Document, Shard, TernaryEntry, digest, program_digest
 from tpack.container.header import Entry, TensorFile
+from tpack.container.index import INDEX, SINGLE, Index, read_index
 from tpack.container.reader import Checkpoint, is_checkpoint
 from tpack.container.strictjson import parse_json
 from tpack.container.writer import Piece, write_checkpoint, write_tensors
 
 __all__ = [
+    "INDEX",
+    "SINGLE",
     "Checkpoint",
     "Document",
     "Entry",
+    "Index",
     "Piece",
+    "Shard",
     "TensorFile",
     "TernaryEntry",
     "digest",
     "is_checkpoint",
     "new_file",
     "parse_json",
+    "program_digest",
+    "read_index",
     "write_checkpoint",
     "write_tensors",
 ]

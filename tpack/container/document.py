@@ -47,6 +47,8 @@ class TernaryEntry:
         relative_error: ‖w - s·q‖ / ‖w‖ to four digits; 0 if exact.
         sha256: of its packing in layout t2, whatever the layout.
         scale_sha256: of the bytes of the scale.
+        divisor: what the source divides its trits by, where it does so; then the scale is
+            1 / divisor in float32, and the divisor is what goes back into that dialect.
     """
 
     shape: tuple[int, ...]
@@ -58,6 +60,7 @@ class TernaryEntry:
     relative_error: float
     sha256: str
     scale_sha256: str
+    divisor: float | None = None
 
     @property
     def rows(self) -> int:
@@ -81,20 +84,65 @@ class TernaryEntry:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """The place of a file among the shards of a folder.
+
+    Attributes:
+        number: from 1; the program stands in the first.
+        of: how many there are.
+        program_sha256: of the canonical JSON of the program, the same in every shard.
+    """
+
+    number: int
+    of: int
+    program_sha256: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {"number": self.number, "of": self.of, "program_sha256": self.program_sha256}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Shard:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            FormatError: rule R10.
+        """
+        found = _object(data, "shard", {"number", "of", "program_sha256"})
+        number, of, program = found["number"], found["of"], found["program_sha256"]
+        good = type(number) is int and type(of) is int and 1 <= number <= of < 2**31
+        if not good or not isinstance(program, str) or not _HEX.fullmatch(program):
+            raise FormatError(f"has the shard {data!r:.100} in its description.", rule="R10")
+        return cls(number, of, program)
+
+
+def program_digest(program: Program | None) -> str:
+    """SHA-256 of the canonical JSON of a program, or of null."""
+    data = None if program is None else program.to_dict()
+    return digest([canonical_json(data).encode("ascii")])
+
+
+@dataclass(frozen=True)
 class Document:
     """The whole description.
 
     Attributes:
-        program: the LayerDefs; None where names of the source cannot be expressed.
+        program: the LayerDefs; None where names of the source cannot be expressed, and in
+            every shard but the first.
         tensors: ternary parameters by name.
         kept: SHA-256 of every other tensor by name.
         aliases: names of the source that shared the storage of another tensor.
+        shard: which part of a folder the file is; None for a file that stands alone.
+        metadata: SHA-256 of the value of other keys of ``__metadata__`` that belong to the
+            checkpoint, by key.
     """
 
     program: Program | None
     tensors: Mapping[str, TernaryEntry]
     kept: Mapping[str, str]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    shard: Shard | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self, entries: Mapping[str, Entry]) -> str:
         """Canonical JSON, closed by a digest over itself and what the header says."""
@@ -104,6 +152,8 @@ class Document:
             "tensors": {name: _entry_to_dict(entry) for name, entry in self.tensors.items()},
             "kept": dict(self.kept),
             "aliases": dict(self.aliases),
+            "shard": None if self.shard is None else self.shard.to_dict(),
+            "metadata": dict(self.metadata),
         }
         return canonical_json(data | {"sha256": _self_digest(data, entries)})
 
@@ -129,7 +179,7 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
             f"has format version {data['version']!r:.20}, expected {VERSION}. Use a newer tpack.",
             rule="R9",
         )
-    fields = {"version", "program", "tensors", "kept", "aliases", "sha256"}
+    fields = {"version", "program", "tensors", "kept", "aliases", "shard", "metadata", "sha256"}
     data = _object(raw, "description", fields)
     program = None
     if data["program"] is not None:
@@ -141,12 +191,15 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
     }
     kept = _strings(data["kept"], "kept")
     aliases = _strings(data["aliases"], "aliases")
-    for name, value in [*kept.items(), ("description", data["sha256"])]:
+    digests = _strings(data["metadata"], "metadata")
+    shard = None if data["shard"] is None else Shard.from_dict(data["shard"])
+    for name, value in [*kept.items(), *digests.items(), ("description", data["sha256"])]:
         if not isinstance(value, str) or not _HEX.fullmatch(value):
             raise FormatError("has a digest that is not 64 hex digits.", rule="R10", tensor=name)
-    document = Document(program, tensors, kept, aliases)
-    _check_entries(document, entries)
-    _check_program(document, entries)
+    document = Document(program, tensors, kept, aliases, shard, digests)
+    check_entries(document, entries)
+    if shard is None:
+        check_program(document, entries)
     canonical = text == canonical_json(data)
     stated = data.pop("sha256")
     return document, canonical and stated == _self_digest(data, entries)
@@ -209,6 +262,16 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
     require(type(error) in (int, float) and 0 <= error < math.inf, "relative_error")
     for key in ("sha256", "scale_sha256"):
         require(isinstance(found[key], str) and bool(_HEX.fullmatch(found[key])), key)
+    divisor = found["divisor"]
+    if divisor is not None:
+        require(
+            type(divisor) in (int, float)
+            and divisor != 0
+            and math.isfinite(divisor)
+            and found["scale"] == "tensor",
+            "divisor",
+        )
+        found["divisor"] = float(divisor)
     require(isinstance(found["scale"], str), "scale")
     try:
         Scale.parse(found["scale"])
@@ -217,7 +280,7 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
     return TernaryEntry(**{**found, "shape": tuple(shape), "relative_error": float(error)})
 
 
-def _check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
+def check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
     """R11 and R12: the description and the header name the same tensors, of fitting shapes."""
     expected = set(document.kept)
     for name, entry in document.tensors.items():
@@ -258,7 +321,7 @@ def _check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
             )
 
 
-def _check_program(document: Document, entries: Mapping[str, Entry]) -> None:
+def check_program(document: Document, entries: Mapping[str, Entry]) -> None:
     """R13: the program stores exactly the tensors of the file."""
     if document.program is None:
         return

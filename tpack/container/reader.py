@@ -1,18 +1,33 @@
-"""Open a tpack checkpoint: every structural rule is checked before anything is returned."""
+"""Open a tpack checkpoint, a file or a folder of shards.
+
+Every structural rule is checked before anything is returned.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import Scale, unpack
-from tpack.container.document import Document, TernaryEntry, parse_document
-from tpack.container.header import TensorFile
-from tpack.errors import FormatError, locate
+from tpack.container.document import (
+    Document,
+    TernaryEntry,
+    check_program,
+    digest,
+    parse_document,
+    program_digest,
+)
+from tpack.container.header import Entry, TensorFile
+from tpack.container.index import INDEX, SINGLE, Index, read_index
+from tpack.errors import FormatError, InputError, locate
 
 
 def stored_dtype(dtype: str) -> str:
@@ -25,12 +40,13 @@ def stored_dtype(dtype: str) -> str:
     return "uint16" if dtype == "bfloat16" else dtype
 
 
-class Checkpoint(TensorFile):
-    """A tpack checkpoint whose structure (rules R1 to R13) has been checked.
+class CheckpointFile(TensorFile):
+    """One file of a checkpoint whose structure (rules R1 to R13) has been checked.
 
     Attributes:
-        document: the description.
-        digest_holds: whether the description agrees with its own digest.
+        document: its description.
+        digest_holds: whether the description agrees with its own digest, and the metadata
+            that it covers with theirs.
     """
 
     document: Document
@@ -46,7 +62,91 @@ class Checkpoint(TensorFile):
             raise FormatError(
                 f"has format {self.metadata.get('format')!r:.20}, expected 'pt'.", rule="R7"
             )
-        self.document, self.digest_holds = parse_document(self.metadata["tpack"], self.entries)
+        self.document, holds = parse_document(self.metadata["tpack"], self.entries)
+        self.digest_holds = holds and all(
+            key in self.metadata and digest([self.metadata[key].encode()]) == wanted
+            for key, wanted in self.document.metadata.items()
+        )
+
+
+class Checkpoint:
+    """A tpack checkpoint, a file or a folder of shards, opened and checked.
+
+    Attributes:
+        path: of the file or folder.
+        files: the files that it consists of, the first with the program.
+        entries: of all files, by name.
+        document: the description of the whole.
+        digest_holds: whether every description agrees with its own digest.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with ExitStack() as resources, locate(file=self.path):
+            index, parts = _parts(self.path)
+            self.files = tuple(resources.enter_context(CheckpointFile(part)) for part in parts)
+            if index is not None:
+                _check_index(index, self.files)
+            self._home = {name: file for file in self.files for name in file.entries}
+            self.entries: dict[str, Entry] = {}
+            for file in self.files:
+                self.entries |= file.entries
+            self.document = self._join()
+            self.digest_holds = all(file.digest_holds for file in self.files)
+            self._resources = resources.pop_all()
+
+    def _join(self) -> Document:
+        """The description of the whole; rule R19 is checked on the way."""
+        if len(self.files) == 1 and self.files[0].document.shard is None:
+            return self.files[0].document
+        described = []
+        for file in self.files:
+            shard = file.document.shard
+            if shard is None:
+                raise FormatError(f"{file.path.name} is a whole checkpoint, no shard.", rule="R19")
+            described.append((shard, file))
+        described.sort(key=lambda pair: pair[0].number)
+        self.files = tuple(file for _, file in described)
+        numbers = [shard.number for shard, _ in described]
+        of = described[0][0].of
+        if numbers != list(range(1, of + 1)):
+            raise FormatError(
+                f"holds the shards {', '.join(map(str, numbers))}, expected 1 to {of}. Shards are "
+                "missing, or of several models.",
+                rule="R19",
+            )
+        first = self.files[0].document
+        program = program_digest(first.program)
+        for shard, file in described:
+            if shard.of != of or shard.program_sha256 != program:
+                raise FormatError(f"{file.path.name} belongs to another model.", rule="R19")
+            if shard.number > 1 and file.document.program is not None:
+                raise FormatError(f"{file.path.name} has a program of its own.", rule="R19")
+        count = sum(len(file.entries) for file in self.files)
+        if count != len(self.entries):
+            raise FormatError("holds a tensor in two shards.", rule="R19")
+        tensors: dict[str, TernaryEntry] = {}
+        kept: dict[str, str] = {}
+        aliases: dict[str, str] = {}
+        for file in self.files:
+            tensors |= file.document.tensors
+            kept |= file.document.kept
+            aliases |= file.document.aliases
+        whole = replace(first, tensors=tensors, kept=kept, aliases=aliases, shard=None)
+        check_program(whole, self.entries)
+        return whole
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Read bytes ``start`` to ``stop`` of a tensor.
+
+        Raises:
+            InputError: the file became shorter since it was opened, or cannot be read.
+        """
+        return self._home[name].read(name, start, stop)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """Read a tensor piece by piece."""
+        return self._home[name].chunks(name)
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """A stored tensor, with elements as ``stored_dtype`` says."""
@@ -83,6 +183,61 @@ class Checkpoint(TensorFile):
     def ternary(self) -> Iterator[tuple[str, TernaryEntry]]:
         """The ternary parameters by name."""
         yield from sorted(self.document.tensors.items())
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """``__metadata__`` of its first file."""
+        return self.files[0].metadata
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(
+            file.data_start + sum(entry.nbytes for entry in file.entries.values())
+            for file in self.files
+        )
+
+    def close(self) -> None:
+        """Close the files."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _parts(path: Path) -> tuple[Index | None, list[Path]]:
+    """The index of a folder, if it has one, and the files of a checkpoint.
+
+    Raises:
+        InputError: a folder without a checkpoint in it, or with shards that do not fit its index.
+        FormatError: rule R18.
+    """
+    if not path.is_dir():
+        return None, [path]
+    if (path / INDEX).exists():
+        index = read_index(path / INDEX)
+        return index, [path / name for name in index.files]
+    if (path / SINGLE).exists():
+        return None, [path / SINGLE]
+    raise InputError(f"holds no checkpoint, expected {INDEX} or {SINGLE}.")
+
+
+def _check_index(index: Index, files: tuple[CheckpointFile, ...]) -> None:
+    """R19: every tensor is in the file that the index names."""
+    for file in files:
+        named = {name for name, home in index.weight_map.items() if home == file.path.name}
+        if wrong := named ^ set(file.entries):
+            raise FormatError(
+                f"is not where {index.path.name} says.", rule="R19", tensor=min(wrong)[:200]
+            )
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:

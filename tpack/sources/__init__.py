@@ -14,9 +14,9 @@ from typing import Any
 from tpack.container.opening import input_errors
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.sources.names import clean_names
-from tpack.sources.source import Source, SourceTensor, with_companion
+from tpack.sources.source import PackedTensor, Source, SourceTensor, with_companion
 
-__all__ = ["Source", "SourceTensor", "clean_names", "open_source", "with_companion"]
+__all__ = ["PackedTensor", "Source", "SourceTensor", "clean_names", "open_source", "with_companion"]
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 

@@ -13,9 +13,11 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from tpack.codec import Scale, rows_and_columns, unpack
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError
 from tpack.quantize import Weight, narrow, widen
+from tpack.quantize.fit import spread
 from tpack.quantize.weight import BLOCK
 
 Array = npt.NDArray[Any]
@@ -94,6 +96,66 @@ class SourceTensor:
         return Weight(self.shape, split, dtype or self.dtype, values)
 
 
+@dataclass(frozen=True)
+class PackedTensor:
+    """A weight that its source stores as trits and scales already.
+
+    Attributes:
+        name: cleaned of wrappers' prefixes, without what the dialect adds.
+        dtype: of the weight when it is unpacked.
+        shape: logical shape; the last dim is the columns.
+        rows: packed rows ``first`` to ``last`` in layout t2, ``(last - first, bytes per row)``
+            uint8. Codes and padding are the dialect's affair: an illegal code is raised as
+            InputError when it is read.
+        scale: as stored in ``scale_dtype``, in the shape that the granularity gives.
+        scale_dtype: float32, float16 or bfloat16 (bits in uint16).
+        granularity: what shares one scale.
+        nbytes: what it takes in the source.
+        divisor: what the source divides by, if it does so; the scale is then 1 / divisor.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    rows: Callable[[int, int], npt.NDArray[np.uint8]]
+    scale: Array = field(compare=False)
+    scale_dtype: str
+    granularity: Scale
+    nbytes: int
+    divisor: float | None = None
+
+    @property
+    def split(self) -> int:
+        """Leading dims that index rows."""
+        return len(self.shape) - 1
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    def blocks(self) -> Iterator[tuple[int, npt.NDArray[np.uint8]]]:
+        """Yield ``(first row, packed rows)`` from top to bottom."""
+        count, columns = rows_and_columns(self.shape, self.split)
+        step = max(1, BLOCK // columns)
+        for first in range(0, count, step):
+            yield first, self.rows(first, min(first + step, count))
+
+    def dense(self) -> SourceTensor:
+        """The same weight as floats, ``scale * trit`` in ``dtype``."""
+        columns = self.shape[-1]
+        scale = widen(self.scale, self.scale_dtype)
+
+        def read(start: int, stop: int) -> Array:
+            first, last = start // columns, -(-stop // columns)
+            trits = unpack(self.rows(first, last), columns)
+            values = spread(scale, self.granularity, first, *trits.shape) * trits
+            flat = narrow(values, self.dtype).reshape(-1)
+            return flat[start - first * columns : stop - first * columns]
+
+        return SourceTensor(self.name, self.dtype, self.shape, read)
+
+
 def with_companion(tensor: SourceTensor, companion: SourceTensor) -> SourceTensor | None:
     """An int8 tensor times its scale tensor, as a float tensor; None if they do not fit.
 
@@ -116,6 +178,7 @@ class Source:
     Attributes:
         label: what to call it in messages.
         tensors: by name, in the order of the source.
+        metadata: what the output carries on in ``__metadata__``, by key.
         aliases: names that shared the storage of another tensor, which is in ``tensors``.
         notes: what was changed or left out on the way, for the report.
         files: the files it reads, which an output must not replace.
@@ -124,11 +187,12 @@ class Source:
     """
 
     label: str
-    tensors: Mapping[str, SourceTensor]
+    tensors: Mapping[str, SourceTensor | PackedTensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: tuple[Path, ...] = ()
     nbytes: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
     resources: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:

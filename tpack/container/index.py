@@ -1,0 +1,114 @@
+"""The index of a folder of shards: which file holds which tensor.
+
+This is the index that Hugging Face libraries write: an object ``weight_map`` from the name of
+a tensor to the name of a file beside the index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tpack.container.opening import input_errors, open_input
+from tpack.container.strictjson import parse_json
+from tpack.errors import FormatError, InputError, locate
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+#: The same for pickles.
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+#: Of an index; a million long names fit.
+MAX_INDEX = 100_000_000
+
+
+@dataclass(frozen=True)
+class Index:
+    """A checked index.
+
+    Attributes:
+        path: of the index.
+        weight_map: name of a tensor → name of a file, both in the order of the index.
+        metadata: what else the index says, e.g. ``total_size``.
+    """
+
+    path: Path
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the shards, sorted."""
+        return sorted(set(self.weight_map.values()))
+
+
+def read_index(path: Path) -> Index:
+    """Read an index and make sure that its files are there, and no others like them.
+
+    Raises:
+        FormatError: rule R18: malformed, or an entry that leads out of the folder.
+        InputError: a shard is missing, or one is there that the index does not name.
+    """
+    with locate(file=path):
+        with open_input(path) as file, input_errors():
+            text = file.read(MAX_INDEX + 1)
+        if len(text) > MAX_INDEX:
+            raise FormatError(f"is longer than {MAX_INDEX} bytes.", rule="R18")
+        data = parse_json(text, "R18", "index")
+        found = data.get("weight_map") if isinstance(data, dict) else None
+        if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+            raise FormatError("has no weight_map from names to file names.", rule="R18")
+        for name, shard in found.items():
+            if not is_plain_name(shard):
+                raise FormatError(
+                    f"is in the file {shard!r:.100}, expected a file beside the index.",
+                    rule="R18",
+                    tensor=name[:200],
+                )
+        metadata = data.get("metadata", {})
+        index = Index(path, found, metadata if isinstance(metadata, dict) else {})
+        _check_files(index)
+        return index
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name is that of a file in the same folder, and nothing else.
+
+    Example:
+        >>> is_plain_name("model-00001-of-00002.safetensors"), is_plain_name("../x")
+        (True, False)
+    """
+    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\\0:")
+
+
+def _check_files(index: Index) -> None:
+    folder, named = index.path.parent, index.files
+    if not named:
+        raise FormatError("names no shard.", rule="R18")
+    missing = [name for name in named if not (folder / name).exists()]
+    if missing:
+        raise InputError(f"names shards that are missing: {_some(missing)}. Download them again.")
+    suffixes = {Path(name).suffix for name in named}
+    extra = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in suffixes and path.name not in named and _is_shard(path.name)
+    )
+    if extra:
+        raise InputError(
+            f"does not name {_some(extra)}, which lie beside it. Move away what belongs to another "
+            "download."
+        )
+
+
+def _is_shard(name: str) -> bool:
+    """Whether a name is spelled as shards are, ``…-00001-of-00002.…``."""
+    parts = Path(name).stem.split("-")
+    return len(parts) >= 4 and parts[-2] == "of" and parts[-1].isdigit() and parts[-3].isdigit()
+
+
+def _some(names: list[str]) -> str:
+    text = ", ".join(names[:4])
+    return text if len(names) <= 4 else f"{text} and {len(names) - 4} more"
