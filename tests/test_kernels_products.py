@@ -65,6 +65,29 @@ def test_products_at_every_edge(variant: str, columns: int) -> None:
             )
 
 
+@pytest.mark.parametrize("tokens", [3, 9, 17, 64, 67, 130])
+def test_blocks_of_many_tokens(variant: str, tokens: int) -> None:
+    """Rows, columns and tokens around the blocks that the products are cut into."""
+    for rows, columns in ((4, 2048), (13, 2052), (67, 4100), (259, 515), (261, 1030)):
+        if variant == "scalar" and rows * columns > 1 << 16:
+            continue
+        values, one = trits(rows, columns), scales(1, 1, 0)
+        packed, bias = packed_reference(values), activations(1, rows)[0]
+        x, y = activations(tokens, columns), activations(tokens, rows)
+        for group in (0, 1, 64):
+            scale = scales(rows, columns, group)
+            got = kernels.linear(x, packed, scale, bias, group)
+            check_linear(got, x, values, scale, group, bias)
+        got = kernels.bit_linear(x, packed, one, bias)
+        assert np.array_equal(got, reference.bit_linear(x, values, one, 0, bias))
+        for group in (0, 1):
+            scale = scales(rows, columns, group)
+            got = kernels.linear_columns(y, packed, columns, scale, None, group)
+            check_linear(got, y, values, scale, group, None, along=True)
+        got = kernels.bit_linear_columns(y, packed, columns, one)
+        assert np.array_equal(got, reference.bit_linear_columns(y, values, one, None))
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("tokens", [1, 2, 5, 8, 16, 40])
 def test_products_with_every_scale(variant: str, group: int, tokens: int) -> None:

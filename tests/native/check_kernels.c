@@ -153,6 +153,45 @@ static void products(const tp_kernels *k, size_t rows, size_t columns, size_t to
     free(packed.base), free(scale.base);
 }
 
+/* The largest sums: every code 2, or any, against activations that are all -128 or all 127. */
+static void extremes(const tp_kernels *k, size_t rows, size_t columns, size_t tokens, int codes, int activation) {
+    size_t row_bytes = tp_row_bytes(columns), stride = tp_blocks(columns) * TP_BLOCK, outputs = TP_TILE_ROWS;
+    buffer packed = make(rows * row_bytes, 1), planes = make(tokens * stride, 1), x = make(rows, 1);
+    buffer sums = make(tokens * 4, 4), scratch = {aligned_alloc(64, TP_SCRATCH_BYTES), NULL, 0};
+    for (size_t i = 0; i < packed.bytes; i++)
+        for (int p = 0; p < 4; p++)
+            packed.data[i] = (char)((unsigned)(uint8_t)packed.data[i] << 2 | (codes < 0 ? random_bits() % 3 : (unsigned)codes));
+    for (size_t row = 0; row < rows; row++)
+        for (size_t j = columns; j < 4 * row_bytes; j++) /* padding is code 1 */
+            packed.data[row * row_bytes + j / 4] = (char)((packed.data[row * row_bytes + j / 4] & ~(3 << 2 * (j % 4))) | 1 << 2 * (j % 4));
+    memset(x.data, activation, rows);
+    for (size_t token = 0; token < tokens; token++) {
+        ((int32_t *)sums.data)[token] = activation * (int32_t)columns;
+        for (size_t j = 0; j < stride; j++) {
+            size_t column = j / TP_BLOCK * TP_BLOCK + j % 64 * 4 + j % TP_BLOCK / 64;
+            planes.data[token * stride + j] = (char)(column < columns ? activation : 0);
+        }
+    }
+    const tp_kernels *both[2] = {&tp_scalar, k};
+    buffer out[2], along[2];
+    for (int b = 0; b < 2; b++) {
+        out[b] = make(((tokens - 1) * outputs + (rows + 15) / 16 * 16) * 4, 4);
+        along[b] = make(columns * 4, 4);
+        memset(along[b].data, 0, columns * 4);
+        tp_tile tile = {(uint8_t *)packed.data, row_bytes, rows, columns, tokens, stride, scratch.base};
+        both[b]->int_dots(&tile, (int8_t *)planes.data, (int32_t *)sums.data, (int32_t *)out[b].data, outputs);
+        if (columns <= 2048)
+            both[b]->int_columns((uint8_t *)packed.data, row_bytes, rows, columns, (int8_t *)x.data, (int32_t *)along[b].data);
+    }
+    int same = 1;
+    for (size_t token = 0; token < tokens; token++)
+        same &= !memcmp(out[0].data + token * outputs * 4, out[1].data + token * outputs * 4, rows * 4);
+    check(k->name, "int_dots of extremes", same, rows, columns, tokens);
+    check(k->name, "int_columns of extremes", equal(along[0], along[1]), rows, columns, tokens);
+    for (int b = 0; b < 2; b++) free(out[b].base), free(along[b].base);
+    free(packed.base), free(planes.base), free(x.base), free(sums.base), free(scratch.base);
+}
+
 int main(void) {
     for (const char *const *name = tp_names(); *name; name++) {
         const tp_kernels *k = tp_find(*name);
@@ -165,7 +204,14 @@ int main(void) {
                 for (size_t t = 0; t < 6; t++)
                     products(k, SIZES[r], SIZES[c], tokens[t], GROUPS[(r + c + t) % GROUP_COUNT]);
             }
-        for (size_t g = 0; g < GROUP_COUNT; g++) products(k, 70, 2100, 33, GROUPS[g]);
+        for (size_t g = 0; g < GROUP_COUNT; g++) products(k, 70, 2100, 33 + g, GROUPS[g]);
+        products(k, 257, 260, 130, 0);
+        for (int codes = -1; codes < 3; codes++)
+            for (int activation = -128; activation < 128; activation += 255)
+                for (size_t tokens = 1; tokens < 40; tokens += 1 + tokens / 3) {
+                    extremes(k, 13, 4100, tokens, codes, activation);
+                    extremes(k, 256, 257, tokens, codes, activation);
+                }
         products(k, 70000, 5, 1, 0); /* more rows than the column kernels take at once */
         printf("%s: %s\n", *name, failures ? "FAILED" : "equal to scalar");
     }

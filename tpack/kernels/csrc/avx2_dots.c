@@ -1,17 +1,22 @@
 /* AVX2: integer products.
  *
  * vpmaddubsw adds pairs of unsigned code * signed activation into 16 bits. With codes of at most 2 a
- * pair is at most 512 in size, so the eight of a block (64 packed bytes) cannot saturate; then they go
- * to 32 bits, lane by lane as everywhere.
+ * pair lies in -512..508, so 64 of them still fit; then they go to 32 bits.
  */
 #include "avx2.h"
 
 enum { PREFETCH = 1536, MOST_TOKENS = 4 };
 
+/* Sixteen sums. As __m256i they would be of another type than the intrinsics inside are made of, which
+ * costs GCC a register and a copy for each sum. */
+typedef int16_t words __attribute__((vector_size(32)));
+
+AVX2_INLINE __m256i widen(words sums) { return _mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1)); }
+
 /* One row, a few tokens: the sums of all lanes. */
 AVX2_INLINE void row_tokens(const uint8_t *packed, size_t bytes, const int8_t *planes, size_t token_stride,
                             int tokens, int32_t results[]) {
-    const __m256i three = _mm256_set1_epi8(3), ones = _mm256_set1_epi16(1);
+    const __m256i three = _mm256_set1_epi8(3);
     __m256i totals[MOST_TOKENS];
     uint8_t buffer[64];
 #pragma GCC unroll 8
@@ -19,9 +24,9 @@ AVX2_INLINE void row_tokens(const uint8_t *packed, size_t bytes, const int8_t *p
     for (size_t at = 0; at < bytes; at += 64) {
         _mm_prefetch((const char *)packed + at + PREFETCH, _MM_HINT_T0);
         const uint8_t *source = whole(packed + at, bytes - at, 64, buffer);
-        __m256i sums[MOST_TOKENS];
+        words sums[MOST_TOKENS];
 #pragma GCC unroll 8
-        for (int t = 0; t < tokens; t++) sums[t] = _mm256_setzero_si256();
+        for (int t = 0; t < tokens; t++) sums[t] = (words){0};
 #pragma GCC unroll 8
         for (size_t half = 0; half < 2; half++) {
             __m256i v = _mm256_loadu_si256((const __m256i *)(source + 32 * half));
@@ -31,14 +36,13 @@ AVX2_INLINE void row_tokens(const uint8_t *packed, size_t bytes, const int8_t *p
 #pragma GCC unroll 8
                 for (int t = 0; t < tokens; t++) {
                     const int8_t *x = planes + (size_t)t * token_stride + at * 4 + 64 * p + 32 * half;
-                    __m256i pairs = _mm256_maddubs_epi16(codes, _mm256_loadu_si256((const __m256i *)x));
-                    sums[t] = _mm256_add_epi16(sums[t], pairs);
+                    sums[t] += (words)_mm256_maddubs_epi16(codes, _mm256_loadu_si256((const __m256i *)x));
                 }
             }
         }
 #pragma GCC unroll 8
         for (int t = 0; t < tokens; t++)
-            totals[t] = _mm256_add_epi32(totals[t], _mm256_madd_epi16(sums[t], ones));
+            totals[t] = _mm256_add_epi32(totals[t], widen(sums[t]));
     }
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) {
@@ -48,9 +52,103 @@ AVX2_INLINE void row_tokens(const uint8_t *packed, size_t bytes, const int8_t *p
     }
 }
 
+enum {
+    MICRO_ROWS = 4,
+    MICRO_TOKENS = 3,  /* 12 sums leave four of the 16 registers */
+    CHUNK_BYTES = 512, /* 64 products in each lane of 16 bits, which is what one holds */
+    PANEL_ROWS = 8,    /* 16 KB of codes beside three tokens' 2 KB in the L1 cache */
+    FEW_TOKENS = 8,    /* up to which unpacking to a panel does not pay */
+};
+
+/* Codes of a few rows in plane order, one byte each: [row][plane-ordered column of the chunk]. */
+AVX2_TARGET static void unpack_planes(const uint8_t *packed, size_t row_bytes, size_t rows, size_t bytes, uint8_t *panel) {
+    const __m256i three = _mm256_set1_epi8(3);
+    uint8_t buffer[64];
+    for (size_t row = 0; row < rows; row++)
+        for (size_t at = 0; at < bytes; at += 64, panel += TP_BLOCK) {
+            const uint8_t *here = packed + row * row_bytes + at, *source = whole(here, bytes - at, 64, buffer);
+            _mm_prefetch((const char *)here + PANEL_ROWS * row_bytes, _MM_HINT_T0);
+#pragma GCC unroll 2
+            for (size_t half = 0; half < 2; half++) {
+                __m256i v = _mm256_loadu_si256((const __m256i *)(source + 32 * half));
+#pragma GCC unroll 4
+                for (size_t p = 0; p < 4; p++)
+                    _mm256_store_si256((__m256i *)(panel + 64 * p + 32 * half),
+                                       _mm256_and_si256(_mm256_srli_epi16(v, 2 * (int)p), three));
+            }
+        }
+}
+
+/* Four rows x `tokens` tokens, at most a chunk of columns, with the sums in registers. */
+AVX2_INLINE void micro(const uint8_t *panel, size_t columns, const int8_t *planes, size_t token_stride, int tokens,
+                       int add, int32_t *out, size_t out_stride) {
+    words sums[MICRO_TOKENS][MICRO_ROWS];
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 8
+        for (int r = 0; r < MICRO_ROWS; r++) sums[t][r] = (words){0};
+    for (size_t at = 0; at < columns; at += 32) {
+        __m256i x[MICRO_TOKENS];
+#pragma GCC unroll 8
+        for (int t = 0; t < tokens; t++)
+            x[t] = _mm256_loadu_si256((const __m256i *)(planes + (size_t)t * token_stride + at));
+#pragma GCC unroll 8
+        for (int r = 0; r < MICRO_ROWS; r++) {
+            __m256i codes = _mm256_load_si256((const __m256i *)(panel + (size_t)r * columns + at));
+#pragma GCC unroll 8
+            for (int t = 0; t < tokens; t++) sums[t][r] += (words)_mm256_maddubs_epi16(codes, x[t]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; t++) {
+        __m256i ab = _mm256_hadd_epi32(widen(sums[t][0]), widen(sums[t][1]));
+        __m256i cd = _mm256_hadd_epi32(widen(sums[t][2]), widen(sums[t][3]));
+        __m256i all = _mm256_hadd_epi32(ab, cd);
+        __m128i four = _mm_add_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+        __m128i *line = (__m128i *)(out + (size_t)t * out_stride);
+        _mm_storeu_si128(line, add ? _mm_add_epi32(_mm_loadu_si128(line), four) : four);
+    }
+}
+
+/* Many tokens: codes are unpacked once and meet all of them. The panel's rows, like the lines of out,
+ * come in fours: what is beyond tile->rows is never looked at. */
+AVX2_TARGET static void int_matmul(const tp_tile *tile, const int8_t *planes, const int32_t *sums, int32_t *out,
+                                   size_t out_stride) {
+    size_t token_stride = tile->token_stride, bytes = tp_row_bytes(tile->columns);
+    for (size_t first = 0; first < bytes; first += CHUNK_BYTES) {
+        size_t count = bytes - first < CHUNK_BYTES ? bytes - first : CHUNK_BYTES;
+        size_t columns = (count + 63) / 64 * TP_BLOCK;
+        int add = first > 0;
+        for (size_t start = 0; start < tile->rows; start += PANEL_ROWS) {
+            size_t rows = tile->rows - start < PANEL_ROWS ? tile->rows - start : PANEL_ROWS;
+            uint8_t *panel = tile->scratch;
+            unpack_planes(tile->packed + start * tile->row_bytes + first, tile->row_bytes, rows, count, panel);
+            for (size_t token = 0; token < tile->tokens; token += MICRO_TOKENS) {
+                const int8_t *x = planes + token * token_stride + first * 4;
+                for (size_t row = 0; row < rows; row += MICRO_ROWS) {
+                    int32_t *target = out + token * out_stride + start + row;
+#define MICRO(n) micro(panel + row * columns, columns, x, token_stride, n, add, target, out_stride)
+                    switch (tile->tokens - token) {
+                    case 1: MICRO(1); break;
+                    case 2: MICRO(2); break;
+                    default: MICRO(3); break;
+                    }
+#undef MICRO
+                }
+            }
+        }
+    }
+    for (size_t token = 0; token < tile->tokens; token++)
+        for (size_t row = 0; row < tile->rows; row++) out[token * out_stride + row] -= sums[token];
+}
+
 AVX2_TARGET void tp_avx2_int_dots(const tp_tile *tile, const int8_t *planes, const int32_t *sums,
                                   int32_t *out, size_t out_stride) {
     size_t bytes = tp_row_bytes(tile->columns), token_stride = tile->token_stride;
+    if (tile->tokens > FEW_TOKENS) {
+        int_matmul(tile, planes, sums, out, out_stride);
+        return;
+    }
     for (size_t token = 0; token < tile->tokens;) {
         int count = tile->tokens - token >= MOST_TOKENS ? MOST_TOKENS : 1;
         const int8_t *x = planes + token * token_stride;
