@@ -12,8 +12,8 @@ from tpack.cli.output import print_json, printable, progress, shape, shorten, si
 
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: beside SOURCE.")
+@click.argument("source")
+@click.option("-o", "--output", metavar="PATH", help="Default: beside SOURCE.")
 @click.option("--exact", is_flag=True, help="Refuse what is not already ternary.")
 @click.option(
     "--quantize",
@@ -32,13 +32,14 @@ from tpack.cli.output import print_json, printable, progress, shape, shorten, si
 @click.option("--layout", type=click.Choice(["t2", "t5"]), default="t2", help="2 or 1.6 bits.")
 @click.option("--layerdef", type=click.Path(path_type=Path), help="JSON: the model's LayerDefs.")
 @click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted folder.")
 @options.force
 @options.as_json
 @options.quiet
 @options.verbose
 def convert(
-    source: Path,
-    output: Path | None,
+    source: str,
+    output: str | None,
     exact: bool,
     quantize: str,
     scale: str,
@@ -48,6 +49,7 @@ def convert(
     layout: str,
     layerdef: Path | None,
     dry_run: bool,
+    resume: bool,
     force: bool,
     as_json: bool,
     quiet: bool,
@@ -55,9 +57,11 @@ def convert(
 ) -> None:
     """Convert a checkpoint to packed ternary safetensors.
 
-    SOURCE is a .safetensors, .pt, .pth, .bin or .ckpt file. Prints the path of the output.
-    Weights that already are ternary are packed losslessly; others are quantized, and the
-    summary says so.
+    SOURCE is a .safetensors, .gguf, .pt, .pth, .bin or .ckpt file, a folder as model hubs
+    have them or FSDP training writes them, a repository (hf://org/name) or another address
+    (s3://…). Prints the path of the output. Weights that already are ternary are packed
+    losslessly; others are quantized, and the summary says so. Under torchrun or srun the
+    processes share the shards of a folder.
 
     \b
     Example:
@@ -78,6 +82,7 @@ def convert(
             layout=layout,
             layerdef=layerdef,
             dry_run=dry_run,
+            resume=resume,
             force=force,
             progress=advance,
         )
@@ -87,6 +92,10 @@ def convert(
     if report.output is not None:
         click.echo(report.output)
     if quiet:
+        return
+    if not report.tensors:  # a process that left the output to another
+        for note in report.notes:
+            click.echo(printable(f"note: {note}"), err=True)
         return
     rows = [
         (
@@ -115,6 +124,11 @@ def convert(
         f"({ratio:.1f}× smaller)",
         err=True,
     )
+    if dry_run:
+        click.echo(
+            f"needs at most {size(report.memory)} of memory and {size(report.disk)} of disk",
+            err=True,
+        )
     if report.output is not None:
         # only what is lossless as a whole can equal its source
         lossless = not counts["quantized"] and keep_dtype is None

@@ -14,13 +14,13 @@ from tpack.cli.output import print_json, printable, table
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    metavar="SOURCE",
     help="What FILE was converted from: prove that unpacking gives it back.",
 )
 @options.as_json
 @options.quiet
 @options.verbose
-def verify(file: Path, against: Path | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Check a checkpoint: structure, codes, padding, digests, LayerDefs.
 
     Exits with 5 if a check does not hold.

@@ -15,21 +15,22 @@ CLI = Path(__file__).parent.parent / "cli"
 
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
-    {"errors", "dtypes", "report"},
+    {"errors", "dtypes", "report", "hfconfig"},
     {"codec"},
     {"layerdef", "quantize", "kernels"},
     {"container"},
-    {"codegen", "sources", "selection"},
+    {"codegen", "dialects", "selection"},
+    {"sources"},
     {"nn"},
     {"build", "pack"},
     {"reading"},
-    {"conversion", "verification", "inspection", "unpacking"},
+    {"conversion", "verification", "inspection", "unpacking", "export"},
     {"checkpoint"},
     {"demo"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH = {"nn", "build", "pack", "reading", "checkpoint", "demo", "sources.torch_source"}
+TORCH = {"nn", "build", "pack", "reading", "checkpoint", "demo", "sources.torch_source", "sources.dcp_source"}
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -43,6 +43,8 @@ class ConversionReport:
         output_bytes: size of the checkpoint.
         tensors: one report each, in the order of the source.
         notes: what was changed or left out on the way.
+        memory: bytes that it takes at most, resident.
+        disk: bytes that it takes at most while it runs.
     """
 
     output: str | None
@@ -50,6 +52,8 @@ class ConversionReport:
     output_bytes: int
     tensors: tuple[TensorReport, ...]
     notes: tuple[str, ...] = ()
+    memory: int = 0
+    disk: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -59,4 +63,6 @@ class ConversionReport:
             "output_bytes": self.output_bytes,
             "tensors": [tensor.to_dict() for tensor in self.tensors],
             "notes": list(self.notes),
+            "memory": self.memory,
+            "disk": self.disk,
         }

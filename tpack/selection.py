@@ -41,7 +41,7 @@ def keep_reason(
         >>> keep_reason("layers.0.fc.weight", "float32", (64, 64)) is None
         True
     """
-    if any(fnmatchcase(name, pattern) for pattern in exclude):
+    if excluded(name, exclude):
         return "excluded"
     if 0 in shape:
         return "empty"
@@ -61,6 +61,11 @@ def keep_reason(
             tensor=name,
         )
     return None
+
+
+def excluded(name: str, exclude: Sequence[str]) -> bool:
+    """Whether a pattern of ``exclude`` names a tensor."""
+    return any(fnmatchcase(name, pattern) for pattern in exclude)
 
 
 def _reason_by_name(name: str) -> str | None:

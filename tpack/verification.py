@@ -15,8 +15,8 @@ from tpack.codec import LAYOUTS, pack
 from tpack.container import Checkpoint, TernaryEntry, digest
 from tpack.errors import locate
 from tpack.quantize import widen
-from tpack.quantize.fit import spread
-from tpack.sources import Source, SourceTensor, open_source, with_companion
+from tpack.quantize.fit import repeat_scale, spread
+from tpack.sources import PackedTensor, Source, SourceTensor, open_source, with_companion
 
 Array = npt.NDArray[Any]
 
@@ -148,8 +148,11 @@ def _compare(
         if tensor is None:
             continue
         used.add(name)
+        if isinstance(tensor, PackedTensor):
+            checks[name] |= _compare_packed(file, name, entry, tensor)
+            continue
         companion = source.tensors.get(f"{name}_scale")
-        if tensor.dtype == "int8" and companion is not None:
+        if tensor.dtype == "int8" and isinstance(companion, SourceTensor):
             folded = with_companion(tensor, companion)
             if folded is not None:
                 tensor = folded
@@ -166,6 +169,8 @@ def _compare(
         if tensor is None:
             continue
         used.add(name)
+        if isinstance(tensor, PackedTensor):
+            tensor = tensor.dense()
         stored = file.entries[name]
         same = (tensor.shape, tensor.dtype) == (stored.shape, stored.dtype)
         checks[name]["same_form"] = same
@@ -175,6 +180,27 @@ def _compare(
     problems += [f"tensor {name!r} of the source is not in the checkpoint." for name in unused]
     if dict(file.document.aliases) != dict(source.aliases):
         problems.append("the source shares storage between other names than the checkpoint says.")
+
+
+def _compare_packed(
+    file: Checkpoint, name: str, entry: TernaryEntry, tensor: PackedTensor
+) -> dict[str, bool]:
+    """Compare trits and scales with those of a source that is packed itself."""
+    if (tensor.shape, tensor.dtype) != (entry.shape, entry.source_dtype):
+        return {"same_form": False}
+    if tensor.split != entry.split:
+        return {"same_form": True, "same_values": _same_values(file, name, entry, tensor.dense())}
+    state = hashlib.sha256()
+    for _, rows in tensor.blocks():
+        state.update(rows)
+    stored, dtype, granularity = file.scale(name)
+    ours, theirs = widen(stored, dtype), widen(tensor.scale, tensor.scale_dtype)
+    if granularity != tensor.granularity:
+        theirs = repeat_scale(
+            theirs, tensor.granularity, granularity, entry.columns, entry.scale_shape
+        )
+    same = state.hexdigest() == entry.sha256 and np.array_equal(ours, theirs)
+    return {"same_form": True, "same_values": same and tensor.divisor == entry.divisor}
 
 
 def _same_values(file: Checkpoint, name: str, entry: TernaryEntry, tensor: SourceTensor) -> bool:

@@ -47,7 +47,7 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
                 os.fsync(handle)
             _publish(temporary, target, force=force)
             temporary = None
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     finally:
         if temporary is not None:
             with suppress(OSError):
@@ -110,7 +110,8 @@ def _publish(temporary: Path, target: Path, *, force: bool) -> None:
         temporary.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
     with suppress(OSError):  # some file systems cannot
         handle = os.open(folder, os.O_RDONLY)
         try:

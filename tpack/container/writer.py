@@ -49,6 +49,7 @@ def write_checkpoint(
     document: Document,
     pieces: Iterable[Piece],
     *,
+    metadata: Mapping[str, str] | None = None,
     force: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
@@ -57,6 +58,7 @@ def write_checkpoint(
     Args:
         document: with placeholders for the digests of kept tensors.
         pieces: every tensor of the file.
+        metadata: other keys of ``__metadata__``, whose digests the document has.
         progress: called with the number of bytes written since the last call.
 
     Returns:
@@ -67,19 +69,27 @@ def write_checkpoint(
     """
     waiting = document.with_kept(dict.fromkeys(document.kept, NO_DIGEST))
 
-    def metadata(entries: Mapping[str, Entry], digests: Mapping[str, str]) -> dict[str, str]:
+    def describe(entries: Mapping[str, Entry], digests: Mapping[str, str]) -> dict[str, str]:
         full = document.with_kept(digests) if digests else waiting
-        return {"format": "pt", "tpack": full.to_json(entries)}
+        return _metadata(full, entries, metadata)
 
     with new_file(path, force=force) as file:
-        return _write(file, pieces, metadata, progress)
+        return _write(file, pieces, describe, progress)
 
 
-def checkpoint_size(document: Document, pieces: Iterable[Piece]) -> int:
+def checkpoint_size(
+    document: Document, pieces: Iterable[Piece], metadata: Mapping[str, str] | None = None
+) -> int:
     """The size in bytes that ``write_checkpoint`` would give."""
     entries = lay_out((piece.name, piece.dtype, piece.shape) for piece in pieces)
-    metadata = {"format": "pt", "tpack": document.to_json(entries)}
-    return len(header_bytes(entries, metadata)) + sum(e.nbytes for e in entries.values())
+    header = header_bytes(entries, _metadata(document, entries, metadata))
+    return len(header) + sum(e.nbytes for e in entries.values())
+
+
+def _metadata(
+    document: Document, entries: Mapping[str, Entry], more: Mapping[str, str] | None
+) -> dict[str, str]:
+    return {**(more or {}), "format": "pt", "tpack": document.to_json(entries)}
 
 
 def write_tensors(

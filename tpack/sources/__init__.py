@@ -1,4 +1,4 @@
-"""Where weights come from: files and state dicts, as named tensors that are read in pieces.
+"""Where weights come from: files, folders and state dicts, as named tensors read in pieces.
 
 ``open_source`` knows which reader a path needs. A source holds no tensor in memory that its
 file does not force it to.
@@ -14,9 +14,23 @@ from typing import Any
 from tpack.container.opening import input_errors
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.sources.names import clean_names
-from tpack.sources.source import PackedTensor, Source, SourceTensor, with_companion
+from tpack.sources.source import (
+    PackedTensor,
+    Source,
+    SourceShard,
+    SourceTensor,
+    with_companion,
+)
 
-__all__ = ["PackedTensor", "Source", "SourceTensor", "clean_names", "open_source", "with_companion"]
+__all__ = [
+    "PackedTensor",
+    "Source",
+    "SourceShard",
+    "SourceTensor",
+    "clean_names",
+    "open_source",
+    "with_companion",
+]
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -25,25 +39,54 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
     """Open a checkpoint of any kind that tpack reads.
 
     Args:
-        source: path of a ``.safetensors``, ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file; or a
-            state dict, or an ``nn.Module``.
+        source: path of a ``.safetensors``, ``.gguf``, ``.pt``, ``.pth``, ``.bin`` or ``.ckpt``
+            file; of a folder as model hubs have them, or as ``torch.distributed.checkpoint``
+            writes them; ``hf://org/name[@revision]`` or ``org/name`` for a repository of the
+            Hugging Face hub; an address with another scheme that fsspec knows; a state dict, or
+            an ``nn.Module``.
 
     Raises:
         InputError: missing, unreadable or malformed; a pickle that asks for code.
         UnsupportedError: another kind of file, or tensors of a kind that cannot be stored.
     """
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        with locate(file=path), input_errors():
-            return _open_path(path)
+        text = os.fspath(source)
+        with locate(file=text), input_errors():
+            return _open_text(text)
     from tpack.sources.torch_source import state_dict_source
 
     return state_dict_source(source)
 
 
+def _open_text(text: str) -> Source:
+    """Open a path, or what an address leads to."""
+    from tpack.sources import hub, remote
+
+    if repository := hub.repository_of(text):
+        return hub.hub_source(repository, _open_path)
+    if remote.is_remote(text):
+        return remote.remote_source(text, _open_path)
+    return _open_path(Path(text))
+
+
 def _open_path(path: Path) -> Source:
     if path.is_dir():
-        raise UnsupportedError("is a folder, expected a file. Convert its files one by one.")
+        if (path / ".metadata").is_file():
+            from tpack.sources.dcp_source import dcp_source
+
+            return dcp_source(path)
+        from tpack.sources.folder_source import folder_source
+
+        return folder_source(path, _open_file)
+    source = _open_file(path)
+    source.path = path
+    if any(_may_be_packed(tensor) for tensor in source.tensors.values()):
+        _adapt(source, path)
+    return source
+
+
+def _open_file(path: Path) -> Source:
+    """Open one file, its tensors as they are stored."""
     if not path.exists():
         raise InputError("does not exist.")
     if path.suffix == ".safetensors":
@@ -55,6 +98,22 @@ def _open_path(path: Path) -> Source:
 
         return pickle_source(path)
     raise UnsupportedError(
-        f"has suffix {path.suffix!r}, expected .safetensors or one of {', '.join(PICKLES)}. "
-        "Rename it if it is one of these."
+        f"has suffix {path.suffix!r}, expected .safetensors, .gguf or one of "
+        f"{', '.join(PICKLES)}. Rename it if it is one of these."
     )
+
+
+def _may_be_packed(tensor: SourceTensor | PackedTensor) -> bool:
+    """Whether a dialect may have packed a weight: a matrix of integers."""
+    return tensor.dtype in ("uint8", "int32", "uint32") and len(tensor.shape) == 2
+
+
+def _adapt(source: Source, path: Path) -> None:
+    """Read a file in the dialect that the config.json beside it names."""
+    from tpack.sources.dialects import adapt
+    from tpack.sources.folder_source import read_config
+
+    plain = {name: t for name, t in source.tensors.items() if isinstance(t, SourceTensor)}
+    if len(plain) == len(source.tensors):
+        source.tensors, notes = adapt(plain, read_config(path.parent))
+        source.notes += notes

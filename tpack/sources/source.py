@@ -171,6 +171,15 @@ def with_companion(tensor: SourceTensor, companion: SourceTensor) -> SourceTenso
     return replace(tensor, factor=factor)
 
 
+@dataclass(frozen=True)
+class SourceShard:
+    """One file of a folder: where it is, what the output calls it, and its tensors in order."""
+
+    path: Path
+    output: str
+    names: tuple[str, ...]
+
+
 @dataclass
 class Source:
     """An opened source.
@@ -183,6 +192,12 @@ class Source:
         notes: what was changed or left out on the way, for the report.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
+        path: of a file or folder; None for what is in memory.
+        shards: of a folder, in the order of their names; none for anything else.
+        copies: files of a folder that belong to the model and go with it.
+        config: of a folder, the content of its config.json.
+        repository: its name on a hub, ``org/name``.
+        license: as its model card states it.
         resources: what to close with it.
     """
 
@@ -193,6 +208,12 @@ class Source:
     files: tuple[Path, ...] = ()
     nbytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
+    path: Path | None = None
+    shards: tuple[SourceShard, ...] = ()
+    copies: tuple[Path, ...] = ()
+    config: Mapping[str, Any] | None = None
+    repository: str = ""
+    license: str = ""
     resources: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:

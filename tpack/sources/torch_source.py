@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -151,7 +151,25 @@ def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
         raise UnsupportedError("is on the meta device and has no values.", tensor=name)
     if tensor.layout != torch.strided:
         raise UnsupportedError(f"is {tensor.layout}. Make it dense: .to_dense().", tensor=name)
-    dtype = "float32" if tensor.is_quantized else str(tensor.dtype).removeprefix("torch.")
+    kind = torch.float32 if tensor.is_quantized else tensor.dtype
+    dtype, convert = element_reader(kind, name)
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        piece = held.flatten(tensor)[start:stop]
+        return convert(piece.resolve_conj().resolve_neg())
+
+    return SourceTensor(name, dtype, tuple(tensor.shape), read)
+
+
+def element_reader(
+    kind: torch.dtype, name: str
+) -> tuple[str, Callable[[Tensor], npt.NDArray[Any]]]:
+    """The name of a dtype, and what gives numpy the elements of a flat tensor as stored.
+
+    Raises:
+        UnsupportedError: safetensors has no such dtype.
+    """
+    dtype = str(kind).removeprefix("torch.")
     if dtype not in BY_NAME:
         raise UnsupportedError(
             f"has dtype {dtype}, which safetensors cannot hold. Cast it first.", tensor=name
@@ -159,10 +177,4 @@ def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
     bits = {"bfloat16": torch.uint16}.get(dtype)
     if stored_dtype(dtype) == "uint8":
         bits = torch.uint8
-
-    def read(start: int, stop: int) -> npt.NDArray[Any]:
-        piece = held.flatten(tensor)[start:stop]
-        piece = piece.resolve_conj().resolve_neg()
-        return (piece if bits is None else piece.view(bits)).numpy()
-
-    return SourceTensor(name, dtype, tuple(tensor.shape), read)
+    return dtype, lambda piece: (piece if bits is None else piece.view(bits)).numpy()

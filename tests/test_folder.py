@@ -1,0 +1,456 @@
+"""Folders of shards: converted one to one, resumed, shared among processes, opened as one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import tpack
+from tpack.container import INDEX, Checkpoint
+from tpack.conversion import folder as folder_module
+from tpack.errors import ExistsError, FormatError, InputError, StorageError, UsageError
+
+CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "_name_or_path": "org/base"}
+
+
+def trits(*shape, seed=0):
+    values = np.random.default_rng(seed).integers(-1, 2, shape)
+    return torch.from_numpy(values).float()
+
+
+def model(layers=4):
+    """A state dict with weights ternary in every way, one Gaussian, and what is kept."""
+    torch.manual_seed(1)
+    state = {"model.embed_tokens.weight": torch.randn(20, 64)}
+    for i in range(layers):
+        name = f"model.layers.{i}"
+        state[f"{name}.mlp.up_proj.weight"] = trits(96, 64, seed=i) * 0.5
+        state[f"{name}.mlp.down_proj.weight"] = trits(64, 96, seed=9 + i) * torch.rand(64, 1)
+        state[f"{name}.norm.weight"] = torch.ones(64)
+    state["model.mixed.weight"] = torch.randn(8, 64)
+    return state
+
+
+def write_shards(folder, state, count=3, suffix="safetensors"):
+    """A folder as libraries write it, in shards of neighbouring tensors."""
+    folder.mkdir()
+    names = list(state)
+    size = -(-len(names) // count)
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    weight_map = {}
+    for number in range(count):
+        file = f"{stem}-{number + 1:05}-of-{count:05}.{suffix}"
+        part = {name: state[name] for name in names[number * size : (number + 1) * size]}
+        if suffix == "safetensors":
+            save_file(part, folder / file)
+        else:
+            torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "LICENSE").write_text("free")
+    (folder / "modeling.py").write_text("raise SystemExit")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\nA model.")
+    return folder
+
+
+def contents(folder):
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def source(tmp_path):
+    return write_shards(tmp_path / "src", model())
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "dst"
+
+
+def test_a_folder_becomes_a_folder(source, target):
+    report = tpack.convert(source, target)
+    assert report.output == str(target)
+    assert sorted(contents(target)) == sorted([
+        "LICENSE", "README.md", "config.json", "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors", "model-00003-of-00003.safetensors", INDEX,
+        "tokenizer.json",
+    ])  # fmt: skip
+    assert not list(target.parent.glob(".*"))
+    assert any("modeling.py" in note for note in report.notes)
+    found = tpack.verify(target, source)
+    assert found.problems == [
+        "tensor 'model.mixed.weight' was quantized: it unpacks to the nearest ternary values, not "
+        "to those of the source."
+    ]
+    exact = tpack.verify(target)
+    assert exact.ok
+    assert report.output_bytes == sum(p.stat().st_size for p in target.glob("*.safetensors"))
+
+
+def test_the_index_is_that_of_the_files(source, target):
+    tpack.convert(source, target)
+    index = json.loads((target / INDEX).read_text())
+    there = {}
+    total = 0
+    for path in target.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            there |= dict.fromkeys(file.keys(), path.name)
+        total += sum(tensor.nbytes for tensor in load_file(path).values())
+    assert index["weight_map"] == there
+    assert index["metadata"]["total_size"] == total
+    assert index["metadata"]["total_parameters"] == sum(t.numel() for t in model().values())
+
+
+def test_the_sharding_is_that_of_the_source(source, target):
+    tpack.convert(source, target)
+    for path in source.glob("*.safetensors"):
+        with safe_open(path, "pt") as ours, safe_open(target / path.name, "pt") as theirs:
+            plain = {n.removesuffix("_packed").removesuffix("_scale") for n in theirs.keys()}  # noqa: SIM118
+            assert plain == set(ours.keys())
+
+
+def test_the_card(source, target):
+    tpack.convert(source, target)
+    card = (target / "README.md").read_text()
+    assert card.startswith(
+        "---\nbase_model: org/base\nbase_model_relation: quantized\nlicense: mit\n"
+    )
+    assert "| `model.layers.*.mlp.up_proj.weight` | 4 | 96×64 | packed: exact, tensor |" in card
+    assert "| `model.mixed.weight` | 1 | 8×64 | quantized: absmean, tensor |" in card
+
+
+def test_everything_reads_a_folder(source, target):
+    state = model()
+    del state["model.mixed.weight"]
+    shutil.rmtree(source)
+    write_shards(source, state)
+    tpack.convert(source, target, exact=True)
+    assert tpack.verify(target, source).ok
+    for name, tensor in tpack.unpack(target).items():
+        assert torch.equal(tensor, state[name]), name
+    module = tpack.load(target)
+    for name, tensor in module.state_dict().items():
+        if not name.endswith(("_packed", "_scale")):
+            assert torch.equal(tensor, state[name])
+    assert len(tpack.inspect(target).tensors) == 8
+    with Checkpoint(target) as file:
+        assert "class Model(" in tpack.generate_pytorch_code(file.document.program)
+    x = torch.randn(2, 64)
+    wanted = x @ state["model.layers.1.mlp.up_proj.weight"].T
+    assert torch.allclose(module.model.layers[1].mlp.up_proj(x), wanted, atol=1e-4)
+
+
+def test_pickled_shards(source, target, tmp_path):
+    other = write_shards(tmp_path / "bin", model(), suffix="bin")
+    tpack.convert(source, target)
+    tpack.convert(other, tmp_path / "other")
+    assert contents(target) == contents(tmp_path / "other")
+
+
+def test_a_folder_of_one_file(tmp_path, target):
+    folder = tmp_path / "one"
+    folder.mkdir()
+    save_file(model(1), folder / "model.safetensors")
+    tpack.convert(folder, target)
+    assert sorted(contents(target)) == ["README.md", "model.safetensors"]
+    assert tpack.verify(target).ok
+    assert tpack.verify(target / "model.safetensors").ok
+
+
+def test_the_default_output_lies_beside(source):
+    report = tpack.convert(source)
+    assert report.output == str(source.parent / "src.tpack")
+
+
+def test_a_dry_run_says_what_a_run_does(source, target):
+    planned = tpack.convert(source, target, dry_run=True)
+    assert planned.output is None
+    assert not target.exists()
+    assert not list(source.parent.glob(".*"))
+    done = tpack.convert(source, target)
+    assert planned.output_bytes == done.output_bytes
+    assert planned.tensors == done.tensors
+    assert planned.disk > done.output_bytes
+
+
+def test_the_same_bytes_every_time(source, target, tmp_path):
+    tpack.convert(source, target)
+    tpack.convert(source, tmp_path / "again")
+    assert contents(target) == contents(tmp_path / "again")
+
+
+# ---- refused
+
+
+def test_an_existing_output(source, target):
+    target.mkdir()
+    with pytest.raises(ExistsError):
+        tpack.convert(source, target)
+    tpack.convert(source, target, force=True)
+    before = contents(target)
+    tpack.convert(source, target, force=True)
+    assert contents(target) == before
+    assert not list(target.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("where", ["src", "src/below", "."])
+def test_an_output_in_the_input(source, where):
+    with pytest.raises(ExistsError):
+        tpack.convert(source, source.parent / where, force=True)
+
+
+def test_a_missing_shard(source, target):
+    (source / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(InputError, match="missing: model-00002"):
+        tpack.convert(source, target)
+    (source / INDEX).unlink()
+    with pytest.raises(InputError, match="2 missing"):
+        tpack.convert(source, target)
+    assert not target.exists()
+
+
+def test_a_truncated_shard(source, target):
+    path = source / "model-00002-of-00003.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="truncated") as caught:
+        tpack.convert(source, target)
+    assert caught.value.file == str(path)
+    assert not target.exists()
+
+
+def test_an_index_that_does_not_fit(source, target):
+    index = json.loads((source / INDEX).read_text())
+    index["weight_map"]["gone.weight"] = "model-00001-of-00003.safetensors"
+    (source / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match="is not in model-00001") as caught:
+        tpack.convert(source, target)
+    assert caught.value.tensor == "gone.weight"
+    del index["weight_map"]["gone.weight"], index["weight_map"]["model.mixed.weight"]
+    (source / INDEX).write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"but not in model\.safetensors") as caught:
+        tpack.convert(source, target)
+    assert caught.value.tensor == "model.mixed.weight"
+
+
+def test_a_folder_without_weights(tmp_path, target):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no weights"):
+        tpack.convert(tmp_path / "empty", target)
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        tpack.verify(tmp_path / "empty")
+
+
+def test_resume_is_for_folders(tmp_path):
+    save_file(model(1), tmp_path / "m.safetensors")
+    with pytest.raises(UsageError):
+        tpack.convert(tmp_path / "m.safetensors", resume=True)
+
+
+def test_a_disk_that_is_too_small(source, target, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
+    with pytest.raises(StorageError, match="free space"):
+        tpack.convert(source, target)
+    assert not target.exists()
+
+
+# ---- a mixed-up folder
+
+
+@pytest.fixture
+def packed(source, target):
+    tpack.convert(source, target)
+    return target
+
+
+def refused(folder, rule):
+    with pytest.raises(FormatError) as caught:
+        tpack.verify(folder)
+    assert caught.value.rule == rule
+    assert str(folder) in caught.value.file
+
+
+def test_a_shard_of_another_model(packed, tmp_path):
+    other = model()
+    other["model.layers.0.norm.weight"] = torch.ones(63)
+    tpack.convert(write_shards(tmp_path / "other", other), tmp_path / "out")
+    name = "model-00003-of-00003.safetensors"
+    shutil.copy(tmp_path / "out" / name, packed / name)
+    refused(packed, "R19")
+
+
+def test_a_shard_alone(packed):
+    refused(packed / "model-00002-of-00003.safetensors", "R19")
+
+
+def test_a_shard_under_another_name(packed):
+    names = [packed / f"model-0000{n}-of-00003.safetensors" for n in (1, 2)]
+    blobs = [path.read_bytes() for path in names]
+    for path, blob in zip(names, reversed(blobs), strict=True):
+        path.write_bytes(blob)
+    refused(packed, "R19")
+
+
+def test_a_flipped_bit_in_any_shard_is_found(packed):
+    for path in packed.glob("*.safetensors"):
+        blob = bytearray(path.read_bytes())
+        blob[-1] ^= 1
+        path.write_bytes(blob)
+        assert not tpack.verify(packed).ok
+        blob[-1] ^= 1
+        path.write_bytes(blob)
+    assert tpack.verify(packed).ok
+
+
+# ---- interrupted
+
+
+class Stopped(Exception):  # noqa: N818
+    pass
+
+
+def stop_after(monkeypatch, count):
+    """Let a conversion die before it packs one shard more than ``count``."""
+    calls = []
+    real = folder_module.pack_batch
+
+    def pack_batch(*args):
+        if len(calls) == count:
+            raise Stopped
+        calls.append(args[4])
+        return real(*args)
+
+    monkeypatch.setattr(folder_module, "pack_batch", pack_batch)
+    return calls
+
+
+def interrupted(monkeypatch, source, target, count=2):
+    with monkeypatch.context() as patch:
+        stop_after(patch, count)
+        with pytest.raises(Stopped):
+            tpack.convert(source, target)
+    assert not target.exists()
+    return target.parent / f".{target.name}.tpack-partial"
+
+
+def test_resume_goes_on_where_it_ended(source, target, tmp_path, monkeypatch):
+    interrupted(monkeypatch, source, target)
+    calls = stop_after(monkeypatch, 99)
+    tpack.convert(source, target, resume=True)
+    assert [Path(path).name for path in calls] == ["model-00003-of-00003.safetensors"]
+    tpack.convert(source, tmp_path / "whole")
+    assert contents(target) == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_without_resume_it_begins_anew(source, target, monkeypatch):
+    interrupted(monkeypatch, source, target)
+    calls = stop_after(monkeypatch, 99)
+    tpack.convert(source, target)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("damage", ["spool", "manifest", "cut", "options", "source"])
+def test_resume_checks_what_is_there(source, target, tmp_path, monkeypatch, damage):
+    work = interrupted(monkeypatch, source, target)
+    options = {}
+    redone = 2
+    if damage == "spool":
+        blob = bytearray((work / "00001.spool").read_bytes())
+        blob[3] ^= 1
+        (work / "00001.spool").write_bytes(blob)
+    elif damage == "manifest":
+        (work / "00001.json").write_text("{")
+    elif damage == "cut":
+        os.truncate(work / "00002.spool", 5)
+    elif damage == "options":
+        options, redone = {"layout": "t5"}, 3
+    else:
+        path = source / "model-00001-of-00003.safetensors"
+        os.utime(path, ns=(1, 1))
+        redone = 3
+    calls = stop_after(monkeypatch, 99)
+    tpack.convert(source, target, resume=True, **options)
+    assert len(calls) == redone
+    tpack.convert(source, tmp_path / "whole", **options)
+    assert contents(target) == contents(tmp_path / "whole")
+
+
+# ---- several processes
+
+
+def start(source, target, rank, world, *more):
+    environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    command = [sys.executable, "-m", "tpack", "convert", str(source), "-o", str(target), *more]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_share_the_shards(source, target, tmp_path, world):
+    runs = [start(source, target, rank, world) for rank in range(world)]
+    outputs = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0] * world, outputs
+    printed = [out for out, _ in outputs if out]
+    assert printed == [f"{target}\n"]  # by the one that finished
+    tpack.convert(source, tmp_path / "whole")
+    assert contents(target) == contents(tmp_path / "whole")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_process_that_fails_is_run_again_alone(source, target, tmp_path):
+    first = start(source, target, 0, 2)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 0
+    assert out == ""
+    assert "still missing from others" in err
+    assert not target.exists()
+    second = start(source, target, 1, 2)
+    second.communicate(timeout=120)
+    assert second.returncode == 0
+    assert not list(tmp_path.glob(".*"))
+    tpack.convert(source, tmp_path / "whole")
+    assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_a_process_that_is_killed(source, target, tmp_path):
+    victim = start(source, target, 1, 2)
+    time.sleep(0.3)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate(timeout=60)
+    for rank in (0, 1):
+        again = start(source, target, rank, 2)
+        again.communicate(timeout=120)
+        assert again.returncode == 0
+    tpack.convert(source, tmp_path / "whole")
+    assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_another_process_is_kept_out(source, target):
+    work = target.parent / f".{target.name}.tpack-partial"
+    work.mkdir()
+    code = (
+        "import fcntl,sys,time\n"
+        f"file = open({str(work / 'all.lock')!r}, 'w')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline()
+        with pytest.raises(StorageError, match="another process"):
+            tpack.convert(source, target)
+        holder.kill()
+    tpack.convert(source, target)

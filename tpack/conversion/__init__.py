@@ -1,0 +1,190 @@
+"""Convert a checkpoint: plan, pack into a spool, describe, write.
+
+``plan`` sorts the tensors, ``packing`` makes batches of them, ``description`` draws the
+program. A file is one batch; ``folder`` makes one for each shard, perhaps in several processes.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from tpack.container.atomic import check_not_input, check_target, storage_errors
+from tpack.container.writer import checkpoint_size, write_checkpoint
+from tpack.conversion.description import describe
+from tpack.conversion.folder import Folder, convert_folder
+from tpack.conversion.options import Options, Progress
+from tpack.conversion.packing import pack_batch
+from tpack.conversion.plan import make_plan
+from tpack.conversion.ranks import Ranks
+from tpack.conversion.room import Needs, check_room
+from tpack.errors import UsageError, locate
+from tpack.layerdef import LayerDef, Program
+from tpack.report import ConversionReport
+from tpack.sources import Source, open_source
+from tpack.sources.description import read_layerdef
+from tpack.sources.remote import is_remote, remote_target
+
+__all__ = ["convert", "default_output"]
+
+
+def convert(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Any,
+    destination: str | os.PathLike[str] | None = None,
+    *,
+    exact: bool = False,
+    quantize: str = "auto",
+    scale: str = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    keep_dtype: str | None = None,
+    layout: str = "t2",
+    layerdef: LayerDef | Program | str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Convert a checkpoint to packed ternary safetensors.
+
+    A weight that already is ternary, at any granularity, is packed losslessly; another is
+    quantized and the report says so. What is no weight is kept bit for bit.
+
+    Args:
+        source: path of a file or folder, a state dict, or an ``nn.Module``.
+        destination: path of the output. If not given: beside a source file
+            ``<stem>.tpack.safetensors``, beside a folder ``<name>.tpack``.
+        exact: refuse a weight that is not ternary.
+        quantize: ``auto`` (absmean), ``absmean``, ``twn`` or ``mse``.
+        scale: ``auto``, ``tensor``, ``row`` or ``group:N``.
+        include: patterns of names to pack, and no others.
+        exclude: patterns of names to keep.
+        keep_dtype: ``f32``, ``f16`` or ``bf16`` for floats that are not packed.
+        layout: ``t2`` or ``t5``.
+        layerdef: the description of the model, or the path of its JSON; decides what is packed.
+        dry_run: write nothing.
+        resume: go on with an interrupted conversion of a folder.
+        force: replace an existing output.
+        progress: called with a phase, bytes done and bytes in all.
+
+    Raises:
+        TpackError: see ``tpack.errors``; nothing is left behind, but for what ``resume`` takes
+            up.
+    """
+    options = Options(
+        exact, quantize, scale, include, exclude, keep_dtype, layout, progress or (lambda *_: None)
+    )
+    if isinstance(destination, str) and is_remote(destination):
+        with remote_target(destination, force=force) as local:
+            report = convert(
+                source,
+                local,
+                exact=exact,
+                quantize=quantize,
+                scale=scale,
+                include=include,
+                exclude=exclude,
+                keep_dtype=keep_dtype,
+                layout=layout,
+                layerdef=layerdef,
+                dry_run=dry_run,
+                progress=progress,
+            )
+        return replace(report, output=report.output and destination)
+    program = None if layerdef is None else read_layerdef(layerdef)
+    paths = [Path(p) for p in (source, layerdef) if isinstance(p, str | os.PathLike)]
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_source(source))
+        target = _target(source, opened, destination)
+        if opened.shards:
+            return convert_folder(
+                Folder(opened, options, program, target),
+                dry_run=dry_run,
+                resume=resume,
+                force=force,
+            )
+        if resume:
+            raise UsageError("resume goes on with a folder, but the source is a file.")
+        if not dry_run:
+            check_not_input(target, *paths)
+            if Ranks.here().number:
+                return ConversionReport(
+                    None, opened.nbytes, 0, (), ("a single file: left to rank 0",)
+                )
+            check_target(target, force=force)
+        with locate(file=opened.label), storage_errors(target):
+            return _convert_file(opened, options, program, None if dry_run else target, force=force)
+
+
+def _convert_file(
+    source: Source,
+    options: Options,
+    program: Program | None,
+    target: Path | None,
+    *,
+    force: bool,
+) -> ConversionReport:
+    """Convert a source into one file, or only measure it."""
+    plan = make_plan(source, options, program)
+    needs = Needs.of(plan, source, options)
+    if target is not None:
+        check_room(target.parent, needs)
+    with _spool(None if target is None else target.parent) as spool:
+        batch = pack_batch(plan, source.tensors, options, spool, source.label)
+        notes: list[str] = []
+        (document,) = describe([batch], source, program, options, notes)
+        pieces = list(batch.pieces())
+        total = sum(piece.nbytes for piece in pieces)
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            options.progress("writing", done, total)
+
+        if target is None:
+            size = checkpoint_size(document, pieces, source.metadata)
+        else:
+            size = write_checkpoint(
+                target, document, pieces, metadata=source.metadata, force=force, progress=advance
+            )
+    return ConversionReport(
+        None if target is None else str(target),
+        source.nbytes,
+        size,
+        tuple(batch.reports(source, source.tensors)),
+        (*source.notes, *plan.notes, *notes),
+        needs.memory,
+        needs.disk,
+    )
+
+
+def default_output(source: Path, *, folder: bool = False) -> Path:
+    """``<stem>.tpack.safetensors`` beside a source file, ``<name>.tpack`` beside a folder.
+
+    Example:
+        >>> print(default_output(Path("models/a.pt")))
+        models/a.tpack.safetensors
+    """
+    if folder:
+        return source.parent / f"{source.name}.tpack"
+    return source.parent / f"{source.stem}.tpack.safetensors"
+
+
+def _target(source: Any, opened: Source, destination: str | os.PathLike[str] | None) -> Path:
+    if destination is not None:
+        return Path(destination)
+    if isinstance(source, str | os.PathLike):
+        beside = opened.path or Path(os.path.abspath(source))  # noqa: PTH100  # ".." has no name
+        return default_output(beside, folder=bool(opened.shards))
+    raise UsageError("convert needs a destination for a state dict or module.")
+
+
+def _spool(folder: Path | None) -> IO[bytes]:
+    """A nameless file for packed bytes, beside the output: a tenth of the source at most."""
+    return tempfile.SpooledTemporaryFile(max_size=64 << 20, dir=str(folder) if folder else None)

@@ -1,0 +1,68 @@
+"""The model card of a converted folder."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from tpack.report import TensorReport
+from tpack.sources import Source
+
+_REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> str:
+    """README.md in the form that model hubs read: front matter, then what was done.
+
+    Args:
+        size: bytes of the output.
+    """
+    lines = ["---", *_front_matter(source), "---", "", "# Ternary weights, packed", ""]
+    counts = {a: sum(r.action == a for r in reports) for a in ("packed", "quantized", "kept")}
+    lines += [
+        "Packed by tpack: ternary weights in two bits, in safetensors that describe themselves.",
+        "",
+        f"{counts['packed']} tensors packed losslessly, {counts['quantized']} quantized, "
+        f"{counts['kept']} kept as they were: {source.nbytes / 1e6:.1f} MB → {size / 1e6:.1f} MB.",
+        "",
+        "| tensors | count | shape | what was done | error | bits per weight |",
+        "|---|---|---|---|---|---|",
+        *_rows(reports),
+        "",
+        "`tpack verify .` checks every byte; `tpack inspect .` lists the tensors; "
+        "`tpack codegen .` prints the model's source.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front_matter(source: Source) -> Iterator[str]:
+    base = source.repository or str((source.config or {}).get("_name_or_path", ""))
+    if _REPO.fullmatch(base):
+        yield f"base_model: {base}"
+        yield "base_model_relation: quantized"
+    if source.license:
+        yield f"license: {source.license}"
+    yield "library_name: tpack"
+    yield "tags:"
+    yield from (f"- {tag}" for tag in ("tpack", "ternary", "2-bit"))
+
+
+def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:
+    """One row for the same tensor of all blocks."""
+    groups: dict[tuple[str, ...], list[TensorReport]] = {}
+    for report in reports:
+        how = f"{report.method}, {report.scale}" if report.scale else report.reason
+        shape = "×".join(map(str, report.shape)) or "()"
+        key = (_NUMBER.sub("*", report.name), shape, report.action, how)
+        groups.setdefault(key, []).append(report)
+    for (name, shape, action, how), members in groups.items():
+        error = max(member.relative_error for member in members)
+        weights = sum(math.prod(member.shape) for member in members)
+        bits = sum(member.bpw * math.prod(member.shape) for member in members) / max(weights, 1)
+        yield (
+            f"| `{name.replace('|', chr(92) + '|')}` | {len(members)} | {shape} | {action}: {how} | "
+            f"{f'{error:.4f}' if action == 'quantized' else ''} | {bits:.2f} |"
+        )

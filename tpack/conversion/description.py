@@ -1,0 +1,88 @@
+"""Describe what was packed: the program, and the documents of the output files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from tpack.codec import Scale
+from tpack.container import digest
+from tpack.container.document import NO_DIGEST, Document, Shard, program_digest
+from tpack.conversion.options import Options
+from tpack.conversion.packing import Batch
+from tpack.dtypes import BY_NAME
+from tpack.errors import LayerDefError
+from tpack.layerdef import Param, Program, validate
+from tpack.layerdef.mirror import mirror
+from tpack.layerdef.refine import Found, refine
+from tpack.layerdef.tensors import Slot
+from tpack.sources import Source
+
+
+def describe(
+    batches: Sequence[Batch],
+    source: Source,
+    program: Program | None,
+    options: Options,
+    notes: list[str],
+) -> list[Document]:
+    """The description of each output file; scales take their final granularity.
+
+    Args:
+        batches: what each file holds; changed where a scale must be repeated.
+        program: the LayerDefs given by the user; None to draw them from the names.
+        notes: takes why there is no program, if there is none.
+    """
+    found = {
+        name: Found(t.shape, t.dtype) for batch in batches for name, t in batch.kept.items()
+    } | {
+        name: Found(item.entry.shape, item.dtype, Scale.parse(item.entry.scale))
+        for batch in batches
+        for name, item in batch.packed.items()
+    }
+    if program is not None:
+        program, scales = refine(program, found, options.layout)
+        for batch in batches:
+            for name in batch.packed:
+                batch.packed[name] = batch.packed[name].at(scales[name])
+    else:
+        program = _mirrored(found, source.tensors, options, notes)
+    metadata = {key: digest([value.encode()]) for key, value in source.metadata.items()}
+    return [
+        Document(
+            program if number == 1 else None,
+            {name: item.entry for name, item in batch.packed.items()},
+            dict.fromkeys(batch.kept, NO_DIGEST),
+            {a: t for a, t in source.aliases.items() if t in batch.packed or t in batch.kept},
+            Shard(number, len(batches), program_digest(program)) if len(batches) > 1 else None,
+            metadata if number == 1 else {},
+        )
+        for number, batch in enumerate(batches, 1)
+    ]
+
+
+def _mirrored(
+    found: Mapping[str, Found], order: Iterable[str], options: Options, notes: list[str]
+) -> Program | None:
+    """The program that the names of the state dict draw; None if they are no names."""
+    stored = [Slot(name, _param(name, found[name], options)) for name in order if name in found]
+    try:
+        program = mirror(stored)
+        validate(program)
+    except LayerDefError as error:
+        notes.append(f"no LayerDefs: {error}")
+        return None
+    return program
+
+
+def _param(name: str, found: Found, options: Options) -> Param:
+    if found.scale is not None:
+        return Param(
+            name,
+            "TernaryTensor",
+            found.shape,
+            dtype=found.dtype,
+            scale=str(found.scale),
+            layout=options.layout,
+        )
+    trained = BY_NAME[found.dtype].is_float and "running_" not in name
+    return Param(name, "Tensor" if trained else "Buffer", found.shape, dtype=found.dtype)

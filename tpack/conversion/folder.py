@@ -1,0 +1,291 @@
+"""Convert a folder of shards: shard by shard, in one process or several, resumable.
+
+Each process packs its shards into the working folder; whoever finds all of them there writes
+the output. No process waits for another, so one that fails is run again alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from tpack.container import INDEX, SINGLE, program_digest
+from tpack.container.atomic import storage_errors, sync_folder
+from tpack.container.strictjson import canonical_json
+from tpack.container.writer import checkpoint_size, write_checkpoint
+from tpack.conversion.card import model_card
+from tpack.conversion.description import describe
+from tpack.conversion.options import Options
+from tpack.conversion.packing import Batch, pack_batch
+from tpack.conversion.plan import Plan, make_plan
+from tpack.conversion.ranks import Ranks
+from tpack.conversion.room import Needs, check_room
+from tpack.conversion.work import Work
+from tpack.errors import ExistsError, StorageError, locate
+from tpack.hfconfig import packed_config
+from tpack.layerdef import Program
+from tpack.report import ConversionReport, TensorReport
+from tpack.sources import Source
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder to be converted: an opened source with shards, and where its output goes."""
+
+    source: Source
+    options: Options
+    program: Program | None
+    target: Path
+
+    @property
+    def key(self) -> str:
+        """What manifests must be of to be taken up: this source, as it is now, and the options."""
+        stats = [(path.name, path.stat()) for path in self.source.files]
+        parts = [
+            [self.options.to_dict(), program_digest(self.program), str(self.source.path)],
+            [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+        ]
+        return hashlib.sha256(canonical_json(parts).encode("ascii")).hexdigest()
+
+
+def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) -> ConversionReport:
+    """Convert a folder into a folder with the same sharding.
+
+    Raises:
+        ExistsError: the output exists, and ``force`` is not given.
+        StorageError: another process converts to the same target; no room; I/O errors.
+        TpackError: as ``convert``.
+    """
+    source, target = folder.source, folder.target
+    with locate(file=source.label):
+        plan = make_plan(source, folder.options, folder.program)
+    needs = Needs.of(plan, source, folder.options)
+    if dry_run:
+        return _measure(folder, plan, needs)
+    ranks, work = Ranks.here(), Work.beside(target, folder.key)
+    with storage_errors(target):
+        _check_target(folder)
+        if ranks.of > 1 and work.is_done(target):
+            return _late(folder, work, ranks, needs)
+        if target.exists() and not force:
+            raise ExistsError("exists already. Use --force to replace it.", file=target)
+        check_room(target.parent, needs)
+        with ExitStack() as stack:
+            # processes of one conversion share the folder, others are kept out
+            if not stack.enter_context(work.lock("all", shared=ranks.of > 1)):
+                raise StorageError("is being written by another process.", file=target)
+            if not stack.enter_context(work.lock(f"rank-{ranks.number}")):
+                raise StorageError(f"is being written by another rank {ranks.number}.", file=target)
+            if ranks.of == 1 and not resume:
+                work.clear()
+            _pack_own(folder, plan, work, ranks)
+            report = _finish(folder, plan, work, needs, force=force)
+            if report is not None and ranks.of > 1:
+                work.mark_done()
+        if ranks.of > 1:
+            work.leave(ranks.number, ranks.of, target)
+        else:
+            work.remove()
+    return report or _unfinished(folder, work, needs)
+
+
+def _check_target(folder: Folder) -> None:
+    """Refuse a target that is no place for a folder, or lies in the source."""
+    target = folder.target
+    if not target.parent.is_dir():
+        raise StorageError(
+            f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
+        )
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise StorageError("is no folder, but the source is one. Choose another.", file=target)
+    if folder.source.path is not None:
+        own, other = target.resolve(), folder.source.path.resolve()
+        if own == other or own in other.parents or other in own.parents:
+            raise ExistsError("is or holds the input itself. Choose another.", file=target)
+
+
+def _pack_own(folder: Folder, plan: Plan, work: Work, ranks: Ranks) -> None:
+    """Pack the shards of this process that are not there yet."""
+    shards = folder.source.shards
+    sizes = [sum(folder.source.tensors[name].nbytes for name in shard.names) for shard in shards]
+    done = 0
+    for position in ranks.own(sizes):
+        with ExitStack() as stack:
+            if work.load(position + 1, plan, stack) is None:
+                with work.spool(position + 1) as spool:
+                    batch = pack_batch(
+                        plan,
+                        shards[position].names,
+                        folder.options,
+                        spool,
+                        str(shards[position].path),
+                        done,
+                    )
+                    work.finish(position + 1, batch)
+        done += sizes[position]
+
+
+def _finish(
+    folder: Folder, plan: Plan, work: Work, needs: Needs, *, force: bool
+) -> ConversionReport | None:
+    """Write the output if all shards are packed and nobody else does."""
+    count = len(folder.source.shards)
+    if not all(work.has(number) for number in range(1, count + 1)):
+        return None
+    with work.lock("finish", wait=True), ExitStack() as stack:
+        if work.is_done(folder.target):
+            return None
+        batches = []
+        for number in range(1, count + 1):
+            batch = work.load(number, plan, stack)
+            if batch is None:
+                return None
+            batches.append(batch)
+        out = work.output
+        if out.exists():
+            shutil.rmtree(out)
+        out.mkdir()
+        notes: list[str] = []
+        sizes = _write_shards(folder, batches, out, notes)
+        reports = _reports(folder, batches)
+        _write_rest(folder, batches, reports, sizes, out)
+        sync_folder(out)
+        work.publish(folder.target, force=force)
+        sync_folder(folder.target.parent)
+    return ConversionReport(
+        str(folder.target),
+        folder.source.nbytes,
+        sum(sizes),
+        tuple(reports),
+        (*folder.source.notes, *plan.notes, *notes),
+        needs.memory,
+        needs.disk,
+    )
+
+
+def _write_shards(
+    folder: Folder, batches: Sequence[Batch], out: Path, notes: list[str]
+) -> list[int]:
+    """Write the shards; returns their sizes."""
+    source, options = folder.source, folder.options
+    documents = describe(batches, source, folder.program, options, notes)
+    pieces = [list(batch.pieces()) for batch in batches]
+    total = sum(piece.nbytes for group in pieces for piece in group)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        options.progress("writing", done, total)
+
+    return [
+        write_checkpoint(
+            out / shard.output,
+            document,
+            group,
+            metadata=source.metadata if not number else {},
+            progress=advance,
+        )
+        for number, (shard, document, group) in enumerate(
+            zip(source.shards, documents, pieces, strict=True)
+        )
+    ]
+
+
+def _write_rest(
+    folder: Folder,
+    batches: Sequence[Batch],
+    reports: Sequence[TensorReport],
+    sizes: Sequence[int],
+    out: Path,
+) -> None:
+    """Write the index and the model card, and copy what belongs to the model."""
+    source = folder.source
+    for path in source.copies:
+        shutil.copyfile(path, out / path.name)
+    if source.config is not None:
+        config = packed_config(source.config)
+        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if len(batches) > 1:
+        (out / INDEX).write_text(_index(source, batches, reports))
+    else:
+        assert source.shards[0].output == SINGLE
+    (out / "README.md").write_text(model_card(source, reports, sum(sizes)))
+
+
+def _index(source: Source, batches: Sequence[Batch], reports: Sequence[TensorReport]) -> str:
+    """The index in the form that Hugging Face libraries write and read."""
+    pieces = [
+        (piece, shard.output)
+        for batch, shard in zip(batches, source.shards, strict=True)
+        for piece in batch.pieces()
+    ]
+    data = {
+        "metadata": {
+            "total_parameters": sum(math.prod(report.shape) for report in reports),
+            "total_size": sum(piece.nbytes for piece, _ in pieces),
+        },
+        "weight_map": {piece.name: name for piece, name in sorted(pieces, key=lambda p: p[0].name)},
+    }
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def _reports(folder: Folder, batches: Sequence[Batch]) -> list[TensorReport]:
+    return [
+        report
+        for batch, shard in zip(batches, folder.source.shards, strict=True)
+        for report in batch.reports(folder.source, shard.names)
+    ]
+
+
+def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
+    """Pack into nowhere: the report of a conversion, with its exact size."""
+    batches: list[Batch] = []
+    notes: list[str] = []
+    with ExitStack() as stack:
+        done = 0
+        for shard in folder.source.shards:
+            spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20))
+            batches.append(
+                pack_batch(plan, shard.names, folder.options, spool, str(shard.path), done)
+            )
+            done += sum(folder.source.tensors[name].nbytes for name in shard.names)
+        documents = describe(batches, folder.source, folder.program, folder.options, notes)
+        size = sum(
+            checkpoint_size(document, list(batch.pieces()), {} if n else folder.source.metadata)
+            for n, (document, batch) in enumerate(zip(documents, batches, strict=True))
+        )
+        reports = _reports(folder, batches)
+    return ConversionReport(
+        None,
+        folder.source.nbytes,
+        size,
+        tuple(reports),
+        (*folder.source.notes, *plan.notes, *notes),
+        needs.memory,
+        needs.disk,
+    )
+
+
+def _unfinished(folder: Folder, work: Work, needs: Needs) -> ConversionReport:
+    """The report of a process that left the rest to others."""
+    missing = [
+        shard.output for number, shard in enumerate(folder.source.shards, 1) if not work.has(number)
+    ]
+    what = "another process finishes"
+    if missing and not folder.target.exists():
+        what = f"still missing from others: {', '.join(missing[:4])}"
+    note = f"packed the shards of this process; {what}"
+    return ConversionReport(None, folder.source.nbytes, 0, (), (note,), needs.memory, needs.disk)
+
+
+def _late(folder: Folder, work: Work, ranks: Ranks, needs: Needs) -> ConversionReport:
+    work.leave(ranks.number, ranks.of, folder.target)
+    return _unfinished(folder, work, needs)

@@ -1,0 +1,54 @@
+"""What a conversion is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tpack.codec import Scale, layout_named
+from tpack.errors import UsageError
+from tpack.quantize import METHODS
+
+KEEP_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+#: Called with what is being done, and how far it is of how many bytes.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of ``convert`` that decide what becomes of a tensor."""
+
+    exact: bool = False
+    quantize: str = "auto"
+    scale: str = "auto"
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    keep_dtype: str | None = None
+    layout: str = "t2"
+    progress: Progress = field(default=lambda *_: None, compare=False)
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("keep_dtype", self.keep_dtype, (None, *KEEP_DTYPES)),
+            ("quantize", self.quantize, ("auto", *METHODS)),
+        ):
+            if value not in known:
+                expected = ", ".join(filter(None, known))
+                raise UsageError(f"{option} {value!r} is unknown, expected {expected}.")
+        layout_named(self.layout)
+        if self.scale != "auto":
+            Scale.parse(self.scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data: what the output follows from, besides the source."""
+        return {
+            "exact": self.exact,
+            "quantize": self.quantize,
+            "scale": self.scale,
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "keep_dtype": self.keep_dtype,
+            "layout": self.layout,
+        }

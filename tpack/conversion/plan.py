@@ -1,0 +1,134 @@
+"""Decide what becomes of each tensor of a source, before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tpack.codec.shapes import default_split
+from tpack.conversion.options import KEEP_DTYPES, Options
+from tpack.dtypes import BY_NAME
+from tpack.errors import InputError
+from tpack.layerdef import Program, slots
+from tpack.layerdef.refine import match_slots
+from tpack.selection import excluded, keep_reason
+from tpack.sources import PackedTensor, Source, SourceTensor, with_companion
+
+
+@dataclass
+class Plan:
+    """What becomes of each tensor.
+
+    Attributes:
+        weights: to be packed, each with its split.
+        kept: stored as they are, or cast.
+        reasons: why a tensor is kept.
+        notes: what else was decided, for the report.
+    """
+
+    weights: dict[str, tuple[SourceTensor | PackedTensor, int]] = field(default_factory=dict)
+    kept: dict[str, SourceTensor] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.weights or name in self.kept
+
+
+def make_plan(source: Source, options: Options, program: Program | None) -> Plan:
+    """Sort the tensors of a source into weights to pack and tensors to keep.
+
+    Args:
+        program: the LayerDefs that decide, if there are any; else names and shapes do.
+
+    Raises:
+        InputError: nothing to pack, or names that clash with those of packed tensors.
+        LayerDefError: the program has other tensors than the source.
+        UnsupportedError: a weight in a dtype that cannot be packed.
+    """
+    plan = Plan()
+    ternary = (
+        None
+        if program is None
+        else {s.name for s in slots(program) if s.param.param_type == "TernaryTensor"}
+    )
+    tensors: dict[str, tuple[SourceTensor | PackedTensor, str | None]] = {}
+    for name, tensor in source.tensors.items():
+        if ternary is not None:
+            reason = None if name in ternary else "LayerDef"
+        elif isinstance(tensor, PackedTensor):
+            reason = "excluded" if excluded(name, options.exclude) else None
+        else:
+            reason = keep_reason(name, tensor.dtype, tensor.shape, options.include, options.exclude)
+        tensors[name] = (tensor, reason)
+    _fold_companions(source, tensors, plan)
+    shapes = {name: tensor.shape for name, (tensor, _) in tensors.items()}
+    matched = {} if program is None else match_slots(program, shapes)
+    for name, (tensor, reason) in tensors.items():
+        if reason is None:
+            split = default_split(len(tensor.shape))
+            if isinstance(tensor, PackedTensor):
+                split = tensor.split
+            if name in matched and matched[name].param.rows_split != split:
+                split = matched[name].param.rows_split
+                tensor = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
+            plan.weights[name] = (tensor, split)
+        else:
+            _keep(tensor, reason, options, plan)
+    if not plan.weights:
+        raise InputError(
+            f"holds no weight to pack: all {len(tensors)} tensors are kept. Name what to pack "
+            "with --include."
+        )
+    _check_names(plan, source.aliases)
+    return plan
+
+
+def _fold_companions(
+    source: Source,
+    tensors: dict[str, tuple[SourceTensor | PackedTensor, str | None]],
+    plan: Plan,
+) -> None:
+    """Let int8 weights take in their ``_scale``."""
+    for name, (tensor, reason) in list(tensors.items()):
+        companion = source.tensors.get(f"{name}_scale")
+        if (
+            reason is None
+            and tensor.dtype == "int8"
+            and isinstance(tensor, SourceTensor)
+            and isinstance(companion, SourceTensor)
+        ):
+            folded = with_companion(tensor, companion)
+            if folded is not None:
+                tensors[name] = (folded, None)
+                del tensors[companion.name]
+                plan.notes.append(f"took {companion.name} as the scale of {name}")
+
+
+def _keep(tensor: SourceTensor | PackedTensor, reason: str, options: Options, plan: Plan) -> None:
+    """Keep a tensor as it is, or in the dtype wished for floats."""
+    plain = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
+    wish = KEEP_DTYPES.get(options.keep_dtype or "", plain.dtype)
+    if wish != plain.dtype and BY_NAME[plain.dtype].is_float and BY_NAME[plain.dtype].size > 1:
+        reason += f", {plain.dtype} to {wish}"
+        plain = plain.cast(wish)
+    plan.kept[plain.name] = plain
+    plan.reasons[plain.name] = reason
+
+
+def _check_names(plan: Plan, aliases: Mapping[str, str]) -> None:
+    """Refuse names that clash with those of packed tensors."""
+    taken = {*plan.kept, *plan.weights, *aliases}
+    for name in plan.weights:
+        for stored in (f"{name}_packed", f"{name}_scale"):
+            if stored in taken:
+                raise InputError(
+                    f"has the name that the packed form of {name!r} needs. Rename it.",
+                    tensor=stored,
+                )
+    for alias, name in aliases.items():
+        if name not in taken:
+            raise InputError(
+                f"shares the storage of {name!r}, which is taken in as a scale. Copy it.",
+                tensor=alias,
+            )

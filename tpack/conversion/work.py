@@ -1,0 +1,211 @@
+"""The working folder of a folder conversion: what is done already, kept for a resumed run.
+
+It lies beside the output under a hidden name. Each converted shard is two files in it: a spool
+with packed bytes and scales, and a manifest that says what is where, with a digest. Manifests
+are only written once their spool is on the disk, and both are checked again before they are
+used.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from tpack.container import TernaryEntry, new_file
+from tpack.container.header import CHUNK
+from tpack.container.reader import stored_dtype
+from tpack.conversion.packing import Batch, Packed
+from tpack.conversion.plan import Plan
+from tpack.errors import StorageError
+
+
+@dataclass(frozen=True)
+class Work:
+    """The working folder of one target.
+
+    Attributes:
+        folder: where it is.
+        key: of the source and the options: what others have left is not taken up.
+    """
+
+    folder: Path
+    key: str
+
+    @classmethod
+    def beside(cls, target: Path, key: str) -> Work:
+        """The working folder that belongs to an output."""
+        return cls(target.parent / f".{target.name}.tpack-partial", key)
+
+    # ---- who works here
+
+    @contextmanager
+    def lock(self, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+        """Hold a lock while the block runs; gives False where another process has it.
+
+        The lock ends with the process, however that ends.
+        """
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / f"{name}.lock").open("w") as file:
+            kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, kind)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def clear(self) -> None:
+        """Remove what an earlier run has left, but for locks."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.suffix != ".lock":
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+    def remove(self) -> None:
+        """Remove the whole folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # ---- shards
+
+    @contextmanager
+    def spool(self, number: int) -> Iterator[IO[bytes]]:
+        """A file for the packed bytes of a shard, which stays if the block ends well."""
+        path = self._spool(number)
+        with suppress(FileNotFoundError):
+            self._manifest(number).unlink()
+        try:
+            with path.open("w+b") as file:
+                yield file
+        except BaseException:
+            with suppress(OSError):
+                path.unlink()
+            raise
+
+    def finish(self, number: int, batch: Batch) -> None:
+        """Put scales behind the packed bytes of a shard, and write its manifest."""
+        spool = batch.spool
+        spool.seek(0, os.SEEK_END)
+        packed: dict[str, Any] = {}
+        for name, item in batch.packed.items():
+            packed[name] = {
+                "entry": asdict(item.entry) | {"shape": list(item.entry.shape)},
+                "dtype": item.dtype,
+                "offset": item.offset,
+                "length": item.length,
+                "scale_offset": spool.tell(),
+            }
+            spool.write(np.ascontiguousarray(item.scale).tobytes())
+        spool.flush()
+        os.fsync(spool.fileno())
+        manifest = {
+            "key": self.key,
+            "packed": packed,
+            "kept": list(batch.kept),
+            "spool_sha256": _file_digest(spool),
+        }
+        with new_file(self._manifest(number), force=True) as file:
+            file.write(json.dumps(manifest, sort_keys=True).encode("ascii"))
+
+    def load(self, number: int, plan: Plan, resources: Any) -> Batch | None:
+        """A shard that was converted before; None if it was not, or not whole, or otherwise.
+
+        Args:
+            resources: an ``ExitStack`` that closes the spool.
+        """
+        try:
+            manifest = json.loads(self._manifest(number).read_bytes())
+            if manifest["key"] != self.key:
+                return None
+            spool = resources.enter_context(self._spool(number).open("rb"))
+            if _file_digest(spool) != manifest["spool_sha256"]:
+                return None
+            batch = Batch(spool)
+            for name, item in manifest["packed"].items():
+                batch.packed[name] = _packed(item, spool)
+            for name in manifest["kept"]:
+                batch.kept[name] = plan.kept[name]
+                batch.reasons[name] = plan.reasons[name]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return batch
+
+    def has(self, number: int) -> bool:
+        """Whether a shard has a manifest of this conversion."""
+        try:
+            return bool(json.loads(self._manifest(number).read_bytes())["key"] == self.key)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _spool(self, number: int) -> Path:
+        return self.folder / f"{number:05}.spool"
+
+    def _manifest(self, number: int) -> Path:
+        return self.folder / f"{number:05}.json"
+
+    # ---- the end
+
+    @property
+    def output(self) -> Path:
+        """Where the output is put together before it takes its place."""
+        return self.folder / "out"
+
+    def publish(self, target: Path, *, force: bool) -> None:
+        """Give the finished output its name.
+
+        Raises:
+            StorageError: somebody else put a folder there in the meantime.
+        """
+        if force and target.exists():
+            target.rename(self.folder / "replaced")
+        try:
+            self.output.rename(target)
+        except OSError as error:
+            raise StorageError(f"cannot take its place: {error.strerror}.", file=target) from error
+
+    def mark_done(self) -> None:
+        """Leave word for processes that come late."""
+        (self.folder / "done").write_text(self.key)
+
+    def is_done(self, target: Path) -> bool:
+        """Whether another process has finished this very conversion."""
+        with suppress(OSError):
+            return (self.folder / "done").read_text() == self.key and target.is_dir()
+        return False
+
+    def leave(self, rank: int, of: int, target: Path) -> None:
+        """Say that a process is through; the last one of a finished conversion tidies up."""
+        with suppress(FileNotFoundError):  # tidied up already
+            (self.folder / f"left-{rank}").touch()
+            left = all((self.folder / f"left-{other}").exists() for other in range(of))
+            if left and self.is_done(target):
+                self.remove()
+
+
+def _packed(item: Any, spool: IO[bytes]) -> Packed:
+    fields = item["entry"] | {"shape": tuple(item["entry"]["shape"])}
+    entry = TernaryEntry(**fields)
+    dtype = np.dtype(stored_dtype(item["dtype"]))
+    spool.seek(item["scale_offset"])
+    count = int(np.prod(entry.scale_shape))
+    scale = np.frombuffer(spool.read(count * dtype.itemsize), dtype).reshape(entry.scale_shape)
+    return Packed(entry, scale, item["dtype"], item["offset"], item["length"])
+
+
+def _file_digest(file: IO[bytes]) -> str:
+    state = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        state.update(chunk)
+    return state.hexdigest()

@@ -1,0 +1,171 @@
+"""Folders of ``torch.distributed.checkpoint`` (FSDP training) as a source.
+
+The metadata is a pickle that may name classes of a closed list only; tensors are read one at a
+time, each put together from the parts that the ranks wrote.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from tpack.container.opening import open_input
+from tpack.errors import InputError, locate
+from tpack.sources.names import clean_names
+from tpack.sources.source import Source, SourceTensor
+from tpack.sources.torch_source import WRAPPERS, element_reader
+
+#: What the metadata of a checkpoint consists of.
+ALLOWED = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch": {"Size"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath", "PurePosixPath"},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads the classes of ``ALLOWED`` and torch's dtypes, nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look a class up.
+
+        Raises:
+            InputError: it is not on the list.
+        """
+        if name in ALLOWED.get(module, ()):
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        raise InputError(
+            f"asks for {module}.{name} when it is loaded, expected the metadata of a distributed "
+            "checkpoint."
+        )
+
+
+class _Reader(FileSystemReader):
+    """Reads the metadata with the restricted unpickler, once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        with locate(file=path / ".metadata"), open_input(path / ".metadata") as file:
+            try:
+                found = _Unpickler(file).load()
+            except InputError:
+                raise
+            except Exception as error:  # damaged, it fails wherever pickle first stumbles
+                raise InputError("is damaged, or no distributed checkpoint.") from error
+            if not isinstance(found, Metadata):
+                raise InputError("is damaged, or no distributed checkpoint.")
+        if getattr(found, "storage_meta", None) is None:
+            found.storage_meta = None
+        self.found = found
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        """The metadata of the folder."""
+        return self.found
+
+
+class _Tensors:
+    """Reads tensors whole, and keeps the last one."""
+
+    def __init__(
+        self, path: Path, reader: _Reader, infos: Mapping[str, TensorStorageMetadata]
+    ) -> None:
+        self.path, self.reader, self.infos = path, reader, infos
+        self.name = ""
+        self.value = torch.empty(0)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, put together.
+
+        Raises:
+            InputError: a part of it is missing or damaged.
+        """
+        if self.name != name:
+            info = self.infos[name]
+            self.name, self.value = "", torch.empty(0)
+            value = torch.empty(info.size, dtype=info.properties.dtype)
+            try:
+                load({name: value}, storage_reader=self.reader, no_dist=True)
+            except Exception as error:  # torch wraps what went wrong in types of its own
+                raise InputError(
+                    "cannot be read: a file of the checkpoint is missing or damaged.",
+                    file=self.path,
+                    tensor=name,
+                ) from error
+            self.name, self.value = name, value
+        return self.value
+
+
+def dcp_source(path: Path) -> Source:
+    """Open a folder that ``torch.distributed.checkpoint.save`` wrote.
+
+    Raises:
+        InputError: damaged; metadata that asks for code; no tensors.
+    """
+    reader = _Reader(path)
+    infos = {
+        name: info
+        for name, info in reader.found.state_dict_metadata.items()
+        if isinstance(info, TensorStorageMetadata)
+    }
+    prefix, notes = _model(infos)
+    chosen = [name for name in infos if name.startswith(prefix)]
+    if not chosen:
+        raise InputError("holds no tensors, expected the state dict of a model.")
+    names, stripped = clean_names(name.removeprefix(prefix) for name in chosen)
+    tensors = _Tensors(path, reader, infos)
+    found = {}
+    for stored in chosen:
+        name = names[stored.removeprefix(prefix)]
+        found[name] = _tensor(name, stored, infos[stored], tensors)
+    files = sorted(path.glob("*.distcp"))
+    return Source(
+        str(path),
+        found,
+        notes=notes + stripped,
+        files=(path / ".metadata", *files),
+        nbytes=sum(tensor.nbytes for tensor in found.values()),
+        path=path,
+    )
+
+
+def _model(infos: Mapping[str, TensorStorageMetadata]) -> tuple[str, list[str]]:
+    """The prefix of the model among what a trainer saved, e.g. beside an optimizer."""
+    for key in WRAPPERS:
+        prefix = f"{key}."
+        inside = sum(name.startswith(prefix) for name in infos)
+        if inside and (inside < len(infos) or key != "model"):
+            others = len(infos) - inside
+            return prefix, [f"took the state dict under {key!r}, left {others} tensors"]
+    return "", []
+
+
+def _tensor(name: str, stored: str, info: TensorStorageMetadata, tensors: _Tensors) -> SourceTensor:
+    dtype, convert = element_reader(info.properties.dtype, name)
+
+    def read(start: int, stop: int) -> npt.NDArray[Any]:
+        return convert(tensors.read(stored).reshape(-1)[start:stop])
+
+    return SourceTensor(name, dtype, tuple(info.size), read)

@@ -1,0 +1,201 @@
+"""Folders as model hubs serve them: one file or several shards, a config, a tokenizer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tpack.container import INDEX, SINGLE, Index, parse_json, read_index
+from tpack.container.index import PICKLE_INDEX
+from tpack.container.opening import input_errors, open_input
+from tpack.errors import InputError, locate
+from tpack.sources.dialects import adapt
+from tpack.sources.names import clean_names
+from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
+
+OpenFile = Callable[[Path], Source]
+
+#: Single files of weights, tried in this order.
+SINGLES = (SINGLE, "pytorch_model.bin")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+#: What goes with a model: its configs, tokenizer, templates and licence.
+COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken")
+COPIED_NAMES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*", re.IGNORECASE)
+MAX_CONFIG = 10_000_000
+
+_LICENSE = re.compile(r"^license: *([\w.-]{1,64}) *$", re.MULTILINE)
+
+
+def folder_source(path: Path, open_file: OpenFile) -> Source:
+    """Open a folder of one or several files of weights.
+
+    Args:
+        open_file: opens one of them.
+
+    Raises:
+        InputError: no weights, or more than one candidate; shards that are missing, too many, or
+            hold other tensors than the index says.
+        UnsupportedError: it is a tpack checkpoint already, or in an unknown dialect.
+    """
+    config = read_config(path)
+    index, files = _files(path)
+    resources = ExitStack()
+    with resources:
+        opened = [resources.enter_context(open_file(file)) for file in files]
+        tensors: dict[str, SourceTensor | PackedTensor] = {}
+        homes: dict[str, int] = {}
+        aliases: dict[str, str] = {}
+        for number, (file, source) in enumerate(zip(files, opened, strict=True)):
+            if index is not None:
+                _check_against(index, file, source)
+            for name, tensor in source.tensors.items():
+                if name in tensors:
+                    raise InputError(
+                        f"is in two files, {files[homes[name]].name} and {file.name}.", tensor=name
+                    )
+                tensors[name], homes[name] = tensor, number
+            aliases |= source.aliases
+        if len(files) > 1:  # a block that two shards share must look like its siblings
+            tensors = {name: tensors[name] for name in sorted(tensors, key=_natural)}
+        plain = {name: t for name, t in tensors.items() if isinstance(t, SourceTensor)}
+        # a file that knows its trits itself, GGUF, needs no config
+        adapted, notes = adapt(plain, config) if len(plain) == len(tensors) else (tensors, [])
+        notes = [note for source in opened for note in source.notes] + notes
+        shards = tuple(
+            SourceShard(file, _output_name(number, len(files), file, index), names)
+            for number, file in enumerate(files)
+            for names in [tuple(n for n in adapted if homes[n] == number)]
+        )
+        copies = tuple(_copies(path, notes))
+        return Source(
+            str(path),
+            adapted,
+            aliases,
+            notes,
+            tuple(files),
+            sum(source.nbytes for source in opened),
+            {key: value for source in opened for key, value in source.metadata.items()},
+            path,
+            shards,
+            copies,
+            config,
+            license=_license(path),
+            resources=resources.pop_all(),
+        )
+    raise AssertionError  # the block returns or raises
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that orders ``layers.2`` before ``layers.10``."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in name.split(".")]
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's config.json; None if there is none.
+
+    Raises:
+        FormatError: it is not strict JSON, or no object.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    with locate(file=path):
+        with open_input(path) as file, input_errors():
+            text = file.read(MAX_CONFIG)
+        data = parse_json(text, "R18", "config")
+        if not isinstance(data, dict):
+            raise InputError("is no JSON object.")
+        return data
+
+
+def _files(path: Path) -> tuple[Index | None, list[Path]]:
+    """The index, if there is one, and the files of weights."""
+    for name in (INDEX, PICKLE_INDEX):
+        if (path / name).exists():
+            index = read_index(path / name)
+            return index, [path / shard for shard in index.files]
+    for name in SINGLES:
+        if (path / name).exists():
+            return None, [path / name]
+    found = sorted(file for file in path.iterdir() if file.suffix in WEIGHTS)
+    shards = [file for file in found if re.fullmatch(r".*-\d+-of-\d+", file.stem)]
+    if len(found) == 1 and not shards:
+        return None, found
+    if shards and len(shards) == len(found):
+        return None, _complete(shards)
+    if found:
+        names = ", ".join(file.name for file in found[:4])
+        raise InputError(f"holds several files of weights, {names}. Name one of them.")
+    raise InputError(f"holds no weights, expected {INDEX}, {PICKLE_INDEX}, {' or '.join(SINGLES)}.")
+
+
+def _complete(shards: list[Path]) -> list[Path]:
+    """Shards without an index, which must be 1 to n by their names."""
+    numbers = [tuple(map(int, re.findall(r"\d+", file.stem)[-2:])) for file in shards]
+    of = numbers[0][1]
+    if numbers != [(number, of) for number in range(1, of + 1)]:
+        there = {number for number, _ in numbers}
+        missing = [str(n) for n in range(1, of + 1) if n not in there][:4]
+        raise InputError(
+            f"holds {len(shards)} shards, expected 1 to {of}"
+            + (f": {', '.join(missing)} missing. Download them again." if missing else ".")
+        )
+    return shards
+
+
+def _check_against(index: Index, file: Path, source: Source) -> None:
+    """Make sure that a shard holds what the index says."""
+    listed = [name for name, home in index.weight_map.items() if home == file.name]
+    named = set(clean_names(listed)[0].values()) if listed else set()
+    there = {*source.tensors, *source.aliases}
+    if missing := sorted(named - set(there)):
+        raise InputError(
+            f"is not in {file.name}, where {index.path.name} says that it is. Download both again.",
+            tensor=missing[0],
+        )
+    if extra := sorted(set(source.tensors) - named):
+        raise InputError(
+            f"is in {file.name}, but not in {index.path.name}. Download both again.",
+            tensor=extra[0],
+        )
+
+
+def _output_name(number: int, count: int, file: Path, index: Index | None) -> str:
+    """What a shard is called in the output: as it was, if that is a safetensors name."""
+    if count == 1:
+        return SINGLE
+    if index is not None and file.suffix == ".safetensors":
+        return file.name
+    return f"model-{number + 1:05}-of-{count:05}.safetensors"
+
+
+def _copies(path: Path, notes: list[str]) -> Iterator[Path]:
+    """Files that belong to the model; code is not among them."""
+    left = []
+    for file in sorted(path.iterdir()):
+        name = file.name
+        if name.startswith(".") or file.suffix in WEIGHTS or name.endswith(".index.json"):
+            continue
+        if not file.is_file() or name in ("README.md", "config.json"):
+            continue
+        if file.suffix in COPIED or COPIED_NAMES.fullmatch(name):
+            yield file
+        else:
+            left.append(name)
+    if left:
+        notes.append(f"did not copy {', '.join(left[:6])}" + (" and others" * (len(left) > 6)))
+
+
+def _license(path: Path) -> str:
+    """The licence that a model card states in its front matter."""
+    card = path / "README.md"
+    if not card.is_file():
+        return ""
+    with card.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(20_000)
+    front = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    match = _LICENSE.search(front)
+    return match[1] if match else ""

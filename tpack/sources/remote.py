@@ -1,0 +1,99 @@
+"""Addresses with a scheme (``s3://``, ``gs://``, …) through fsspec (the extra ``remote``)."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from tpack.errors import ExistsError, InputError, StorageError, UnsupportedError
+from tpack.sources.source import Source
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://.", re.DOTALL)
+
+
+def is_remote(text: str) -> bool:
+    """Whether a text is an address rather than a path.
+
+    Example:
+        >>> is_remote("s3://bucket/model"), is_remote("models/a.pt")
+        (True, False)
+    """
+    return _SCHEME.match(text) is not None
+
+
+def remote_source(address: str, open_path: Callable[[Path], Source]) -> Source:
+    """Copy a file or folder to a temporary place, which goes with the source, and open it.
+
+    Raises:
+        InputError: it is not there or cannot be read.
+        UnsupportedError: fsspec or its driver is not installed.
+    """
+    files, root = _file_system(address)
+    name = root.rstrip("/").rpartition("/")[2] or "model"
+    with ExitStack() as resources:
+        folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="tpack-")))
+        local = folder / name
+        try:
+            if not files.exists(root):
+                raise InputError("does not exist.")
+            if files.isdir(root):
+                local.mkdir()
+                for found in files.ls(root, detail=False):
+                    if not files.isdir(found):
+                        files.get_file(found, str(local / found.rpartition("/")[2]))
+            else:
+                files.get_file(root, str(local))
+        except OSError as error:
+            raise InputError(f"cannot be read: {error}.") from error
+        source = open_path(local)
+        source.path = Path(name)
+        source.resources.push(resources.pop_all())
+        return source
+    raise AssertionError  # the block returns or raises
+
+
+@contextmanager
+def remote_target(address: str, *, force: bool) -> Iterator[Path]:
+    """Give a local path to write to; what is there in the end goes to the address.
+
+    Raises:
+        ExistsError: something is there already, and ``force`` is not given.
+        StorageError: it cannot be written.
+        UnsupportedError: fsspec or its driver is not installed.
+    """
+    files, root = _file_system(address)
+    if not force and files.exists(root):
+        raise ExistsError("exists already. Use --force to replace it.", file=address)
+    with tempfile.TemporaryDirectory(prefix="tpack-") as folder:
+        local = Path(folder) / (root.rstrip("/").rpartition("/")[2] or "model")
+        yield local
+        if not local.exists():
+            return
+        try:
+            for path in sorted(local.iterdir()) if local.is_dir() else [local]:
+                to = f"{root.rstrip('/')}/{path.name}" if local.is_dir() else root
+                files.makedirs(to.rpartition("/")[0], exist_ok=True)
+                files.put_file(str(path), to)
+        except OSError as error:
+            raise StorageError(f"cannot be written: {error}.", file=address) from error
+
+
+def _file_system(address: str) -> tuple[Any, str]:
+    """The file system of an address, and the path in it."""
+    scheme = address.partition("://")[0]
+    try:
+        import fsspec
+    except ImportError:
+        raise UnsupportedError(
+            f"needs the package fsspec for {scheme}://. Install tpack-ternary with the extra "
+            "remote."
+        ) from None
+    try:
+        files, root = fsspec.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UnsupportedError(f"cannot be opened: {error}") from error
+    return files, str(root)
