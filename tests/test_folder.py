@@ -318,7 +318,7 @@ def test_a_flipped_bit_in_any_shard_is_found(packed):
 # ---- interrupted
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     pass
 
 

@@ -62,7 +62,8 @@ def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:
         error = max(member.relative_error for member in members)
         weights = sum(math.prod(member.shape) for member in members)
         bits = sum(member.bpw * math.prod(member.shape) for member in members) / max(weights, 1)
+        escaped = name.replace("|", "\\|")
+        lost = f"{error:.4f}" if action == "quantized" else ""
         yield (
-            f"| `{name.replace('|', chr(92) + '|')}` | {len(members)} | {shape} | {action}: {how} | "
-            f"{f'{error:.4f}' if action == 'quantized' else ''} | {bits:.2f} |"
+            f"| `{escaped}` | {len(members)} | {shape} | {action}: {how} | {lost} | {bits:.2f} |"
         )

@@ -11,6 +11,7 @@ from tpack.dtypes import BY_NAME
 from tpack.errors import InputError
 from tpack.layerdef import Program, slots
 from tpack.layerdef.refine import match_slots
+from tpack.layerdef.tensors import Slot
 from tpack.selection import excluded, keep_reason
 from tpack.sources import PackedTensor, Source, SourceTensor, with_companion
 
@@ -66,13 +67,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     matched = {} if program is None else match_slots(program, shapes)
     for name, (tensor, reason) in tensors.items():
         if reason is None:
-            split = default_split(len(tensor.shape))
-            if isinstance(tensor, PackedTensor):
-                split = tensor.split
-            if name in matched and matched[name].param.rows_split != split:
-                split = matched[name].param.rows_split
-                tensor = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
-            plan.weights[name] = (tensor, split)
+            plan.weights[name] = _weight(tensor, matched.get(name))
         else:
             _keep(tensor, reason, options, plan)
     if not plan.weights:
@@ -82,6 +77,17 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         )
     _check_names(plan, source.aliases)
     return plan
+
+
+def _weight(
+    tensor: SourceTensor | PackedTensor, slot: Slot | None
+) -> tuple[SourceTensor | PackedTensor, int]:
+    """A weight with its split; one that comes packed in another split as floats."""
+    if isinstance(tensor, SourceTensor):
+        return tensor, slot.param.rows_split if slot else default_split(len(tensor.shape))
+    if slot is None or slot.param.rows_split == tensor.split:
+        return tensor, tensor.split
+    return tensor.dense(), slot.param.rows_split
 
 
 def _fold_companions(
