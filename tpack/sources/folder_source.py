@@ -63,6 +63,8 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
         plain = {name: t for name, t in tensors.items() if isinstance(t, SourceTensor)}
         # a file that knows its trits itself, GGUF, needs no config
         adapted, notes = adapt(plain, config) if len(plain) == len(tensors) else (tensors, [])
+        for name in adapted:  # a dialect may rename what it unpacks
+            homes.setdefault(name, homes.get(f"{name}_packed", 0))
         notes = [note for source in opened for note in source.notes] + notes
         shards = tuple(
             SourceShard(file, _output_name(number, len(files), file, index), names)

@@ -1,0 +1,194 @@
+"""Folders in the compressed-tensors format with 2-bit weights: ``weight_packed`` and a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.codec import Scale
+from tpack.dialects.compressed_tensors import PER_WORD, to_t2
+from tpack.dtypes import SCALE_DTYPES
+from tpack.errors import InputError, UnsupportedError, locate
+from tpack.quantize import widen
+from tpack.sources.source import PackedTensor, SourceTensor
+
+Tensors = Mapping[str, SourceTensor | PackedTensor]
+
+#: Tensors beside a packed weight that belong to forms of quantization which are not ternary.
+FOREIGN = {
+    "weight_zero_point": "a zero point",
+    "weight_g_idx": "an order of its columns (actorder)",
+    "weight_global_scale": "a global scale",
+}
+
+
+def adapt(
+    tensors: Mapping[str, SourceTensor], config: Mapping[str, Any] | None
+) -> tuple[Tensors, list[str]]:
+    """Turn packed weights, scales and shapes into one tensor each; the rest stays as it is.
+
+    Args:
+        tensors: of the whole folder.
+        config: its ``config.json``, with a ``quantization_config``.
+
+    Raises:
+        UnsupportedError: another quantization than symmetric integers of two bits.
+        InputError: a scale or shape is missing or does not fit; when they are read, the
+            value -2.
+    """
+    granularities = _granularities(config or {})
+    taken: set[str] = set()
+    weights: dict[str, PackedTensor] = {}
+    for name in tensors:
+        if name.rpartition(".")[2] == "weight_packed":
+            with locate(tensor=name):
+                weights[name], companions = _weight(tensors, name, granularities)
+            taken |= companions
+    for name, weight in weights.items():
+        if weight.name in tensors:
+            raise InputError(f"is there beside {name!r}. Remove one.", tensor=weight.name)
+    result: dict[str, SourceTensor | PackedTensor] = {}
+    for name, tensor in tensors.items():
+        if name in weights:
+            result[weights[name].name] = weights[name]
+        elif name not in taken:
+            _check_rest(name)
+            result[name] = tensor
+    notes = [f"read {len(weights)} weights in compressed-tensors' 2-bit packing"] if weights else []
+    return result, notes
+
+
+def _granularities(config: Mapping[str, Any]) -> list[Scale]:
+    """What the groups of the config say of scales.
+
+    Raises:
+        UnsupportedError: a group that is not of symmetric 2-bit integers.
+        InputError: no groups, or malformed ones.
+    """
+    found = config.get("quantization_config")
+    groups = found.get("config_groups") if isinstance(found, Mapping) else None
+    if not isinstance(groups, Mapping) or not groups:
+        raise InputError("has no config_groups in the quantization_config of its config.json.")
+    result = []
+    for label, group in groups.items():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if not isinstance(weights, Mapping):
+            raise InputError(f"config group {label!r:.60} says nothing of weights.")
+        result.append(_granularity(label, weights))
+    return result
+
+
+def _granularity(label: str, weights: Mapping[str, Any]) -> Scale:
+    expected: tuple[tuple[str, Any, Any], ...] = (
+        ("num_bits", 2, None),
+        ("type", "int", "int"),
+        ("symmetric", True, True),
+        ("actorder", None, None),
+        ("dynamic", False, False),
+    )
+    for key, wanted, default in expected:
+        value = weights.get(key, default)
+        if type(value) is not type(wanted) or value != wanted:
+            raise UnsupportedError(
+                f"config group {label!r:.60} has {key} {value!r:.60}, expected {wanted!r}: other "
+                "weights are not ternary. Convert the unquantized model."
+            )
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    match strategy:
+        case "tensor":
+            return Scale.parse("tensor")
+        case "channel":
+            return Scale.parse("row")
+        case "group" if type(size) is int and 0 < size < 10**9:
+            return Scale.parse(f"group:{size}")
+    raise UnsupportedError(
+        f"config group {label!r:.60} has strategy {strategy!r:.60} with group_size {size!r:.60}, "
+        "expected tensor, channel or group."
+    )
+
+
+def _weight(
+    tensors: Mapping[str, SourceTensor], name: str, granularities: Sequence[Scale]
+) -> tuple[PackedTensor, set[str]]:
+    """A weight, and the names of the tensors that it takes in."""
+    prefix = name.removesuffix("_packed")
+    for last, what in FOREIGN.items():
+        other = f"{prefix.removesuffix('weight')}{last}"
+        if other in tensors:
+            raise UnsupportedError(f"has {what}, {other!r}: it is not ternary.")
+    packed, stored, sizes = (
+        tensors.get(f"{prefix}_{part}") for part in ("packed", "scale", "shape")
+    )
+    assert packed is not None
+    if stored is None or sizes is None:
+        missing = f"{prefix}_{'scale' if stored is None else 'shape'}"
+        raise InputError(f"has no tensor {missing!r} beside it. Download the checkpoint again.")
+    shape = _shape(packed, sizes)
+    granularity = _fitting(granularities, stored, shape)
+    raw = stored.read(0, stored.numel)
+    if not np.isfinite(widen(raw, stored.dtype)).all():
+        raise InputError("has NaN or infinity, expected finite values.", tensor=stored.name)
+    weight = PackedTensor(
+        prefix,
+        stored.dtype,
+        shape,
+        partial(_rows, packed, shape[1]),
+        raw.reshape(granularity.shape(shape, 1)),
+        stored.dtype,
+        granularity,
+        packed.nbytes + stored.nbytes + sizes.nbytes,
+    )
+    return weight, {packed.name, stored.name, sizes.name}
+
+
+def _shape(packed: SourceTensor, sizes: SourceTensor) -> tuple[int, int]:
+    if sizes.dtype not in ("int64", "int32") or sizes.shape != (2,):
+        raise InputError(
+            f"is {sizes.dtype} {sizes.shape}, expected two integers.", tensor=sizes.name
+        )
+    rows, columns = (int(size) for size in sizes.read(0, 2))
+    words = (rows, -(-columns // PER_WORD))
+    if packed.dtype != "int32" or packed.shape != words or rows < 1 or columns < 1:
+        raise InputError(
+            f"is {packed.dtype} {packed.shape}, expected int32 {words} for a weight of shape "
+            f"{(rows, columns)}."
+        )
+    return rows, columns
+
+
+def _fitting(granularities: Sequence[Scale], stored: SourceTensor, shape: tuple[int, int]) -> Scale:
+    """The first granularity of the config whose scales have the shape of the stored one."""
+    if stored.dtype not in SCALE_DTYPES:
+        raise InputError(
+            f"is {stored.dtype}, expected {', '.join(SCALE_DTYPES)}.", tensor=stored.name
+        )
+    for granularity in granularities:
+        wanted = granularity.shape(shape, 1)
+        squeezed = wanted[:-1] if wanted[-1] == 1 else wanted  # some writers drop that dim
+        if stored.shape in (wanted, squeezed):
+            return granularity
+    wished = " or ".join(str(g.shape(shape, 1)) for g in granularities)
+    raise InputError(
+        f"has shape {stored.shape}, expected {wished} by config.json.", tensor=stored.name
+    )
+
+
+def _rows(packed: SourceTensor, columns: int, first: int, last: int) -> npt.NDArray[np.uint8]:
+    words = packed.shape[1]
+    part = packed.read(first * words, last * words).reshape(last - first, words)
+    with locate(tensor=packed.name):
+        return to_t2(part, columns, first)
+
+
+def _check_rest(name: str) -> None:
+    """Refuse what belongs to a packed weight that is not there."""
+    if name.rpartition(".")[2] in {"weight_shape", "weight_scale", *FOREIGN}:
+        raise InputError(
+            "belongs to a weight_packed that is missing. It may be stored in another format of "
+            "compressed-tensors than pack-quantized, which is not supported.",
+            tensor=name,
+        )

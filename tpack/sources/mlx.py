@@ -1,0 +1,155 @@
+"""Folders of MLX with 2-bit weights that are ternary: ``weight``, ``scales`` and ``biases``.
+
+MLX computes ``scale · code + bias`` with codes of 0 to 3. With bias = -scale and without the
+code 3 that is ``scale · trit``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.codec import Scale
+from tpack.dialects.mlx import PER_WORD, to_t2
+from tpack.dtypes import SCALE_DTYPES
+from tpack.errors import InputError, UnsupportedError, locate
+from tpack.quantize import widen
+from tpack.sources.source import PackedTensor, SourceTensor
+
+Tensors = Mapping[str, SourceTensor | PackedTensor]
+
+
+def adapt(
+    tensors: Mapping[str, SourceTensor], config: Mapping[str, Any] | None
+) -> tuple[Tensors, list[str]]:
+    """Turn packed weights, scales and biases into one tensor each; the rest stays as it is.
+
+    Args:
+        tensors: of the whole folder.
+        config: its ``config.json``, with a ``quantization``.
+
+    Raises:
+        UnsupportedError: more than two bits, or scales and biases that are not of trits.
+        InputError: a tensor is missing or of another shape; when they are read, code 3.
+    """
+    settings = (config or {}).get("quantization")
+    if not isinstance(settings, Mapping):
+        raise InputError("has no quantization in its config.json.")
+    weights: dict[str, PackedTensor] = {}
+    taken: set[str] = set()
+    for name in tensors:
+        prefix, _, last = name.rpartition(".")
+        if last != "scales":
+            continue
+        with locate(tensor=f"{prefix}.weight"):
+            weight = _weight(tensors, prefix, _group_size(settings, prefix))
+        weights[weight.name] = weight
+        taken |= {name, f"{prefix}.biases"}
+    result: dict[str, SourceTensor | PackedTensor] = {}
+    for name, tensor in tensors.items():
+        if name in weights:
+            result[name] = weights[name]
+        elif name not in taken:
+            if tensor.dtype == "uint32" and name.endswith(".weight"):
+                raise InputError("is packed, but has no scales beside it.", tensor=name)
+            result[name] = tensor
+    notes = [f"read {len(weights)} weights in MLX's 2-bit packing"] if weights else []
+    return result, notes
+
+
+def _group_size(settings: Mapping[str, Any], prefix: str) -> int:
+    """The columns that share a scale in a layer, whose own settings go first.
+
+    Raises:
+        UnsupportedError: it is not quantized in two bits.
+    """
+    own = settings.get(prefix)
+    if isinstance(own, Mapping):
+        settings = own
+    bits, size = settings.get("bits"), settings.get("group_size")
+    mode = settings.get("mode", "affine")
+    if type(bits) is not int or bits != 2 or mode != "affine":
+        raise UnsupportedError(
+            f"has {bits!r:.60} bits in mode {mode!r:.60} by config.json, expected 2 in mode "
+            "affine: it is not ternary. Convert the unquantized model."
+        )
+    if type(size) is not int or size not in (32, 64, 128):
+        raise UnsupportedError(
+            f"has groups of {size!r:.60} columns by config.json, expected 32, 64 or 128."
+        )
+    return size
+
+
+def _weight(tensors: Mapping[str, SourceTensor], prefix: str, size: int) -> PackedTensor:
+    packed, scales, biases = (
+        tensors.get(f"{prefix}.{last}") for last in ("weight", "scales", "biases")
+    )
+    assert scales is not None
+    if packed is None or biases is None:
+        missing = f"{prefix}.{'weight' if packed is None else 'biases'}"
+        raise InputError(
+            f"lacks {missing!r} beside {scales.name!r}. Download the checkpoint again."
+        )
+    if packed.dtype != "uint32" or len(packed.shape) < 2 or 0 in packed.shape:
+        raise InputError(f"is {packed.dtype} {packed.shape}, expected a uint32 matrix.")
+    shape = (*packed.shape[:-1], PER_WORD * packed.shape[-1])
+    wanted = (*shape[:-1], shape[-1] // size)
+    for stored in (scales, biases):
+        if (
+            stored.dtype not in SCALE_DTYPES
+            or stored.dtype != scales.dtype
+            or stored.shape != wanted
+            or shape[-1] % size
+        ):
+            raise InputError(
+                f"is {stored.dtype} {stored.shape}, expected floats {wanted} for a weight of shape "
+                f"{shape} in groups of {size}.",
+                tensor=stored.name,
+            )
+    return PackedTensor(
+        packed.name,
+        scales.dtype,
+        shape,
+        partial(_rows, packed),
+        _ternary_scale(scales, biases),
+        scales.dtype,
+        Scale.parse(f"group:{size}"),
+        packed.nbytes + scales.nbytes + biases.nbytes,
+    )
+
+
+def _ternary_scale(scales: SourceTensor, biases: SourceTensor) -> npt.NDArray[Any]:
+    """The scales, if the biases are their negatives.
+
+    Raises:
+        UnsupportedError: a bias is something else.
+        InputError: a scale is not finite.
+    """
+    raw = scales.read(0, scales.numel).reshape(scales.shape)
+    values = widen(raw, scales.dtype)
+    if not np.isfinite(values).all():
+        raise InputError("has NaN or infinity, expected finite values.", tensor=scales.name)
+    others = widen(biases.read(0, biases.numel), biases.dtype).reshape(scales.shape)
+    bad = others != -values
+    if bad.any():
+        index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
+        raise UnsupportedError(
+            f"is {others[index]:g} at index {index}, expected {-values[index]:g}, the negative "
+            "scale: the weights are quantized to four values, not ternary. Convert the unquantized "
+            "model.",
+            tensor=biases.name,
+        )
+    return raw
+
+
+def _rows(packed: SourceTensor, first: int, last: int) -> npt.NDArray[np.uint8]:
+    words = packed.shape[-1]
+    assert last <= math.prod(packed.shape[:-1])
+    part = packed.read(first * words, last * words).reshape(last - first, words)
+    with locate(tensor=packed.name):
+        return to_t2(part, first)
