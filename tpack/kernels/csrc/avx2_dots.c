@@ -5,7 +5,7 @@
  */
 #include "avx2.h"
 
-enum { PREFETCH = 1536, MOST_TOKENS = 4 };
+enum { MOST_TOKENS = 4 };
 
 /* Sixteen sums. As __m256i they would be of another type than the intrinsics inside are made of, which
  * costs GCC a register and a copy for each sum. */
@@ -22,7 +22,7 @@ AVX2_INLINE void row_tokens(const uint8_t *packed, size_t bytes, const int8_t *p
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) totals[t] = _mm256_setzero_si256();
     for (size_t at = 0; at < bytes; at += 64) {
-        _mm_prefetch((const char *)packed + at + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)packed + at + TP_AHEAD, _MM_HINT_T1);
         const uint8_t *source = whole(packed + at, bytes - at, 64, buffer);
         words sums[MOST_TOKENS];
 #pragma GCC unroll 8
@@ -173,7 +173,7 @@ AVX2_TARGET static float group_row(const uint8_t *packed, size_t bytes, const in
     uint8_t buffer[64];
     float each[TP_LANES];
     for (size_t block = 0; block < blocks; block++) {
-        _mm_prefetch((const char *)packed + block * 64 + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)packed + block * 64 + TP_AHEAD, _MM_HINT_T1);
         const uint8_t *source = whole(packed + block * 64, bytes - block * 64, 64, buffer);
         lane_scales(scales, block, group, groups, each);
 #pragma GCC unroll 8

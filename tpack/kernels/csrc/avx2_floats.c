@@ -5,7 +5,7 @@
  */
 #include "avx2.h"
 
-enum { PREFETCH = 1536, MOST_COLUMNS = 2048, STEP_ROWS = 8 };
+enum { MOST_COLUMNS = 2048, STEP_ROWS = 8 };
 
 /* One row, one token. Even and odd codes have sums of their own: additions wait for each other. */
 AVX2_INLINE float float_row(const uint8_t *packed, size_t bytes, const float *lanes, size_t blocks, const float *scales,
@@ -16,7 +16,7 @@ AVX2_INLINE float float_row(const uint8_t *packed, size_t bytes, const float *la
     float each[TP_LANES];
     for (int odd = 0; odd < 2; odd++) sums[odd][0] = sums[odd][1] = _mm256_setzero_ps();
     for (size_t block = 0; block < blocks; block++) {
-        _mm_prefetch((const char *)packed + block * 64 + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)packed + block * 64 + TP_AHEAD, _MM_HINT_T1);
         const uint8_t *source = whole(packed + block * 64, bytes - block * 64, 64, buffer);
         if (scales) lane_scales(scales, block, group, groups, each);
 #pragma GCC unroll 2

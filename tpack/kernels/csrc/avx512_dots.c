@@ -7,8 +7,6 @@
  */
 #include "avx512.h"
 
-enum { PREFETCH = 2560 /* bytes ahead */ };
-
 /* Each of four vectors summed up, in the order a, b, c, d. */
 AVX512_INLINE __m128i sum_four(__m512i a, __m512i b, __m512i c, __m512i d) {
     __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -32,7 +30,7 @@ AVX512_INLINE __m512i row_lanes(const uint8_t *packed, size_t bytes, const int8_
                        _mm512_setzero_si512()};
     size_t at = 0;
     for (; at + 64 <= bytes; at += 64) {
-        _mm_prefetch((const char *)packed + at + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)packed + at + TP_AHEAD, _MM_HINT_T1);
         add_block(_mm512_loadu_si512(packed + at), planes + at * 4, sums);
     }
     if (at < bytes) add_block(load_block(packed + at, bytes - at), planes + at * 4, sums);
@@ -63,7 +61,7 @@ AVX512_INLINE void row_tokens(const uint8_t *packed, size_t bytes, const int8_t 
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) sums[t] = _mm512_setzero_si512();
     for (size_t at = 0; at < bytes; at += 64) {
-        _mm_prefetch((const char *)packed + at + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)packed + at + TP_AHEAD, _MM_HINT_T1);
         __m512i block = load_block(packed + at, bytes - at);
 #pragma GCC unroll 8
         for (int p = 0; p < 4; p++) {
@@ -198,7 +196,7 @@ AVX512_INLINE void group_row(const uint8_t *packed, size_t bytes, const int8_t *
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) totals[t] = _mm512_setzero_ps();
     for (size_t block = 0; block < blocks; block++) {
-        _mm_prefetch((const char *)packed + block * 64 + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)packed + block * 64 + TP_AHEAD, _MM_HINT_T1);
         __m512i codes[4], v = load_block(packed + block * 64, bytes - block * 64);
 #pragma GCC unroll 8
         for (int p = 0; p < 4; p++) codes[p] = _mm512_and_si512(_mm512_srli_epi32(v, 2 * (unsigned)p), three);

@@ -6,8 +6,6 @@
  */
 #include "avx512.h"
 
-enum { PREFETCH = 1536 };
-
 AVX512_INLINE __m512 lower_table(void) {
     return _mm512_setr_ps(-1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0, -1, 0, 1, 0);
 }
@@ -23,7 +21,7 @@ AVX512_INLINE void row_tokens(const uint8_t *packed, size_t bytes, const float *
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) totals[t] = odd[t] = _mm512_setzero_ps();
     for (size_t block = 0; block < blocks; block++) {
-        _mm_prefetch((const char *)packed + block * 64 + PREFETCH, _MM_HINT_T0);
+        _mm_prefetch((const char *)packed + block * 64 + TP_AHEAD, _MM_HINT_T1);
         __m512i codes = load_block(packed + block * 64, bytes - block * 64);
         __m512 even_sum[4], odd_sum[4];
 #pragma GCC unroll 8

@@ -24,6 +24,9 @@ enum {
     TP_TILE_ROWS = 256,  /* most weight rows in one call of the *_dots functions */
     TP_SUM_CHUNK = 4096, /* elements summed in one go by abs_sum */
     TP_RANGE_GROUP = 32, /* columns per entry of the exact-detection statistics */
+    /* bytes of packed weights that the products prefetch ahead, to the L2 cache: far enough for the
+     * memory, whose own prefetchers stay behind */
+    TP_AHEAD = 12288,
 };
 
 /* working memory that a worker hands to the *_dots functions, 64-byte aligned; none for one token */
@@ -49,19 +52,24 @@ typedef struct {
     /* --- codec. A returned index is the first bad value, or `columns` when all are good. --- */
     size_t (*pack_i8)(const int8_t *trits, size_t columns, uint8_t *packed);
     size_t (*pack_f32)(const float *trits, size_t columns, uint8_t *packed);
-    /* code 2 where w > threshold, 0 where w < -threshold, else 1 (also for NaN); threshold >= 0 */
-    void (*pack_threshold)(const float *weights, size_t columns, float threshold, uint8_t *packed);
     /* out[j] = table[code j]; code 3 is bad */
     size_t (*expand_8)(const uint8_t *packed, size_t columns, const uint8_t table[4], uint8_t *out);
     size_t (*expand_16)(const uint8_t *packed, size_t columns, const uint16_t table[4], uint16_t *out);
     size_t (*expand_32)(const uint8_t *packed, size_t columns, const uint32_t table[4], uint32_t *out);
 
-    /* --- statistics --- */
+    /* --- float weights, in the dtype they come in --- */
+    /* code 2 where w > threshold, 0 where w < -threshold, else 1 (also for NaN); threshold >= 0 */
+    void (*pack_threshold)(const void *weights, tp_dtype dtype, size_t columns, float threshold, uint8_t *packed);
     /* sum of |w| of at most TP_SUM_CHUNK values in double: value i is added to partial sum i % 16,
      * then the 16 partial sums are folded in halves (i with i + 8, 4, 2, 1) */
-    double (*abs_sum)(const float *weights, size_t count);
+    double (*abs_sum)(const void *weights, tp_dtype dtype, size_t count);
     /* per 32 columns: the largest |w|, and the smallest nonzero |w| (+inf where there is none) */
-    void (*group_range)(const float *weights, size_t columns, float *maxima, float *minima);
+    void (*group_range)(const void *weights, tp_dtype dtype, size_t columns, float *maxima, float *minima);
+    /* sums[0] of (w - restored)^2, the difference rounded to float, and sums[1] of w^2; in double and
+     * in the order of abs_sum */
+    void (*square_sums)(const void *weights, tp_dtype dtype, const float *restored, size_t count, double sums[2]);
+    /* the first index at which weight and restored differ in any bit, or `count`; -0 equals 0 */
+    size_t (*matches)(const void *weights, tp_dtype dtype, const float *restored, size_t count);
 
     /* --- conversions --- */
     void (*f32_from_f16)(const uint16_t *in, size_t count, float *out);
