@@ -1,0 +1,70 @@
+"""The ``config.json`` of a packed folder: what tells transformers how to load it, or not to.
+
+A transformers that does not know ``quant_method`` ``tpack`` would warn, and run the model on
+random weights. It reads ``transformers_weights``, though, as the name of the file to load, and
+refuses a name that is none: from version 4.53 on the folder cannot be loaded without
+``import tpack.hf``, through whatever class. Everything else stays as the model has it, so
+tokenizers, configs and tools that only read the architecture work as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: The ``quant_method`` of a packed folder.
+METHOD = "tpack"
+#: In place of a file name. It ends the message with which transformers refuses the folder.
+REFUSAL = "none, the weights are packed by tpack. Run `import tpack.hf` first"
+
+#: Where a config says how weights are quantized: transformers, MLX, early compressed-tensors.
+_QUANTIZATION = ("quantization_config", "quantization", "compression_config")
+
+
+def packed_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the packed folder that is made of a model with this config.
+
+    ``quantization_config`` becomes ours. What it replaces stands in it, so that ``plain_config``
+    gives it back, and so does whether linear layers round their inputs (``activations`` is
+    ``int8``), which models with ``quant_method`` ``bitnet`` do.
+
+    Example:
+        >>> packed_config({"model_type": "llama"})["quantization_config"]
+        {'quant_method': 'tpack', 'activations': 'float', 'replaced': {}}
+    """
+    if is_packed(config):
+        return {**config, "transformers_weights": REFUSAL}
+    replaced = {
+        key: config[key] for key in (*_QUANTIZATION, "transformers_weights") if key in config
+    }
+    found = replaced.get("quantization_config")
+    rounds = isinstance(found, Mapping) and found.get("quant_method") == "bitnet"
+    plain = {key: value for key, value in config.items() if key not in replaced}
+    return plain | {
+        "quantization_config": {
+            "quant_method": METHOD,
+            "activations": "int8" if rounds else "float",
+            "replaced": replaced,
+        },
+        "transformers_weights": REFUSAL,
+    }
+
+
+def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of ``packed_config``; the config of a folder that is not packed as it is.
+
+    Example:
+        >>> plain_config(packed_config({"model_type": "llama"}))
+        {'model_type': 'llama'}
+    """
+    if not is_packed(config):
+        return dict(config)
+    ours = ("quantization_config", "transformers_weights")
+    replaced = config["quantization_config"].get("replaced", {})
+    return {key: value for key, value in config.items() if key not in ours} | dict(replaced)
+
+
+def is_packed(config: Mapping[str, Any]) -> bool:
+    """Whether a config is that of a packed folder."""
+    found = config.get("quantization_config")
+    return isinstance(found, Mapping) and found.get("quant_method") == METHOD
