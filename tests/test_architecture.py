@@ -17,20 +17,20 @@ CLI = Path(__file__).parent.parent / "cli"
 LAYERS = (
     {"errors", "dtypes", "report", "hfconfig"},
     {"codec"},
-    {"layerdef", "quantize", "kernels"},
-    {"container"},
+    {"layerdef", "kernels"},
+    {"quantize", "container"},
     {"codegen", "dialects", "selection"},
     {"sources"},
     {"nn"},
-    {"build", "pack"},
+    {"build", "pack", "parallel"},
     {"reading"},
     {"conversion", "verification", "inspection", "unpacking", "export"},
     {"checkpoint"},
-    {"demo"},
+    {"demo", "hf"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH = {"nn", "build", "pack", "reading", "checkpoint", "demo", "sources.torch_source", "sources.dcp_source"}
+TORCH = {"nn", "build", "pack", "reading", "parallel", "checkpoint", "demo", "hf", "sources.torch_source", "sources.dcp_source"}
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,21 @@ from tpack.container.header import Entry
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
 from tpack.layerdef import LayerDef, Program, as_program, slots
+from tpack.parallel import Part, split
 from tpack.reading import read_program
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
-def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn.Module:
+
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    device_mesh: DeviceMesh | None = None,
+    parallel: Mapping[str, str] | None = None,
+) -> nn.Module:
     """Load a checkpoint as a module in eval mode.
 
     The module is built from the embedded LayerDefs; no text of the file is run. On the CPU
@@ -35,10 +45,15 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
     Args:
         path: the checkpoint.
         device: where the module goes; another device gets copies.
+        device_mesh: processes that share the work.
+        parallel: how they do: pattern of layers → ``column``, ``column-gather`` or ``row``, see
+            ``tpack.parallel``. Each process maps or reads its part of these layers only.
 
     Raises:
         InputError: the file cannot be read, or its structure is broken.
         LayerDefError: it carries no LayerDefs.
+        UsageError: no such device, or a plan that names nothing to divide.
+        UnsupportedError: a weight that does not divide evenly.
     """
     with Checkpoint(path) as file, locate(file=path):
         program = file.document.program
@@ -47,7 +62,12 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
                 "has no LayerDefs. Convert it again with --layerdef FILE, or use tpack unpack."
             )
         module = build_module(program, device="meta")
-        tensors = dict(map_tensors(file))
+        parts = {}
+        if device_mesh is not None and parallel is not None:
+            parts = split(module, device_mesh, parallel)
+        elif device_mesh is not None or parallel is not None:
+            raise UsageError("load: device_mesh and parallel are given together, or neither.")
+        tensors = dict(map_tensors(file, parts))
     module.load_state_dict(tensors, strict=True, assign=True)
     try:
         return module if torch.device(device).type == "cpu" else module.to(device)
@@ -55,13 +75,25 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> nn
         raise UsageError(f"load: device {str(device)!r} cannot be used: {error}.") from error
 
 
-def map_tensors(file: Checkpoint) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint as views of its mapped bytes."""
-    for part in file.files:
-        size = os.fstat(part.fileno()).st_size
-        mapped = mmap.mmap(part.fileno(), size, access=mmap.ACCESS_COPY)
-        for name, entry in part.entries.items():
-            yield name, _view(mapped, entry, part.data_start)
+def map_tensors(
+    file: Checkpoint, parts: Mapping[str, Part] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a checkpoint as views of its mapped bytes.
+
+    Args:
+        parts: of tensors that are not wanted whole; what lies in pieces is copied.
+    """
+    for shard in file.files:
+        size = os.fstat(shard.fileno()).st_size
+        mapped = mmap.mmap(shard.fileno(), size, access=mmap.ACCESS_COPY)
+        for name, entry in shard.entries.items():
+            part = (parts or {}).get(name)
+            if part is None:
+                yield name, _view(mapped, entry, shard.data_start)
+            elif part.dim == 0:
+                yield name, _view(mapped, part.of_entry(entry), shard.data_start)
+            else:
+                yield name, part.of(_view(mapped, entry, shard.data_start))
 
 
 def _view(mapped: mmap.mmap, entry: Entry, data_start: int) -> Tensor:
@@ -161,13 +193,13 @@ def save(
                 tensor=f"{name}_scale",
             )
         with locate(tensor=f"{name}_packed"):
-            ternary[name], packed[name] = _repacked(entry, state[f"{name}_packed"], scale)
+            ternary[name], packed[name] = repacked(entry, state[f"{name}_packed"], scale)
     document = Document(program, ternary, kept)
     expected = set(kept) | {f"{name}_{part}" for name in ternary for part in ("packed", "scale")}
     if surplus := sorted(set(state) - expected):
         raise LayerDefError(f"is in no LayerDef of {program.root}.", tensor=surplus[0])
     pieces = [
-        Piece.of(name, _name(tensor), tuple(tensor.shape), _bytes(tensor))
+        Piece.of(name, _name(tensor), tuple(tensor.shape), tensor_bytes(tensor))
         for name, tensor in state.items()
         if name.removesuffix("_packed") not in packed
     ]
@@ -177,17 +209,22 @@ def save(
     write_checkpoint(path, document, pieces, force=force)
 
 
-def _repacked(
+def repacked(
     entry: TernaryEntry, packed: Tensor, scale: Tensor
 ) -> tuple[TernaryEntry, npt.NDArray[np.uint8]]:
     """The entry with its digests, and the bytes with their padding as the format wants it.
+
+    Args:
+        entry: with placeholders for the digests.
+        packed: (rows, row bytes) uint8, in the layout of the entry.
+        scale: as stored.
 
     Raises:
         NotTernaryError: a byte without valid codes.
     """
     trits = codec.unpack(packed.cpu().contiguous().numpy(), entry.columns, entry.layout)
     canonical = codec.pack(trits)
-    sha256, scale_sha256 = digest([canonical.tobytes()]), digest([_bytes(scale)])
+    sha256, scale_sha256 = digest([canonical.tobytes()]), digest([tensor_bytes(scale)])
     stored = canonical if entry.layout == "t2" else codec.pack(trits, entry.layout)
     return replace(entry, sha256=sha256, scale_sha256=scale_sha256), stored
 
@@ -207,7 +244,8 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The elements of a tensor, row by row."""
     flat = tensor.cpu().contiguous().reshape(-1)
     if not flat.numel():
         return memoryview(b"")
