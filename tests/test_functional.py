@@ -211,3 +211,13 @@ def test_more_features_than_integer_sums_hold_never_reach_c(monkeypatch):
     with torch.no_grad():
         found = tn.ternary_bit_linear(x, packed, scales, bias)
     assert torch.equal(found, reference.ternary_bit_linear(x, packed, scales, bias))
+
+
+@pytest.mark.parametrize("which", ["packed", "scale", "bias"])
+@pytest.mark.parametrize("name", ["ternary_linear", "ternary_bit_linear"])
+def test_a_weight_on_another_device_never_reaches_c(name, which, variant):
+    x, packed, scales, bias = case()
+    given = {"packed": packed, "scale": scales, "bias": bias}
+    given[which] = given[which].to("meta")
+    with torch.no_grad(), pytest.raises((ValueError, RuntimeError), match="meta"):
+        getattr(tn, name)(x, given["packed"], given["scale"], given["bias"])

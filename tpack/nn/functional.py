@@ -96,6 +96,9 @@ def check_stored(
         )
     if (scale.shape[0] if group else scale.numel()) != (rows if group else 1):
         raise ValueError(f"scale has shape {tuple(scale.shape)}, expected {rows} rows.")
+    for name, tensor in (("packed", packed), ("scale", scale)):
+        if not tensor.is_cpu:
+            raise ValueError(f"{name} is on {tensor.device}, expected cpu, where x is.")
 
 
 def call(
@@ -135,6 +138,8 @@ def call(
             )
         if bias.dtype not in CODES:
             return None
+        if not bias.is_cpu:
+            raise ValueError(f"bias is on {bias.device}, expected cpu, where x is.")
         bias = bias.contiguous()
     x, packed, scale = x.contiguous(), packed.contiguous(), scale.contiguous()
     out = x.new_empty((*x.shape[:-1], outputs))
