@@ -7,6 +7,7 @@ time, each put together from the parts that the ranks wrote.
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
@@ -107,8 +109,10 @@ class _Tensors:
             self.name, self.value = "", torch.empty(0)
             value = torch.empty(info.size, dtype=info.properties.dtype)
             try:
-                load({name: value}, storage_reader=self.reader, no_dist=True)
-            except Exception as error:  # torch wraps what went wrong in types of its own
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # that there is no process group is meant
+                    load({name: value}, storage_reader=self.reader, no_dist=True)
+            except (Exception, CheckpointException) as error:  # the second is no Exception
                 raise InputError(
                     "cannot be read: a file of the checkpoint is missing or damaged.",
                     file=self.path,
@@ -141,6 +145,14 @@ def dcp_source(path: Path) -> Source:
         name = names[stored.removeprefix(prefix)]
         found[name] = _tensor(name, stored, infos[stored], tensors)
     files = sorted(path.glob("*.distcp"))
+    there = sum(file.stat().st_size for file in files)
+    for name, tensor in found.items():
+        if tensor.nbytes > there:
+            raise InputError(
+                f"takes {tensor.nbytes} bytes, but all files together have {there}. The checkpoint "
+                "is not whole.",
+                tensor=name,
+            )
     return Source(
         str(path),
         found,
