@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tpack.container.opening import input_errors
+from tpack.container.opening import input_errors, open_input
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.sources.names import clean_names
 from tpack.sources.source import (
@@ -93,6 +93,10 @@ def _open_file(path: Path) -> Source:
         from tpack.sources.safetensors_source import safetensors_source
 
         return safetensors_source(path)
+    if path.suffix == ".gguf" or _begins_with(path, b"GGUF"):
+        from tpack.sources.gguf_source import gguf_source
+
+        return gguf_source(path)
     if path.suffix in PICKLES:
         from tpack.sources.torch_source import pickle_source
 
@@ -101,6 +105,11 @@ def _open_file(path: Path) -> Source:
         f"has suffix {path.suffix!r}, expected .safetensors, .gguf or one of "
         f"{', '.join(PICKLES)}. Rename it if it is one of these."
     )
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    with open_input(path) as file:
+        return file.read(len(magic)) == magic
 
 
 def _may_be_packed(tensor: SourceTensor | PackedTensor) -> bool:

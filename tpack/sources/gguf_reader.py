@@ -1,0 +1,323 @@
+"""The container of a GGUF file, read as if a stranger had made it.
+
+Every length and count is compared with what is left of the file before anything is read or
+allocated, so a header costs no more than the file is long.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from tpack.container.opening import input_errors, open_input
+from tpack.dialects.gguf_blocks import PQ2_0, Q2_0, BlockFormat
+from tpack.dialects.gguf_types import I2_S_TAIL, PLAIN, TERNARY, why_unsupported
+from tpack.dialects.gguf_values import DTYPES, MAX_NESTING, TYPES, Array, Value, alignment_of
+from tpack.dtypes import BY_NAME
+from tpack.errors import InputError, UnsupportedError, locate
+
+MAGIC = b"GGUF"
+#: Of everything before the data; the largest vocabularies take a fifth.
+MAX_METADATA = 100_000_000
+MAX_TENSORS = 16_384
+MAX_KEYS = 65_536
+#: Of the metadata, items of arrays included.
+MAX_VALUES = 2_000_000
+MAX_DIMS = 4
+
+_ROOM = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a file.
+
+    Attributes:
+        name: as the file has it.
+        dtype: of plain elements; None for blocks.
+        blocks: of trits; None for plain elements.
+        shape: logical shape, the reverse of the file's.
+        start: first byte in the file.
+        nbytes: bytes that it takes.
+    """
+
+    name: str
+    dtype: str | None
+    blocks: BlockFormat | None
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+    @property
+    def kind(self) -> str:
+        """What its elements are called."""
+        return self.blocks.name if self.blocks is not None else str(self.dtype)
+
+
+class GgufFile:
+    """A GGUF file, opened and checked.
+
+    Attributes:
+        path: of the file.
+        version: of the container, 2 or 3.
+        metadata: by key, in the order of the file.
+        tensors: in the order of the file.
+
+    Raises:
+        InputError: no GGUF file, truncated, malformed or hostile.
+        UnsupportedError: another version, big-endian, or a tensor type that tpack does not read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        with locate(file=self.path):
+            self._file = open_input(self.path)
+            try:
+                with input_errors():
+                    self._size = os.fstat(self._file.fileno()).st_size
+                    self._read_header()
+            except BaseException:
+                self.close()
+                raise
+
+    def _read_header(self) -> None:
+        header = _Header(self._file.fileno(), self._size)
+        if header.take(4) != MAGIC:
+            raise InputError("does not begin with GGUF: it is no GGUF file.")
+        self.version = header.integer("I")
+        if not self.version & 0xFFFF:
+            raise UnsupportedError("is big-endian, expected a little-endian GGUF file.")
+        if self.version not in (2, 3):
+            raise UnsupportedError(f"has GGUF version {self.version}, expected 2 or 3.")
+        tensors = header.count("Q", 24, MAX_TENSORS, "tensors")
+        keys = header.count("Q", 13, MAX_KEYS, "metadata keys")
+        self.metadata: dict[str, Value] = {}
+        for _ in range(keys):
+            key = header.name("metadata key")
+            if key in self.metadata:
+                raise InputError(f"has the metadata key {key!r:.80} twice.")
+            self.metadata[key] = header.value(key)
+        described = [header.tensor() for _ in range(tensors)]
+        alignment = alignment_of(self.metadata)
+        data = -(-header.position // alignment) * alignment
+        self.tensors = _placed(described, data, self._size, alignment)
+
+    def read(self, tensor: TensorInfo, start: int, stop: int) -> bytearray:
+        """Read bytes ``start`` to ``stop`` of a tensor.
+
+        Raises:
+            InputError: the file became shorter since it was opened, or cannot be read.
+        """
+        buffer = bytearray(stop - start)
+        view = memoryview(buffer)
+        done = 0
+        with locate(file=self.path, tensor=tensor.name), input_errors():
+            while done < len(buffer):
+                at = tensor.start + start + done
+                count = os.preadv(self._file.fileno(), [view[done:]], at)
+                if count == 0:
+                    raise InputError(
+                        "ends before its last byte: the file was truncated while it was read."
+                    )
+                done += count
+        return buffer
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Header:
+    """What stands before the data, read once from front to back."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self.descriptor = descriptor
+        self.size = size
+        self.position = 0
+        self.values = 0
+        self.buffer = b""
+
+    def need(self, count: int) -> int:
+        """Make sure that ``count`` more bytes are in the buffer; returns where they begin."""
+        start = self.position
+        stop = start + count
+        if stop > self.size:
+            raise InputError(
+                f"ends at byte {self.size}, expected {count} more from byte {start}. The file is "
+                "truncated or damaged."
+            )
+        if stop > MAX_METADATA:
+            raise InputError(f"has metadata beyond {MAX_METADATA} bytes. The file is damaged.")
+        if stop > len(self.buffer):
+            # twice as much each time, so that all copies together stay linear
+            wanted = min(max(stop, 2 * len(self.buffer), _ROOM), self.size) - len(self.buffer)
+            more = os.pread(self.descriptor, wanted, len(self.buffer))
+            self.buffer += more
+            if len(self.buffer) < stop:
+                raise InputError("became shorter while it was read.")
+        self.position = stop
+        return start
+
+    def take(self, count: int) -> bytes:
+        start = self.need(count)
+        return self.buffer[start : self.position]
+
+    def integer(self, code: str) -> int:
+        start = self.need(8 if code == "Q" else 4)
+        return int(struct.unpack_from(f"<{code}", self.buffer, start)[0])
+
+    def count(self, code: str, least: int, most: int, what: str) -> int:
+        """A number of things that take at least ``least`` bytes each."""
+        number = self.integer(code)
+        room = (self.size - self.position) // least if least else most
+        if number > min(room, most):
+            raise InputError(
+                f"announces {number} {what}, expected at most {min(room, most)}. The file is "
+                "truncated or damaged."
+            )
+        return number
+
+    def string(self) -> bytes:
+        return self.take(self.integer("Q"))
+
+    def name(self, what: str) -> str:
+        text = self.string()
+        try:
+            return text.decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"has a {what} that is not UTF-8: {text!r:.60}.") from error
+
+    # ---- metadata
+
+    def value(self, key: str) -> Value:
+        kind = self.kind(key)
+        return Value(kind, self.data(kind, key, MAX_NESTING))
+
+    def kind(self, key: str) -> str:
+        number = self.integer("I")
+        if number not in TYPES:
+            raise InputError(
+                f"has a value of type {number} under {key!r:.80}, expected 0 to {max(TYPES)}."
+            )
+        return TYPES[number]
+
+    def data(self, kind: str, key: str, depth: int) -> Any:
+        if kind == "string":
+            return self.string()
+        if kind == "array":
+            return self.array(key, depth)
+        return np.frombuffer(self.take(DTYPES[kind].itemsize), dtype=DTYPES[kind])[0]
+
+    def array(self, key: str, depth: int) -> Array:
+        if not depth:
+            raise InputError(f"nests arrays deeper than {MAX_NESTING} under {key!r:.80}.")
+        kind = self.kind(key)
+        least = DTYPES[kind].itemsize if kind in DTYPES else 8 if kind == "string" else 12
+        most = MAX_VALUES - self.values if kind != "array" else MAX_KEYS
+        count = self.count("Q", least, most, f"values under {key!r:.80}")
+        self.values += count
+        items: Any
+        if kind in DTYPES:
+            items = np.frombuffer(self.take(count * least), dtype=DTYPES[kind])
+        elif kind == "string":
+            items = [self.string() for _ in range(count)]
+        else:
+            items = [self.array(key, depth - 1) for _ in range(count)]
+            self.values += count
+        return Array(kind, items)
+
+    # ---- tensors
+
+    def tensor(self) -> TensorInfo:
+        """The description of a tensor; its start counts from the data, its size is not final."""
+        name = self.name("tensor name")
+        with locate(tensor=name[:200]):
+            rank = self.count("I", 8, MAX_DIMS, "dimensions")
+            shape = tuple(self.integer("Q") for _ in range(rank))[::-1]
+            if math.prod(shape) >= 2**62 or max(shape, default=0) >= 2**62:
+                raise InputError(f"has shape {shape!r:.100}, beyond any file.")
+            number = self.integer("I")
+            if number not in PLAIN and number not in TERNARY:
+                raise UnsupportedError(why_unsupported(number))
+            blocks = TERNARY.get(number)
+            info = TensorInfo(name, PLAIN.get(number), blocks, shape, self.integer("Q"), 0)
+            return _sized(info)
+
+
+def _sized(info: TensorInfo) -> TensorInfo:
+    """With the bytes that its shape takes."""
+    kind, count = info.blocks, math.prod(info.shape)
+    if kind is None:
+        return replace(info, nbytes=count * BY_NAME[str(info.dtype)].size)
+    columns = info.shape[-1] if info.shape else 1
+    if not count or columns % kind.weights:
+        raise InputError(
+            f"has shape {info.shape}, expected rows of a multiple of {kind.weights} columns in "
+            f"{kind.name}."
+        )
+    tail = I2_S_TAIL if kind.scale_at is None else 0
+    return replace(info, nbytes=kind.row_bytes(count) + tail)
+
+
+def _placed(
+    described: Sequence[TensorInfo], data: int, size: int, alignment: int
+) -> tuple[TensorInfo, ...]:
+    """Tensors with their place in the file, which none of them shares or leaves."""
+    seen = {info.name for info in described}
+    if len(seen) != len(described):
+        raise InputError("has two tensors of one name.")
+    order = sorted(range(len(described)), key=lambda i: described[i].start)
+    limits = [*(described[i].start for i in order[1:]), max(size - data, 0)][: len(order)]
+    rooms = {i: limit - described[i].start for i, limit in zip(order, limits, strict=True)}
+    wide = _are_wide(
+        [(described[i], rooms[i]) for i in order if described[i].blocks is Q2_0], alignment
+    )
+    found = []
+    for i, info in enumerate(described):
+        with locate(tensor=info.name[:200]):
+            if wide and info.blocks is Q2_0:
+                info = _sized(replace(info, blocks=PQ2_0))  # noqa: PLW2901
+            if info.start % alignment:
+                raise InputError(f"starts at {info.start}, expected a multiple of {alignment}.")
+            if info.nbytes > rooms[i]:
+                raise InputError(
+                    f"takes {info.nbytes} bytes from byte {data + info.start}, but "
+                    f"{max(rooms[i], 0)} are there. The file is truncated or damaged."
+                )
+            found.append(replace(info, start=data + info.start))
+    return tuple(found)
+
+
+def _are_wide(tensors: Sequence[tuple[TensorInfo, int]], alignment: int) -> bool:
+    """Whether tensors of type 42 have blocks of 128 columns, as PrismML's first files have.
+
+    Nothing but the room that they take tells; where it fits both, they are too small to matter.
+    """
+
+    def fit(kind: BlockFormat) -> bool:
+        sizes = [kind.row_bytes(math.prod(info.shape)) for info, _ in tensors]
+        return all(
+            not info.shape[-1] % kind.weights and room in (size, size + -size % alignment)
+            for (info, room), size in zip(tensors, sizes, strict=True)
+        )
+
+    return bool(tensors) and not fit(Q2_0) and fit(PQ2_0)

@@ -1,0 +1,238 @@
+"""GGUF files as a source: ternary blocks come packed, plain tensors as they are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.codec import GROUP_SIZES, Scale
+from tpack.container.header import check_name
+from tpack.container.reader import stored_dtype
+from tpack.container.strictjson import canonical_json
+from tpack.dialects.gguf_blocks import PQ2_0, BlockFormat, scales_of, unpack_blocks
+from tpack.dialects.gguf_names import Naming, RowOrder
+from tpack.dialects.gguf_types import I2_S_TAIL
+from tpack.dialects.gguf_values import Value, to_json
+from tpack.dtypes import BY_NAME
+from tpack.errors import InputError, UnsupportedError, locate
+from tpack.quantize.weight import BLOCK
+from tpack.sources.gguf_reader import GgufFile, TensorInfo
+from tpack.sources.source import PackedTensor, Source, SourceTensor
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+#: Of the metadata as JSON; more would not fit beside the rest of a header.
+MAX_JSON = 20_000_000
+
+
+def gguf_source(path: Path) -> Source:
+    """Open a GGUF file.
+
+    Tensors of Llama and BitNet get the names and the order of rows that they have in Hugging
+    Face checkpoints. The metadata stands, as JSON, under ``gguf`` in the source's metadata.
+
+    Raises:
+        InputError: malformed, truncated or hostile; a scale that is no number.
+        UnsupportedError: a type of tensor that is neither ternary nor plain; a part of a split
+            model.
+    """
+    resources = ExitStack()
+    with resources:
+        file = resources.enter_context(GgufFile(path))
+        _refuse_part(file.metadata)
+        names = Naming.of(file.metadata)
+        tensors: dict[str, SourceTensor | PackedTensor] = {}
+        for info in file.tensors:
+            with locate(tensor=info.name[:200]):
+                tensor = _tensor(file, info, names)
+            check_name(tensor.name)
+            if tensor.name in tensors:
+                raise InputError(
+                    f"would have the name {tensor.name!r}, which another tensor has. Rename one.",
+                    tensor=info.name,
+                )
+            tensors[tensor.name] = tensor
+        return Source(
+            str(path),
+            tensors,
+            notes=_notes(file, names),
+            files=(path,),
+            nbytes=path.stat().st_size,
+            metadata={"gguf": _carried(file, names)},
+            resources=resources.pop_all(),
+        )
+
+
+def _refuse_part(metadata: Mapping[str, Value]) -> None:
+    count = metadata.get("split.count")
+    if count is not None and count.kind in ("uint16", "uint32") and count.data > 1:
+        raise UnsupportedError(
+            f"is one of {count.plain} parts of a model. Join them first: llama-gguf-split --merge."
+        )
+
+
+def _carried(file: GgufFile, names: Naming) -> str:
+    """What another GGUF file needs to be made of the checkpoint again."""
+    text = canonical_json(
+        {
+            "version": file.version,
+            "metadata": [[key, *to_json(value)] for key, value in file.metadata.items()],
+            "tensors": [[info.name, names.outside(info.name), info.kind] for info in file.tensors],
+        }
+    )
+    if len(text) > MAX_JSON:
+        raise UnsupportedError(
+            f"has metadata of {len(text)} characters as JSON, expected at most {MAX_JSON}."
+        )
+    return text
+
+
+def _notes(file: GgufFile, names: Naming) -> list[str]:
+    found = []
+    kinds = {info.kind for info in file.tensors}
+    if names.renamed:
+        permuted = ", rows of attn_q and attn_k in their order" if names.heads else ""
+        found.append(f"{names.architecture}: names as Hugging Face has them{permuted}")
+    elif names.architecture:
+        found.append(f"{names.architecture}: names as GGUF has them")
+    if "I2_S" in kinds:
+        found.append("I2_S taken in the order that x86 has: the file does not say which it is")
+    if PQ2_0.name in kinds:
+        found.append("blocks of 128 weights in 34 bytes, as PrismML writes them")
+    scaled = [info.name for info in file.tensors if info.name.endswith(".scale")]
+    if scaled:
+        found.append(
+            f"{scaled[0]} and others like it multiply outputs too: kept beside the weights"
+        )
+    if any(key.startswith("prism.hadamard.") for key in file.metadata):
+        found.append("weights are stored rotated (prism.hadamard): only code that knows it fits")
+    return found
+
+
+def _tensor(file: GgufFile, info: TensorInfo, names: Naming) -> SourceTensor | PackedTensor:
+    order = names.order(info.name, info.shape[0]) if info.shape else None
+    name = names.outside(info.name)
+    if info.blocks is None:
+        dtype = str(info.dtype)
+        return SourceTensor(name, dtype, info.shape, _elements(file, info, dtype, order))
+    stored = _reordered(partial(_stored_rows, file, info), order)
+    scale: Array
+    if info.blocks.scale_at is None:
+        start = info.nbytes - I2_S_TAIL
+        tail = file.read(info, start, start + 4)
+        scale = np.frombuffer(tail, dtype="<f4").astype(np.float32)
+        granularity, dtype = Scale.parse("tensor"), "float32"
+        if not np.isfinite(scale).all():
+            raise InputError(
+                f"has the scale {scale[0]}, expected a finite number. The file is damaged."
+            )
+    else:
+        granularity, scale = _coarsest(_all_scales(info, info.blocks, stored), info)
+        dtype = "float16"
+
+    def rows(first: int, last: int) -> Bytes:
+        assert info.blocks is not None
+        with locate(file=file.path, tensor=info.name):
+            return unpack_blocks(info.blocks, stored(first, last), first)
+
+    return PackedTensor(name, dtype, info.shape, rows, scale, dtype, granularity, info.nbytes)
+
+
+# ---- rows
+
+
+def _row_bytes(info: TensorInfo) -> int:
+    assert info.blocks is not None
+    return info.blocks.row_bytes(info.shape[-1])
+
+
+def _stored_rows(file: GgufFile, info: TensorInfo, first: int, last: int) -> Bytes:
+    """Rows as they lie in the file."""
+    width = _row_bytes(info)
+    data = file.read(info, first * width, last * width)
+    return np.frombuffer(data, dtype=np.uint8).reshape(last - first, width)
+
+
+def _reordered(read: Callable[[int, int], Array], order: RowOrder | None) -> Callable[..., Array]:
+    """Rows in the original order: they are read from whole heads."""
+    if order is None:
+        return read
+
+    def rows(first: int, last: int) -> Array:
+        start = first // order.size * order.size
+        stop = -(-last // order.size) * order.size
+        return read(start, stop)[order.in_gguf(first, last) - start]
+
+    return rows
+
+
+def _elements(
+    file: GgufFile, info: TensorInfo, dtype: str, order: RowOrder | None
+) -> Callable[[int, int], Array]:
+    """Reads elements of a plain tensor, flat."""
+    size, kind = BY_NAME[dtype].size, np.dtype(stored_dtype(dtype)).newbyteorder("<")
+    width = math.prod(info.shape[1:])
+
+    def flat(start: int, stop: int) -> Array:
+        return np.frombuffer(file.read(info, start * size, stop * size), dtype=kind)
+
+    if order is None or not width:
+        return flat
+    matrix = _reordered(
+        lambda first, last: flat(first * width, last * width).reshape(-1, width), order
+    )
+
+    def read(start: int, stop: int) -> Array:
+        first, last = start // width, -(-stop // width)
+        return matrix(first, last).reshape(-1)[start - first * width : stop - first * width]
+
+    return read
+
+
+# ---- scales
+
+
+def _all_scales(
+    info: TensorInfo, kind: BlockFormat, stored: Callable[[int, int], Bytes]
+) -> npt.NDArray[np.float16]:
+    """The scale of every block, ``(rows, blocks)``."""
+    count = math.prod(info.shape[:-1])
+    step = max(1, BLOCK // info.shape[-1])
+    return np.concatenate(
+        [
+            scales_of(kind, stored(first, min(first + step, count)), first)
+            for first in range(0, count, step)
+        ]
+    )
+
+
+def _coarsest(
+    scales: npt.NDArray[np.float16], info: TensorInfo
+) -> tuple[Scale, npt.NDArray[np.float16]]:
+    """The coarsest granularity at which scales are the same bit for bit, and they at that."""
+    assert info.blocks is not None
+    bits = scales.view(np.uint16)
+    size = info.blocks.weights
+    found, kept = Scale.parse(f"group:{size}"), scales
+    if (bits == bits[0, 0]).all():
+        found, kept = Scale.parse("tensor"), scales[:1, :1]
+    elif (bits == bits[:, :1]).all():
+        found, kept = Scale.parse("row"), scales[:, :1]
+    else:
+        for group in GROUP_SIZES:
+            each = group // size
+            if each > 1 and not bits.shape[1] % each:
+                together = bits.reshape(len(bits), -1, each)
+                if (together == together[..., :1]).all():
+                    found, kept = Scale.parse(f"group:{group}"), scales[:, ::each]
+                    break
+    shape = found.shape(info.shape, len(info.shape) - 1)
+    return found, np.ascontiguousarray(kept).reshape(shape)
