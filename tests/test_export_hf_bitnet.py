@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import hf_models
 import pytest
@@ -10,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tpack
-from tpack.container import Checkpoint
+from tpack.container import Checkpoint, Document, Piece, write_checkpoint
 from tpack.errors import ExistsError, FormatError, InputError, StorageError, UnsupportedError
 from tpack.export.hf_bitnet import export_hf_bitnet
 
@@ -407,3 +408,47 @@ def test_divisors_and_factors_in_one_model(tmp_path, scale, fits):
     else:
         text = refused(tmp_path / "packed")
         assert "'lm_head.weight' multiplies by 0.300000012, but 'model.layers.0." in text
+
+
+def test_an_output_that_cannot_take_its_place_leaves_the_old_one(tmp_path, monkeypatch):
+    path = folder_of(tmp_path, {"a.weight": ternary(8, 8, 0.5)})
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    with Checkpoint(path) as file:
+        export_hf_bitnet(file, tmp_path / "out")
+        (tmp_path / "out" / "mine.txt").touch()
+        monkeypatch.setattr(Path, "rename", fail)
+        with pytest.raises(StorageError, match="No space left"):
+            export_hf_bitnet(file, tmp_path / "out", force=True)
+    assert (tmp_path / "out" / "mine.txt").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "packed", "source"]
+
+
+def test_a_model_without_packed_weights(tmp_path):
+    document = Document(None, {}, {"a.weight": "0" * 64})
+    piece = Piece.of("a.weight", "float32", (1,), torch.ones(1).numpy())
+    write_checkpoint(tmp_path / "model.safetensors", document, [piece])
+    (tmp_path / "config.json").write_text("{}")
+    with Checkpoint(tmp_path) as file, pytest.raises(UnsupportedError, match="no packed weight"):
+        export_hf_bitnet(file, tmp_path / "out")
+
+
+def test_a_config_without_a_dtype_has_that_of_the_weights(tmp_path):
+    weights = {"a.weight": ternary(8, 8, 0.375).half(), "a.bias": torch.zeros(8).half()}
+    path = folder_of(tmp_path, weights, {"dtype": None})
+    with Checkpoint(path) as file:
+        report = export_hf_bitnet(file, tmp_path / "out")
+    assert tensors(tmp_path / "out")["a.weight_scale"].dtype == torch.float16
+    assert json.loads(json.dumps(report.to_dict())) == {
+        "output": str(tmp_path / "out"),
+        "output_bytes": (tmp_path / "out" / "model.safetensors").stat().st_size,
+        "linear_class": "autobitlinear",
+        "packed": 1,
+        "kept": 1,
+        "notes": list(report.notes),
+    }
