@@ -1,0 +1,89 @@
+"""Packed layers that behave like the layers of transformers they stand for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from tpack.nn import BitLinear, TernaryEmbedding, ternary_linear, ternary_matmul
+from tpack.nn.modules import PackedWeight
+
+
+class NormedBitLinear(BitLinear):
+    """A BitLinear that norms its input first: ``use_rms_norm`` of bitnet's config.
+
+    Args:
+        in_features, out_features, bias, options: of ``BitLinear``.
+        eps: of the norm.
+        norm_dtype: of the norm's weight.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        eps: float,
+        norm_dtype: torch.dtype,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, **options)
+        self.rms_norm = LlamaRMSNorm(in_features, eps=eps).to(norm_dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) → (..., out_features), in the dtype of x."""
+        self.check_width(x)
+        return super().forward(self.rms_norm(x))
+
+
+class PackedEmbedding(TernaryEmbedding):
+    """A TernaryEmbedding that gives the model's dtype, whatever its scale is stored in."""
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, output: torch.dtype, **options: Any
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, **options)
+        self.output = output
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Integers (...) → (..., embedding_dim)."""
+        return super().forward(ids).to(self.output)
+
+
+class PackedConv1D(PackedWeight):
+    """transformers' ``Conv1D``: ``x @ weight + bias`` with a weight ``(nx, nf)``."""
+
+    def __init__(self, nx: int, nf: int, **options: Any) -> None:
+        super().__init__((nx, nf), nf, **options)
+        self.nx, self.nf = nx, nf
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., nx) → (..., nf), in the dtype of x."""
+        product = ternary_matmul(
+            x, self.weight_packed, self.weight_scale, self.shape, **self.options
+        )
+        return product if self.bias is None else product + self.bias.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """The sizes, for ``print(module)``."""
+        return f"{self.nx}, {self.nf}"
+
+
+class TiedHead(nn.Module):
+    """An output head that multiplies with the table of a packed embedding.
+
+    It has no tensors of its own, so that the table is stored and counted once.
+    """
+
+    def __init__(self, table: TernaryEmbedding) -> None:
+        super().__init__()
+        self._table = (table,)  # in a tuple: no child, the model holds it already
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., embedding_dim) → (..., num_embeddings), in the dtype of x."""
+        table = self._table[0]
+        return ternary_linear(x, table.weight_packed, table.weight_scale, **table.options)

@@ -1,0 +1,239 @@
+"""Put packed modules into a model on the meta device, before its weights are loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+
+from tpack.container import Checkpoint, TernaryEntry
+from tpack.errors import InputError, UnsupportedError, UsageError, locate
+from tpack.hf.layers import NormedBitLinear, PackedConv1D, PackedEmbedding, TiedHead
+from tpack.nn import BitLinear, TernaryEmbedding, TernaryLinear
+
+
+def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Replace the layers whose weights are packed, and make sure that no weight is missing.
+
+    Args:
+        model: with all tensors on the meta device.
+        file: what will be loaded into it.
+        settings: the ``quantization_config`` of the folder.
+
+    Raises:
+        InputError: a weight of the model is not in the checkpoint, a packed one has no place in
+            the model, or another shape.
+        UnsupportedError: a packed weight of a layer that has no packed form.
+    """
+    names = _Names(model)
+    there = _stored(file, names)
+    _check_complete(model, there, names)
+    bit_linear = _bit_linear(settings)
+    placed: dict[str, nn.Module] = {}
+    for name, entry in file.ternary():
+        target, merged = names.target(name)
+        with locate(tensor=name):
+            if merged:
+                raise UnsupportedError(
+                    f"is merged with others when {type(model).__name__} is loaded, which packed "
+                    f"weights cannot be. Convert with --exclude '{name}'."
+                )
+            if target not in names.expected:
+                if names.is_other_head(target):
+                    continue
+                raise InputError(
+                    f"has no place in {type(model).__name__}. The config.json belongs to another "
+                    "checkpoint: convert the folder again."
+                )
+            path = target.rpartition(".")[0]
+            dtype = file.entries[f"{name}_scale"].dtype
+            placed[target] = _packed(model.get_submodule(path), entry, dtype, bit_linear)
+            model.set_submodule(path, placed[target])
+    _mark_loaded(model, there, placed)
+    if bit_linear is not None:
+        _check_rounding(model, settings)
+    _tie(model, placed)
+
+
+class _Names:
+    """What names of a checkpoint are called in the model, by transformers' own rules."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        rules = get_model_conversion_mapping(model)
+        self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self.prefix = model.base_model_prefix
+        self.expected = model.state_dict()
+
+    def target(self, name: str) -> tuple[str, str | None]:
+        """The name in the model, and the pattern of the conversion that takes it, if one does."""
+        found: tuple[str, str | None] = rename_source_key(
+            name, self.renamings, self.converters, self.prefix, self.expected
+        )
+        return found
+
+    def targets(self, name: str) -> Iterator[str]:
+        """All tensors of the model that are made of one of the checkpoint."""
+        target, pattern = self.target(name)
+        yield target
+        for converter in self.converters:
+            if pattern in converter.source_patterns:
+                first, *others = converter.target_patterns
+                yield from (target.replace(first, other) for other in others)
+
+    def is_other_head(self, target: str) -> bool:
+        """Whether a tensor lies outside the base model, where classes differ."""
+        return not target.startswith(f"{self.prefix}.")
+
+
+# ---- one layer
+
+
+def _packed(
+    module: nn.Module,
+    entry: TernaryEntry,
+    scale_dtype: str,
+    bit_linear: Callable[..., nn.Module] | None,
+) -> nn.Module:
+    """The packed form of a layer, on the meta device.
+
+    Raises:
+        InputError: the weight has another shape.
+        UnsupportedError: the layer has no packed form.
+    """
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, torch.Tensor)
+    if tuple(weight.shape) != entry.shape or entry.split != 1:
+        raise InputError(
+            f"has shape {entry.shape}, expected {tuple(weight.shape)} by config.json. It belongs "
+            "to another checkpoint."
+        )
+    options: dict[str, Any] = {
+        "scale": entry.scale,
+        "scale_dtype": getattr(torch, scale_dtype),
+        "layout": entry.layout,
+        "dtype": weight.dtype,
+    }
+    kind, rounds = type(module), "BitLinear" in type(module).__name__
+    rows, columns = entry.shape
+    with torch.device("meta"):
+        if isinstance(module, nn.Linear) and (rounds or kind.forward is nn.Linear.forward):
+            make = bit_linear or (BitLinear if rounds else TernaryLinear)
+            return make(columns, rows, bias is not None, **options)
+        if kind.forward is nn.Embedding.forward:
+            return PackedEmbedding(rows, columns, output=weight.dtype, **options)
+        if kind.forward is Conv1D.forward:
+            return PackedConv1D(rows, columns, **options)
+    raise UnsupportedError(
+        f"is the weight of a {kind.__name__}, which has no packed form. Convert with --exclude."
+    )
+
+
+def _bit_linear(settings: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
+    """What stands for linear layers that round their inputs; None if they do not."""
+    if settings["activations"] != "int8":
+        return None
+    bitnet = _bitnet(settings)
+    if not bitnet.get("use_rms_norm"):
+        return BitLinear
+
+    def normed(*sizes: Any, dtype: torch.dtype, **options: Any) -> nn.Module:
+        eps = bitnet.get("rms_norm_eps", 1e-6)
+        return NormedBitLinear(*sizes, eps=eps, norm_dtype=dtype, dtype=dtype, **options)
+
+    return normed
+
+
+def _bitnet(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = settings["replaced"].get("quantization_config", {})
+    return found
+
+
+# ---- the model as a whole
+
+
+def _stored(file: Checkpoint, names: _Names) -> set[str]:
+    """The tensors of the plain model that the checkpoint has."""
+    document = file.document
+    stored = (*document.kept, *document.tensors)
+    return {target for name in stored for target in names.targets(name)}
+
+
+def _check_complete(model: PreTrainedModel, there: set[str], names: _Names) -> None:
+    """Refuse a checkpoint without a weight that transformers would make up.
+
+    A head that the checkpoint was not trained with is left to transformers, which reports it.
+    """
+    head = model.get_output_embeddings()
+    ignored = "|".join(model._keys_to_ignore_on_load_missing or ())  # noqa: SLF001
+    whole = model.base_model is model
+    for path, module in model.named_modules():
+        name = f"{path}.weight"
+        if (
+            isinstance(module, nn.Linear | nn.Embedding | Conv1D)
+            and name not in there
+            and name not in model.all_tied_weights_keys
+            and (whole or module is head or not names.is_other_head(name))
+            and not (ignored and re.search(ignored, name))
+        ):
+            raise InputError("is missing. Convert the model again.", tensor=name)
+
+
+def _mark_loaded(model: PreTrainedModel, there: set[str], placed: Mapping[str, nn.Module]) -> None:
+    """Keep transformers from initializing modules whose packed layers it asks for a ``weight``."""
+    for path in {target.rpartition(".")[0].rpartition(".")[0] for target in placed}:
+        parent = model.get_submodule(path)
+        own = [*parent.named_parameters(recurse=False), *parent.named_buffers(recurse=False)]
+        if all(f"{path}.{name}" in there for name, _ in own):
+            parent._is_hf_initialized = True  # noqa: SLF001
+
+
+def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
+    """Refuse a float weight that the original model makes ternary while it runs."""
+    bitnet = _bitnet(settings)
+    if (
+        bitnet.get("linear_class") != "autobitlinear"
+        or bitnet.get("quantization_mode") == "offline"
+    ):
+        return
+    kept = HfQuantizer.get_modules_to_not_convert(
+        model,
+        bitnet.get("modules_to_not_convert"),
+        model._keep_in_fp32_modules,  # noqa: SLF001
+    )
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and should_convert_module(path, kept):
+            raise UnsupportedError(
+                "is kept as floats, but the model rounds it to trits as it runs. Convert the "
+                "folder again, without --exclude for it.",
+                tensor=f"{path}.weight",
+            )
+
+
+def _tie(model: PreTrainedModel, placed: Mapping[str, nn.Module]) -> None:
+    """Heads that share a packed table multiply with it; transformers has no part in that."""
+    tied = {
+        head: table
+        for head, table in model.all_tied_weights_keys.items()
+        if head in placed or table in placed
+    }
+    for head, table in tied.items():
+        del model.all_tied_weights_keys[head]
+        if head in placed:
+            continue
+        module = placed[table]
+        if not isinstance(module, TernaryEmbedding):
+            raise UsageError("is shared, but is no embedding.", tensor=table)
+        model.set_submodule(head.rpartition(".")[0], TiedHead(module))
+    if tied:
+        rest = model._tied_weights_keys or {}  # noqa: SLF001
+        model._tied_weights_keys = {k: v for k, v in rest.items() if k not in tied}  # noqa: SLF001

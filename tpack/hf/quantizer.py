@@ -1,0 +1,101 @@
+"""What transformers calls: the quantization config of a packed folder, and its quantizer."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from tpack.container import Checkpoint, Document
+from tpack.errors import InputError, UsageError
+from tpack.hf.placing import place
+from tpack.hf.saving import save_pretrained
+from tpack.hfconfig import METHOD
+
+
+class TpackConfig(QuantizationConfigMixin):
+    """The ``quantization_config`` of a packed folder.
+
+    Args:
+        activations: ``int8`` if linear layers round their inputs, else ``float``.
+        replaced: what stood in the config of the plain model.
+    """
+
+    def __init__(
+        self,
+        activations: str = "float",
+        replaced: dict[str, Any] | None = None,
+        quant_method: str = METHOD,
+    ) -> None:
+        if quant_method != METHOD or activations not in ("int8", "float"):
+            raise InputError(
+                f"config.json says quant_method {quant_method!r:.40} and activations "
+                f"{activations!r:.40}, expected {METHOD!r}, and 'int8' or 'float'. Use a newer "
+                "tpack."
+            )
+        self.quant_method = METHOD
+        self.activations = activations
+        self.replaced = replaced or {}
+
+
+class TpackQuantizer(HfQuantizer):
+    """Loads and saves packed folders."""
+
+    quantization_config: TpackConfig
+
+    def __init__(self, quantization_config: TpackConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        if not self.pre_quantized:
+            raise UsageError(
+                "the model is not packed: from_pretrained does not pack. Use tpack convert FOLDER."
+            )
+        #: The description of what was loaded.
+        self.origin: Document | None = None
+        #: Set while ``save_pretrained`` of ours writes the weights.
+        self.saving = False
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Take out what keeps a transformers without this quantizer from loading the folder."""
+        if hasattr(config, "transformers_weights"):
+            del config.transformers_weights
+        return config
+
+    # transformers before 5.12 asks here, also before it looks for files
+    update_tp_plan = update_attn_implementation
+    update_ep_plan = update_attn_implementation
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        """Put in the packed modules that the files ask for."""
+        paths = [Path(path) for path in kwargs.get("checkpoint_files") or ()]
+        if not paths:
+            raise UsageError("from_pretrained needs the folder of a packed model.")
+        with Checkpoint(paths[0] if len(paths) == 1 else paths[0].parent) as file:
+            place(model, file, self.quantization_config.to_dict())
+            self.origin = file.document
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        # a partial, and no bound method: it survives copies and pickles of the model
+        model.save_pretrained = partial(save_pretrained, model)
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> Any:  # noqa: ARG002
+        """Nothing for transformers to write: it would lose the description of the weights.
+
+        Raises:
+            UsageError: something else than ``model.save_pretrained`` wants to write them.
+        """
+        if not self.saving:
+            raise UsageError("a packed model is saved by its own method: model.save_pretrained.")
+        return {}, {}
+
+    def is_serializable(self) -> bool:
+        """Packed models can be saved."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Scales, biases and what is not packed have gradients; trits have none."""
+        return True

@@ -1,0 +1,114 @@
+"""``save_pretrained`` of a packed model: a packed folder, described as ``tpack convert`` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tpack.container import INDEX, SINGLE, Shard, new_file, program_digest, write_checkpoint
+from tpack.errors import UsageError
+from tpack.hf.describing import Described, describe
+from tpack.hfconfig import packed_config
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    push_to_hub: bool = False,
+    max_shard_size: int | str = "50GB",
+    variant: str | None = None,
+    **options: Any,
+) -> None:
+    """Write a packed folder, replacing what was in it.
+
+    transformers writes the configs and the code of custom models; the weights are written here.
+
+    Args:
+        model: what ``from_pretrained`` made of a packed folder.
+        save_directory: the folder.
+        is_main_process: whether this process writes.
+        state_dict: other values of its tensors.
+        push_to_hub: not served; use ``model.push_to_hub``.
+        max_shard_size: bytes of a file, as a number or as in ``"5GB"``.
+        variant: not served.
+        options: of ``PreTrainedModel.save_pretrained``.
+
+    Raises:
+        UsageError: an option that packed folders have no form for.
+        InputError: a scale is not finite.
+        NotTernaryError: a byte without valid codes.
+        StorageError: writing failed.
+    """
+    if push_to_hub:
+        raise UsageError("save_pretrained does not upload packed models: use model.push_to_hub.")
+    if variant is not None:
+        raise UsageError(f"variant {variant!r:.40} is given, but packed folders have none.")
+    limit = _bytes_of(max_shard_size)
+    folder, quantizer = Path(save_directory), model.hf_quantizer
+    described = describe(model, state_dict or model.state_dict(), quantizer.origin)
+    quantizer.saving = True
+    try:
+        type(model).save_pretrained(model, folder, is_main_process=is_main_process, **options)
+    finally:
+        quantizer.saving = False
+    if is_main_process:
+        _write(folder, described, limit)
+        config = packed_config(json.loads((folder / "config.json").read_text()))
+        _write_json(folder / "config.json", config)
+
+
+def _write(folder: Path, described: Described, limit: int) -> None:
+    """Write the weights, in files of at most ``limit`` bytes where one tensor is no larger."""
+    shards = described.split(limit)
+    one = len(shards) == 1
+    count = len(shards)
+    files = [
+        SINGLE if one else f"model-{number:05}-of-{count:05}.safetensors"
+        for number in range(1, count + 1)
+    ]
+    program = program_digest(described.program)
+    for number, (file, names) in enumerate(zip(files, shards, strict=True), 1):
+        shard = None if one else Shard(number, count, program)
+        document, pieces = described.part(names, shard)
+        write_checkpoint(folder / file, document, pieces, force=True)
+    for path in [folder / SINGLE, *folder.glob("model-?????-of-?????.safetensors")]:
+        if path.name not in files:
+            path.unlink(missing_ok=True)
+    if one:
+        (folder / INDEX).unlink(missing_ok=True)
+        return
+    homes = {
+        piece.name: file
+        for file, names in zip(files, shards, strict=True)
+        for piece in described.pieces(names)
+    }
+    metadata = {"total_size": described.nbytes}
+    _write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(homes.items()))})
+
+
+def _write_json(path: Path, data: Any) -> None:
+    with new_file(path, force=True) as file:
+        file.write((json.dumps(data, indent=2) + "\n").encode())
+
+
+def _bytes_of(size: int | str) -> int:
+    """A number of bytes, as transformers takes it.
+
+    Example:
+        >>> _bytes_of("5GB"), _bytes_of(100)
+        (5000000000, 100)
+    """
+    text = str(size).strip().upper()
+    number, unit = (text[:-2].strip(), _UNITS[text[-2:]]) if text[-2:] in _UNITS else (text, 1)
+    if not number.isdecimal() or int(number) == 0:
+        raise UsageError(f"max_shard_size is {size!r:.40}, expected a size such as '5GB'.")
+    return int(number) * unit
