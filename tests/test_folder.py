@@ -433,9 +433,10 @@ def test_a_process_that_is_killed(source, target, tmp_path):
     victim.send_signal(signal.SIGKILL)
     victim.communicate(timeout=60)
     for rank in (0, 1):
-        again = start(source, target, rank, 2)
-        again.communicate(timeout=120)
-        assert again.returncode == 0
+        if not target.exists():  # the victim may have packed its shards before it died
+            again = start(source, target, rank, 2)
+            again.communicate(timeout=120)
+            assert again.returncode == 0
     tpack.convert(source, tmp_path / "whole")
     assert contents(target) == contents(tmp_path / "whole")
 

@@ -85,6 +85,7 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
                 raise StorageError(f"is being written by another rank {ranks.number}.", file=target)
             if ranks.of == 1 and not resume:
                 work.clear()
+            work.enter(ranks.number)
             _pack_own(folder, plan, work, ranks)
             report = _finish(folder, plan, work, needs, force=force)
             if report is not None and ranks.of > 1:

@@ -184,6 +184,10 @@ class Work:
             return (self.folder / "done").read_text() == self.key and target.is_dir()
         return False
 
+    def enter(self, rank: int) -> None:
+        """Say that a process is at work, whatever an earlier run of it said."""
+        (self.folder / f"left-{rank}").unlink(missing_ok=True)
+
     def leave(self, rank: int, of: int, target: Path) -> None:
         """Say that a process is through; the last one of a finished conversion tidies up."""
         with suppress(FileNotFoundError):  # tidied up already
