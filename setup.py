@@ -15,8 +15,9 @@ COMMON = [
 ]
 VARIANTS = {
     "x86_64": [
-        *("avx2", "avx2_dots", "avx2_floats"),
-        *("avx512", "avx512_dots", "avx512_floats", "avx512_matvec", "avx512_columns", "amx"),
+        *("avx2", "avx2_weights", "avx2_dots", "avx2_floats"),
+        *("avx512", "avx512_weights", "avx512_dots", "avx512_floats", "avx512_matvec"),
+        *("avx512_columns", "amx"),
     ],
     "aarch64": ["neon"],
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,7 +23,7 @@ from kernel_cases import (
 
 from tpack import kernels
 from tpack.kernels import reference, selection
-from tpack.kernels.arrays import as_float32, from_float32
+from tpack.kernels.arrays import as_float32, from_float32, scale_shape
 
 
 @pytest.fixture(params=VARIANTS)
@@ -39,18 +40,16 @@ def test_the_layout_by_hand() -> None:
     assert reference.pack(np.array([[1]], np.int8))[0].tolist() == [[0b01_01_01_10]]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1.9999999, 0.3, 1e-45, 3e-45, 1e-38, 1e38, 0.0])
-def test_absmean_threshold_divides_as_division_does(scale: float) -> None:
-    scale32 = np.float32(scale)
-    threshold = reference.absmean_threshold(np.array([scale32]))[0]
-    around = threshold
-    for _ in range(3):
-        around = np.nextafter(around, np.float32(0))
-    for _ in range(7):
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            expected = np.clip(np.rint(around / scale32), -1, 1) if scale32 else np.sign(around)
-        assert (around > threshold) == (expected == 1), (around, scale)
-        around = np.nextafter(around, np.float32(np.inf))
+@pytest.mark.parametrize("scale", [1.0, 1.9999999, 0.3, 1e-5, 1.1754944e-38, 3.3e37])
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+def test_absmean_threshold_is_where_the_product_rounds_to_one(scale: float, real: type) -> None:
+    scales = np.array([scale], real)
+    threshold = reference.absmean_threshold(scales)
+    above = np.nextafter(threshold, real(np.inf))
+    factor = real(1) / scales
+    for values, trit in ((threshold, 0), (above, 1)):
+        assert np.rint(values * factor) == trit
+        assert np.rint(-values * factor) == -trit
 
 
 # --- codec --------------------------------------------------------------------------------------
@@ -156,7 +155,19 @@ def test_the_first_bad_index_is_named(variant: str) -> None:
 # --- quantization -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", GROUPS)
+SETS = [0, 1, 32, 96, 128, 4096, 4128, 8192]  # groups that the ranges take
+
+
+def exact_sum(values: np.ndarray) -> float:
+    return math.fsum(np.abs(values.astype(np.float64)).ravel().tolist())
+
+
+def spans(columns: int, group: int) -> list[slice]:
+    width = group if group > 1 else max(columns, 1)
+    return [slice(i, i + width) for i in range(0, columns, width)]
+
+
+@pytest.mark.parametrize("group", sorted({*GROUPS, *SETS}))
 @pytest.mark.parametrize("columns", [0, 1, 5, 31, 32, 33, 64, 257, 1027, 9000])
 def test_quantization(variant: str, columns: int, group: int) -> None:
     for rows, dtype in ((1, np.float32), (5, np.float16), (5, np.uint16)):
@@ -164,26 +175,74 @@ def test_quantization(variant: str, columns: int, group: int) -> None:
         if columns:
             weights[:, ::3] = 0
         floats = as_float32(weights)
-        sums = kernels.abs_sums(weights, group)
-        assert np.array_equal(sums, reference.abs_sums(floats, group))
+        sums, wanted = kernels.abs_sums(weights, group), np.zeros(scale_shape(rows, columns, group))
+        reference.abs_sums(floats, group, wanted)
+        assert np.array_equal(sums, wanted)
+        if group == 0:
+            true = [exact_sum(floats)]
+        else:
+            true = [exact_sum(row[span]) for row in floats for span in spans(columns, group)]
+        np.testing.assert_allclose(sums.ravel(), true or np.zeros(sums.size), rtol=1e-14)
         packed, scale = kernels.quantize_absmean(weights, group)
-        spread = reference.spread_scale(scale, (rows, columns), group)
-        with np.errstate(invalid="ignore"):
-            expected = np.clip(np.rint(floats / np.where(spread == 0, 1, spread)), -1, 1).astype(
-                np.int8
-            )
+        factor = np.float32(1) / reference.spread_scale(scale, (rows, columns), group)
+        expected = np.clip(np.rint(floats * factor), -1, 1).astype(np.int8)
         assert np.array_equal(packed, packed_reference(expected))
-        for got, wanted in zip(kernels.ranges(weights), reference.ranges(floats), strict=True):
+
+
+@pytest.mark.parametrize("group", SETS)
+@pytest.mark.parametrize("columns", [0, 1, 31, 32, 33, 257, 511, 513, 1027, 9000])
+def test_survey_is_the_sums_and_the_ranges(variant: str, columns: int, group: int) -> None:
+    for rows, dtype in ((1, np.float32), (5, np.float16), (5, np.uint16), (3, np.float32)):
+        weights = activations(rows, columns, dtype)
+        if columns:
+            weights[:, ::3] = 0
+        weights[rows - 1, :40] = 0
+        floats = np.abs(as_float32(weights))
+        sums = np.zeros(scale_shape(rows, columns, group))
+        largest, smallest = kernels.survey(weights, group, sums)
+        assert np.array_equal(sums, kernels.abs_sums(weights, group))
+        for i, span in enumerate(spans(columns, 32)):
+            part = floats[:, span]
+            assert np.array_equal(largest[:, i], part.max(axis=1))
+            assert np.array_equal(smallest[:, i], np.where(part > 0, part, np.inf).min(axis=1))
+        for got, wanted in zip(kernels.survey(weights), (largest, smallest), strict=True):
             assert np.array_equal(got, wanted)
 
 
-def test_sums_do_not_depend_on_variant_or_threads(variant: str) -> None:
+def test_ranges_of_subnormals_zeros_and_what_is_not_finite(variant: str) -> None:
+    weights = np.zeros((1, 160), np.float32)
+    weights[0, [3, 31]] = 1e-45, -3e-45
+    weights[0, 32:64] = -0.0
+    weights[0, 70] = -np.inf
+    weights[0, 96:128] = np.nan
+    weights[0, [128, 130]] = np.nan, 0.5
+    largest, smallest = kernels.survey(weights)
+    np.testing.assert_array_equal(largest, np.float32([[3e-45, 0, np.inf, np.nan, np.nan]]))
+    np.testing.assert_array_equal(smallest, np.float32([[1e-45, np.inf, np.inf, np.inf, 0.5]]))
+
+
+def test_sums_do_not_depend_on_variant_threads_or_parts(variant: str) -> None:
     weights = (
         random.standard_normal((3, 300_001)) * 10.0 ** random.integers(-30, 30, (3, 300_001))
     ).astype(np.float32)
-    expected = reference.abs_sums(weights, 0)
-    for threads in (1, 2, 3):
-        assert kernels.abs_sums(weights, threads=threads) == expected
+    for group, columns in ((0, 300_001), (1, 300_001), (96, 300_001), (8192, 300_001)):
+        expected = np.zeros(scale_shape(3, columns, group))
+        reference.abs_sums(weights, group, expected)
+        for threads in (1, 2, 3):
+            assert np.array_equal(kernels.abs_sums(weights, group, threads=threads), expected)
+        sums = np.zeros_like(expected)
+        for row in range(3):
+            for start in range(0, columns, 4096 * 6):  # a multiple of every group
+                part = weights[row : row + 1, start : start + 4096 * 6]
+                if group == 0:
+                    kernels.abs_sums(part, group, sums)
+                elif group == 1:
+                    kernels.abs_sums(part, group, sums[row : row + 1])
+                else:
+                    first = start // group
+                    own = sums[row : row + 1, first : first + -(-part.shape[1] // group)]
+                    kernels.abs_sums(part, group, own)
+        assert np.array_equal(sums, expected)
 
 
 def test_what_is_not_finite_is_named(variant: str) -> None:
@@ -193,7 +252,52 @@ def test_what_is_not_finite_is_named(variant: str) -> None:
             weights[1, 4999] = weights[2, 3] = bad
             with pytest.raises(ValueError, match=r"at index \(1, 4999\), expected a finite number"):
                 kernels.abs_sums(weights, group)
-        assert not np.isfinite(kernels.ranges(weights)[0][1, 156])
+        assert not np.isfinite(kernels.survey(weights)[0][1, 156])
+
+
+@pytest.mark.parametrize("group", [0, 1, 4, 32, 96, 128, 8192])
+@pytest.mark.parametrize("columns", [0, 1, 5, 33, 257, 4095, 4097, 9000])
+def test_what_packing_loses(variant: str, columns: int, group: int) -> None:
+    for rows, dtype in ((1, np.float32), (5, np.float16), (5, np.uint16)):
+        weights = activations(rows, columns, dtype)
+        shape = scale_shape(rows, columns, group)
+        limits, scale = (random.uniform(0.2, 0.9, shape).astype(np.float32) for _ in range(2))
+        squares, wanted = np.array([0.25, 0.5]), np.array([0.25, 0.5])
+        packed = kernels.quantize_measured(weights, limits, scale, group, squares)
+        assert np.array_equal(packed, kernels.quantize(weights, limits, group))
+        floats = as_float32(weights)
+        restored = reference.dequantize(packed, columns, scale, group)[0]
+        reference.square_sums(floats, restored, wanted)
+        assert np.array_equal(squares, wanted)
+        wide = floats.astype(np.float64)
+        true = [np.square(wide - restored).sum() + 0.25, np.square(wide).sum() + 0.5]
+        np.testing.assert_allclose(squares, true, rtol=1e-6)
+        for threads in (1, 3):
+            again = np.array([0.25, 0.5])
+            kernels.quantize_measured(weights, limits, scale, group, again, threads=threads)
+            assert np.array_equal(again, squares)
+
+
+@pytest.mark.parametrize("group", [0, 1, 32, 96, 8192])
+@pytest.mark.parametrize("columns", [1, 33, 257, 4097, 9000])
+def test_proof_of_exactness(variant: str, columns: int, group: int) -> None:
+    for rows, dtype in ((1, np.float32), (3, np.float16), (3, np.uint16)):
+        scale = np.abs(scales(rows, columns, group))
+        scale = as_float32(from_float32(scale, dtype))
+        values = trits(rows, columns)
+        floats = values * reference.spread_scale(scale, values.shape, group)
+        floats[0, 0] = -0.0
+        weights = from_float32(floats, dtype)
+        packed, different = kernels.quantize_exact(weights, scale, group)
+        assert different == -1
+        wanted = np.sign(floats).astype(np.int8)
+        assert np.array_equal(packed, packed_reference(wanted))
+        for index in {0, columns - 1, weights.size // 2, weights.size - 1}:
+            other = weights.copy().reshape(-1)
+            bits = other.view(np.uint32 if dtype == np.float32 else np.uint16)
+            bits[index] ^= 1
+            bits[-1] ^= 1 * (index != weights.size - 1)
+            assert kernels.quantize_exact(other.reshape(weights.shape), scale, group)[1] == index
 
 
 def test_signs_pack_with_threshold_zero(variant: str) -> None:
@@ -246,16 +350,20 @@ def test_codec_touches_nothing_beyond(variant: str) -> None:
                     high, low = (
                         Guarded(np.zeros((rows, groups), np.float32), at_start) for _ in range(2)
                     )
-                    native.ranges(
-                        given_.address, dtype, rows, columns, high.address, low.address, 2
+                    sums, squares = Guarded(np.zeros(1), at_start), Guarded(np.zeros(2), at_start)
+                    native.survey(
+                        given_.address, dtype, rows, columns,
+                        0, sums.address, high.address, low.address, 2,
+                    )  # fmt: skip
+                    limit, one = (
+                        Guarded(np.full(1, value, np.float32), at_start) for value in (0, 1)
                     )
-                    limit, sums = (
-                        Guarded(np.zeros(1, np.float32), at_start),
-                        Guarded(np.zeros(1), at_start),
-                    )
-                    native.quantize(
-                        given_.address, dtype, rows, columns, limit.address, 0, out.address, 2
-                    )
-                    assert np.array_equal(out.array(), packed)
-                    native.abs_sums(given_.address, dtype, rows, columns, 0, sums.address, 2)
+                    for address in (0, squares.address):
+                        different = native.quantize(
+                            given_.address, dtype, rows, columns,
+                            limit.address, one.address, 0, out.address, address, 2,
+                        )  # fmt: skip
+                        assert different == -1
+                        assert np.array_equal(out.array(), packed)
+                    assert squares.array().tolist() == [0, np.abs(values).sum()]
                     assert sums.array()[0] == np.abs(values).sum()

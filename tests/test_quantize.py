@@ -14,9 +14,10 @@ from hypothesis.extra import numpy as hnp
 
 import tpack.quantize.methods
 import tpack.quantize.weight
-from tpack.codec import Scale
+from tpack.codec import Scale, unpack
 from tpack.errors import InputError, NotTernaryError, UsageError
-from tpack.quantize import Weight, dequantize_rows, encode, fit, narrow, widen
+from tpack.quantize import Weight, encode, fit, narrow, widen
+from tpack.quantize.fit import spread
 
 FLOATS = {
     "float64": torch.float64,
@@ -45,9 +46,16 @@ def weight_of(tensor, split=None):
     return Weight.of(array.view(np.uint16) if dtype == "bfloat16" else array, dtype, split)
 
 
+def trits_of(weight, found):
+    """The trits that a fit gives."""
+    return unpack(encode(weight, found).packed, weight.columns)
+
+
 def restore(weight, found):
     """What unpacking gives, as numbers in the width of the source."""
-    return dequantize_rows(encode(weight, found).trits, found).reshape(weight.shape)
+    q = trits_of(weight, found)
+    scale = widen(found.scale, found.dtype)
+    return (spread(scale, found.granularity, 0, *q.shape) * q).reshape(weight.shape)
 
 
 def trits(*shape, seed=0):
@@ -141,7 +149,7 @@ def test_all_zero(dtype):
     weight = weight_of(tensor)
     found = fit(weight, exact_only=True)
     assert (found.method, str(found.granularity)) == ("exact", "tensor")
-    assert not encode(weight, found).trits.any()
+    assert not trits_of(weight, found).any()
     assert widen(found.scale, found.dtype).tolist() == [1.0]
 
 
@@ -280,7 +288,7 @@ def test_absmean_is_the_reference_of_bitnet(seed, dtype):
     found = fit(weight, "absmean", "tensor")
     mean = tensor.double().abs().mean().float()
     wanted = bitnet(tensor.float(), mean)
-    assert np.array_equal(encode(weight, found).trits, wanted.numpy())
+    assert np.array_equal(trits_of(weight, found), wanted.numpy())
     assert torch.equal(
         torch.from_numpy(widen(found.scale, found.dtype)),
         mean.reshape(1).to(tensor.dtype).float(),
@@ -296,7 +304,7 @@ def test_absmean_per_row_and_group(text):
         bitnet(part, part.double().abs().mean(1, keepdim=True).float())
         for part in tensor.split(width, dim=1)
     ]
-    assert np.array_equal(encode(weight_of(tensor), found).trits, torch.cat(parts, 1).numpy())
+    assert np.array_equal(trits_of(weight_of(tensor), found), torch.cat(parts, 1).numpy())
 
 
 def test_absmean_floor_of_the_mean():
@@ -304,14 +312,14 @@ def test_absmean_floor_of_the_mean():
     values[0, 0] = 2e-7
     found = fit(Weight.of(values), "absmean")
     assert found.scale.tolist() == [np.float32(1e-5)]
-    assert not encode(Weight.of(values), found).trits.any()
+    assert not trits_of(Weight.of(values), found).any()
 
 
 def test_absmean_rounds_half_to_even():
     values = np.float32([[0.5, -0.5, 1.5, 1.5]])
     found = fit(Weight.of(values), "absmean")
     assert found.scale.tolist() == [1.0]
-    assert encode(Weight.of(values), found).trits.tolist() == [[0, 0, 1, 1]]
+    assert trits_of(Weight.of(values), found).tolist() == [[0, 0, 1, 1]]
 
 
 def test_absmean_gives_back_the_trits_of_training():
@@ -321,7 +329,7 @@ def test_absmean_gives_back_the_trits_of_training():
     quantized = (master * scale).round().clamp(-1, 1) / scale
     found = fit(weight_of(quantized), exact_only=True)
     assert np.array_equal(
-        encode(weight_of(quantized), found).trits, torch.sign(quantized).to(torch.int8).numpy()
+        trits_of(weight_of(quantized), found), torch.sign(quantized).to(torch.int8).numpy()
     )
     assert np.array_equal(restore(weight_of(quantized), found), quantized.numpy())
 
@@ -473,6 +481,5 @@ def test_a_scale_that_must_be_rounded_keeps_the_trits():
     weight = Weight.of(trits * 0.1)
     found = fit(weight)
     assert found.method == "mse"
-    encoded = encode(weight, found)
-    assert np.array_equal(encoded.trits, trits)
-    assert 0 < encoded.relative_error < 1e-7
+    assert np.array_equal(trits_of(weight, found), trits)
+    assert 0 < encode(weight, found).relative_error < 1e-7

@@ -104,21 +104,36 @@ static void quantization(const tp_kernels *k, size_t rows, size_t columns) {
         size_t group = GROUPS[i / 2], entries = group == 0 ? 1 : group == 1 ? rows : rows * tp_groups(columns, group);
         buffer sums[2] = {make(entries * 8, 8), make(entries * 8, 8)};
         buffer limits = make(entries * 4, 4), packed[2] = {make(bytes, 1), make(bytes, 1)};
-        for (size_t e = 0; e < entries; e++) ((float *)limits.data)[e] = 0.5f * fabsf(random_float());
+        buffer scales = make(entries * 4, 4);
+        double squares[2][2] = {{0}};
+        ptrdiff_t different[2];
+        for (size_t e = 0; e < entries; e++) {
+            ((float *)limits.data)[e] = 0.5f * fabsf(random_float());
+            ((float *)scales.data)[e] = fabsf(random_float());
+        }
         const tp_kernels *both[2] = {&tp_scalar, k};
         for (int b = 0; b < 2; b++) {
-            tp_abs_sums(both[b], sources[i % 2], rows, columns, group, (double *)sums[b].data, 2);
-            tp_quantize(both[b], sources[i % 2], rows, columns, (float *)limits.data, group, (uint8_t *)packed[b].data, 2);
+            memset(sums[b].data, 0, entries * 8);
+            tp_survey(both[b], sources[i % 2], rows, columns, group, (double *)sums[b].data, NULL, NULL, 2);
+            const float *limit = (float *)limits.data, *scale = (float *)scales.data;
+            uint8_t *out = (uint8_t *)packed[b].data;
+            tp_quantize(both[b], sources[i % 2], rows, columns, limit, NULL, group, out, NULL, 2);
+            different[b] = tp_quantize(both[b], sources[i % 2], rows, columns, limit, scale, group, out, NULL, 2);
+            tp_quantize(both[b], sources[i % 2], rows, columns, limit, scale, group, out, squares[b], 2);
         }
+        check(k->name, "squares", !memcmp(squares[0], squares[1], sizeof squares[0]), rows, columns, group);
+        check(k->name, "first different", different[0] == different[1], rows, columns, group);
         check(k->name, "abs_sums", equal(sums[0], sums[1]), rows, columns, group);
         check(k->name, "quantize", equal(packed[0], packed[1]), rows, columns, group);
-        free(sums[0].base), free(sums[1].base), free(limits.base), free(packed[0].base), free(packed[1].base);
+        free(sums[0].base), free(sums[1].base), free(limits.base), free(scales.base), free(packed[0].base), free(packed[1].base);
     }
     size_t entries = rows * tp_groups(columns, TP_RANGE_GROUP) * 4;
     buffer high[2] = {make(entries, 4), make(entries, 4)}, low[2] = {make(entries, 4), make(entries, 4)};
-    tp_ranges(&tp_scalar, sources[0], rows, columns, (float *)high[0].data, (float *)low[0].data, 1);
-    tp_ranges(k, sources[0], rows, columns, (float *)high[1].data, (float *)low[1].data, 2);
-    check(k->name, "ranges", equal(high[0], high[1]) && equal(low[0], low[1]), rows, columns, 0);
+    for (int i = 0; i < 2; i++) {
+        tp_survey(&tp_scalar, sources[i], rows, columns, 0, NULL, (float *)high[0].data, (float *)low[0].data, 1);
+        tp_survey(k, sources[i], rows, columns, 0, NULL, (float *)high[1].data, (float *)low[1].data, 2);
+        check(k->name, "ranges", equal(high[0], high[1]) && equal(low[0], low[1]), rows, columns, (size_t)i);
+    }
     free(high[0].base), free(high[1].base), free(low[0].base), free(low[1].base);
     free(reals.base), free(halves.base), free(halves_too.base);
 }

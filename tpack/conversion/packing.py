@@ -153,20 +153,17 @@ def _pack(
 class _Sink:
     """Takes packed rows: digests them in layout t2, and spools them in the layout wanted."""
 
-    def __init__(self, spool: IO[bytes], layout: str, columns: int) -> None:
-        self.spool, self.layout, self.columns = spool, layout, columns
+    def __init__(self, spool: IO[bytes], layout: str) -> None:
+        self.spool, self.layout = spool, layout
         self.offset = spool.tell()
         self.state = hashlib.sha256()
 
-    def rows(self, canonical: npt.NDArray[np.uint8]) -> None:
+    def rows(self, canonical: npt.NDArray[np.uint8], columns: int) -> None:
         self.state.update(canonical)
         if self.layout == "t2":
             self.spool.write(canonical)
         else:
-            self.spool.write(pack(unpack(canonical, self.columns), self.layout))
-
-    def trits(self, trits: Array) -> None:
-        self.rows(pack(trits))
+            self.spool.write(pack(unpack(canonical, columns), self.layout))
 
     def packed(self, entry: TernaryEntry, scale: Array, dtype: str) -> Packed:
         entry = replace(
@@ -180,8 +177,8 @@ def _quantize(tensor: SourceTensor, split: int, options: Options, spool: IO[byte
     """Find the trits of a weight and append them, packed, to the spool."""
     weight = tensor.weight(split, tensor.dtype_unpacked("exact"))
     found = fit(weight, options.quantize, options.scale, exact_only=options.exact)
-    sink = _Sink(spool, options.layout, weight.columns)
-    error = float(f"{encode_blocks(weight, found, sink.trits):.3e}")
+    sink = _Sink(spool, options.layout)
+    error = float(f"{encode_blocks(weight, found, sink.rows):.3e}")
     entry = TernaryEntry(
         shape=tensor.shape,
         split=split,
@@ -204,9 +201,9 @@ def _take(tensor: PackedTensor, options: Options, spool: IO[bytes]) -> Packed:
     """
     if not np.isfinite(widen(tensor.scale, tensor.scale_dtype)).all():
         raise NotTernaryError("has a scale that is NaN or infinite, expected finite numbers.")
-    sink = _Sink(spool, options.layout, tensor.shape[-1])
+    sink = _Sink(spool, options.layout)
     for _, rows in tensor.blocks():
-        sink.rows(rows)
+        sink.rows(rows, tensor.shape[-1])
     entry = TernaryEntry(
         shape=tensor.shape,
         split=tensor.split,

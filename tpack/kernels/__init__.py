@@ -12,7 +12,14 @@ columns of a row (a multiple of 4). bfloat16 arrays are uint16 bits.
 from tpack.kernels.arrays import infer_group
 from tpack.kernels.codec import dequantize, embedding, pack, unpack
 from tpack.kernels.matmul import bit_linear, bit_linear_columns, linear, linear_columns
-from tpack.kernels.quantize import abs_sums, quantize, quantize_absmean, ranges
+from tpack.kernels.quantize import (
+    abs_sums,
+    quantize,
+    quantize_absmean,
+    quantize_exact,
+    quantize_measured,
+    survey,
+)
 from tpack.kernels.selection import available, forced, select, variant
 
 __all__ = [
@@ -29,8 +36,10 @@ __all__ = [
     "pack",
     "quantize",
     "quantize_absmean",
-    "ranges",
+    "quantize_exact",
+    "quantize_measured",
     "select",
+    "survey",
     "unpack",
     "variant",
 ]

@@ -17,15 +17,15 @@ def embedding(
     scale: int, scale_dtype: int, group: int,
     out: int, dtype: int, threads: int, /,
 ) -> int: ...  # fmt: skip
-def abs_sums(
-    source: int, dtype: int, rows: int, columns: int, group: int, sums: int, threads: int, /
-) -> int: ...
-def ranges(
-    source: int, dtype: int, rows: int, columns: int, maxima: int, minima: int, threads: int, /
-) -> int: ...
+
+# Addresses that may be 0 leave out what they are for: see ops.h.
+def survey(
+    source: int, dtype: int, rows: int, columns: int,
+    group: int, sums: int, maxima: int, minima: int, threads: int, /,
+) -> int: ...  # fmt: skip
 def quantize(
     source: int, dtype: int, rows: int, columns: int,
-    thresholds: int, group: int, packed: int, threads: int, /,
+    thresholds: int, scales: int, group: int, packed: int, squares: int, threads: int, /,
 ) -> int: ...  # fmt: skip
 def linear(
     x: int, x_dtype: int, tokens: int,

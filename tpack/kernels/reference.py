@@ -74,18 +74,6 @@ def dequantize(packed: Bytes, columns: int, scale: Floats, group: int) -> tuple[
     return trits * spread_scale(scale, trits.shape, group) + np.float32(0), bad
 
 
-def abs_sum(values: Floats) -> float:
-    """Sum |w| in double, in an order that depends on nothing but the length.
-
-    Per chunk of 4096 values: value i is added to partial sum i % 16, the 16 are folded in halves.
-    The chunks' sums are added up in order.
-    """
-    magnitudes = np.abs(values.ravel().astype(np.float64))
-    padded = np.pad(magnitudes, (0, -len(magnitudes) % SUM_CHUNK)).reshape(-1, SUM_CHUNK // 16, 16)
-    partial = fold(np.add.accumulate(padded, axis=1)[:, -1])
-    return float(np.add.accumulate(partial)[-1]) if len(partial) else 0.0
-
-
 def fold(lanes: Array) -> Array:
     """Add the last axis of 16 up in halves: i with i + 8, then 4, 2, 1."""
     for half in (8, 4, 2, 1):
@@ -93,47 +81,107 @@ def fold(lanes: Array) -> Array:
     return lanes[..., 0]
 
 
-def abs_sums(values: Floats, group: int) -> npt.NDArray[np.float64]:
-    """Sum |w| of the tensor `(1,)`, of each row `(rows, 1)`, or of each group `(rows, groups)`."""
-    rows, columns = values.shape
-    if group == 0:
-        return np.array([abs_sum(values)])
-    width = columns if group == 1 else group
-    count = 1 if group == 1 else -(-columns // group)
-    spans = [[row[i * width : (i + 1) * width] for i in range(count)] for row in values]
-    return np.array([[abs_sum(span) for span in row] for row in spans]).reshape(rows, count)
+def chunk_sums(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Sum each row in chunks of 4096 columns: `(rows, chunks)`, in a fixed order.
 
-
-def ranges(values: Floats) -> tuple[Floats, Floats]:
-    """Give the largest |w| and the smallest nonzero |w| (inf: none) of each 32 columns of a row."""
-    rows, columns = values.shape
-    groups = -(-columns // RANGE_GROUP)
-    magnitudes = np.pad(np.abs(values), ((0, 0), (0, groups * RANGE_GROUP - columns)))
-    magnitudes = magnitudes.reshape(rows, groups, RANGE_GROUP)
-    nonzero = np.where((magnitudes > 0) & ~np.isnan(magnitudes), magnitudes, np.float32(np.inf))
-    return magnitudes.max(axis=2, initial=0), nonzero.min(axis=2, initial=np.inf)
-
-
-def quantize(values: Floats, thresholds: Floats, group: int) -> Bytes:
-    """Pack code 2 above the threshold, 0 below its negative, else 1."""
-    limit = spread_scale(thresholds, values.shape, group)
-    return pack_codes((1 + (values > limit) - (values < -limit)).astype(np.int8))
-
-
-def absmean_threshold(scale: Floats) -> Floats:
-    """Give the largest |w| that `round_half_even(w / scale)` takes to zero, in float32 throughout.
-
-    With it, quantizing needs a comparison instead of a division, and the same bits come out.
-    A scale of zero has threshold zero.
+    Within a chunk column i is added to partial sum i % 16; the 16 are then folded in halves.
     """
-    threshold = np.float32(0.5) * scale
-    while True:
-        above = np.nextafter(threshold, np.float32(np.inf))
-        with np.errstate(divide="ignore", over="ignore"):
-            still_zero = (scale > 0) & (above / scale <= np.float32(0.5))
-        if not still_zero.any():
-            return threshold
-        threshold = np.where(still_zero, above, threshold)
+    rows, columns = terms.shape
+    width = min(SUM_CHUNK, columns + -columns % LANES)
+    chunks = -(-columns // width) if width else 0
+    padded = np.pad(terms, ((0, 0), (0, chunks * width - columns)))
+    padded = padded.reshape(rows, chunks, width // LANES, LANES)
+    partial = np.zeros((rows, chunks, LANES))
+    for step in range(width // LANES):
+        partial += padded[:, :, step]
+    sums: npt.NDArray[np.float64] = fold(partial)
+    return sums
+
+
+def add_in_order(total: float, terms: npt.NDArray[np.float64]) -> float:
+    """Add the terms to a total, one after the other."""
+    return float(np.add.accumulate(np.append(total, terms))[-1])
+
+
+def by_group(values: Array, group: int) -> Array:
+    """Give each group of columns a row of its own, the last of each row filled up with zeros."""
+    rows, columns = values.shape
+    groups = -(-columns // group)
+    padded = np.pad(values, ((0, 0), (0, groups * group - columns)))
+    return padded.reshape(rows * groups, group)
+
+
+def abs_sums(values: Array, group: int, sums: npt.NDArray[np.float64]) -> None:
+    """Add |w| of the tensor, of each row or of each group to `sums`, chunk after chunk."""
+    parts = values if group <= 1 else by_group(values, group)
+    chunks = chunk_sums(np.abs(parts.astype(np.float64)))
+    if group == 0:
+        sums[0] = add_in_order(sums[0], chunks.ravel())
+        return
+    for step in range(chunks.shape[1]):
+        sums += chunks[:, step].reshape(sums.shape)
+
+
+def ranges(values: Array, group: int = RANGE_GROUP) -> tuple[Array, Array]:
+    """Give the largest |w| and the smallest nonzero |w| (inf: none) of each group of a row."""
+    shape = len(values), -(-values.shape[1] // group)
+    magnitudes = by_group(np.abs(values), group)
+    nonzero = np.where(
+        (magnitudes > 0) & ~np.isnan(magnitudes), magnitudes, values.dtype.type(np.inf)
+    )
+    largest, smallest = magnitudes.max(axis=1, initial=0), nonzero.min(axis=1, initial=np.inf)
+    return largest.reshape(shape), smallest.reshape(shape)
+
+
+def ternarize(values: Array, limit: Array) -> npt.NDArray[np.int8]:
+    """Give 1 above the limit, -1 below its negative, else 0."""
+    trits: npt.NDArray[np.int8] = (values > limit).astype(np.int8) - (values < -limit)
+    return trits
+
+
+def quantize(values: Array, thresholds: Array, group: int) -> Bytes:
+    """Pack code 2 above the threshold, 0 below its negative, else 1."""
+    trits = ternarize(values, spread_scale(thresholds, values.shape, group))
+    return pack_codes(trits + np.int8(1))
+
+
+def square_sums(values: Array, restored: Array, squares: npt.NDArray[np.float64]) -> None:
+    """Add (w - restored)^2 and w^2 to the two `squares`, chunk after chunk of each row.
+
+    The difference is rounded to the dtype of the values; a square of float32 is exact.
+    """
+    for i, terms in enumerate((values - restored, values)):
+        chunks = chunk_sums(np.square(terms, dtype=np.float64))
+        squares[i] = add_in_order(squares[i], chunks.ravel())
+
+
+def first_different(values: Array, restored: Array) -> int:
+    """Give the flat index of the first weight that is not what was restored, or -1."""
+    different = (values != restored).ravel()
+    return int(np.argmax(different)) if different.any() else -1
+
+
+def absmean_scale(sums: Array, counts: Array, dtype: npt.DTypeLike = np.float32) -> Array:
+    """Give mean |w|, at least 1e-5 as in the reference training code."""
+    mean = (sums / np.maximum(counts, 1)).astype(dtype)
+    scale: Array = np.maximum(mean, np.array(1e-5, dtype))
+    return scale
+
+
+def absmean_threshold(scale: Array) -> Array:
+    """Give the largest |w| that `round_half_even(w * (1 / scale))` takes to zero.
+
+    With it, quantizing needs a comparison instead of a product, and the same trits come out. All
+    in the dtype of the scale.
+    """
+    real = scale.dtype.type
+    factor = real(1) / scale
+    limit: Array = scale * real(0.5)
+    while (high := limit * factor > 0.5).any():
+        limit = np.where(high, np.nextafter(limit, real(0)), limit)
+    while (low := (above := np.nextafter(limit, real(np.inf))) * factor <= 0.5).any():
+        limit = np.where(low, above, limit)
+    return limit
 
 
 def quantize_activations(x: Floats) -> tuple[npt.NDArray[np.int8], Floats]:

@@ -1,8 +1,9 @@
 """Find the trits and scales of a weight: exactly where it already is ternary, else nearest.
 
-A weight is read in blocks of rows, twice: once to fit (scales and thresholds), once to
-encode (trits, with the error measured). Nothing here holds a whole float tensor, except
-``mse`` per tensor, which sorts one.
+A weight is read in pieces, twice: once to fit (scales and thresholds; ``twn`` and ``mse`` take
+another look), once to encode (packed trits, with the error measured). Reading twice costs less
+than holding: what was just read of a file still is in the memory of the system. Nothing here
+holds a whole float tensor, except ``mse`` per tensor, which sorts one.
 
 Example:
     >>> import numpy as np
@@ -10,19 +11,20 @@ Example:
     >>> found = fit(weight)
     >>> found.method, str(found.granularity), found.scale
     ('exact', 'tensor', array([0.5], dtype=float32))
-    >>> encode(weight, found).trits
-    array([[ 1,  0, -1],
-           [-1,  1,  0]], dtype=int8)
+    >>> encode(weight, found).packed
+    array([[70],
+           [88]], dtype=uint8)
 """
 
 from __future__ import annotations
 
 from tpack.codec import Scale
 from tpack.errors import UsageError
-from tpack.quantize.encode import Encoded, dequantize_rows, encode, encode_blocks
+from tpack.quantize.encode import Encoded, encode, encode_blocks
 from tpack.quantize.exact import fit_exact, refuse
 from tpack.quantize.fit import Fit
 from tpack.quantize.methods import METHODS
+from tpack.quantize.statistics import measure
 from tpack.quantize.weight import Weight, narrow, widen
 
 __all__ = [
@@ -30,7 +32,6 @@ __all__ = [
     "Encoded",
     "Fit",
     "Weight",
-    "dequantize_rows",
     "encode",
     "encode_blocks",
     "fit",
@@ -62,10 +63,11 @@ def fit(
     if method != "auto" and method not in METHODS:
         raise UsageError(f"method {method!r} is unknown, expected auto, {', '.join(METHODS)}.")
     wanted = None if scale == "auto" else Scale.parse(scale)
-    found, statistics = fit_exact(weight, wanted)
+    granularity = wanted or Scale.parse("tensor")
+    statistics = measure(weight, granularity)
+    found = fit_exact(weight, statistics, wanted)
     if exact_only and (found is None or found.method != "exact"):
         raise refuse(weight, statistics, wanted)
     if found is not None:
         return found
-    granularity = wanted or Scale.parse("tensor")
-    return METHODS["absmean" if method == "auto" else method](weight, granularity)
+    return METHODS["absmean" if method == "auto" else method](weight, granularity, statistics)

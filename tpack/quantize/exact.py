@@ -1,13 +1,12 @@
 """Detect weights that already are ternary, and at which granularity.
 
 A set of weights is ``{-s, 0, +s}`` exactly if the largest |w| equals the smallest nonzero
-|w|. Both are taken per group of 32 columns in one pass; groups of 64 to 256, rows and the
-tensor follow from them, since 32 divides them all.
+|w|. Both are known per group of 32 columns; groups of 64 to 256, rows and the tensor follow
+from them, since 32 divides them all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,8 @@ import numpy.typing as npt
 from tpack.codec import GROUP_SIZES, Scale
 from tpack.errors import NotTernaryError
 from tpack.quantize.fit import Fit, make_fit
-from tpack.quantize.weight import Weight, group_starts, narrow, widen
+from tpack.quantize.statistics import Statistics
+from tpack.quantize.weight import BLOCK, Weight, changed, narrow, widen
 
 Array = npt.NDArray[Any]
 
@@ -26,80 +26,40 @@ GRANULARITIES = tuple(
 )
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """Largest and smallest nonzero |w| per group: ``(rows, groups)``; inf if all are zero."""
-
-    group_size: int
-    largest: Array
-    smallest: Array
-
-    def at(self, granularity: Scale) -> tuple[Array, Array]:
-        """Both figures for coarser sets, a multiple of the group size."""
-        if granularity.kind == "tensor":
-            return self.largest.max(initial=0).reshape(1, 1), self.smallest.min(
-                initial=np.inf
-            ).reshape(1, 1)
-        if self.largest.shape[1] == 0:
-            return self.largest, self.smallest
-        size = granularity.group_size // self.group_size or self.largest.shape[1]
-        starts = group_starts(self.largest.shape[1], size)
-        return (
-            np.maximum.reduceat(self.largest, starts, axis=1),
-            np.minimum.reduceat(self.smallest, starts, axis=1),
-        )
-
-
-def measure(weight: Weight, group_size: int) -> Statistics:
-    """Take the statistics of a weight in one pass."""
-    groups = -(-weight.columns // group_size)
-    largest = np.zeros((weight.rows, groups), dtype=weight.real)
-    smallest = np.full((weight.rows, groups), np.inf, dtype=weight.real)
-    starts = group_starts(weight.columns, group_size)
-    for first, values in weight.finite_blocks():
-        size = np.abs(values)
-        rows = slice(first, first + len(values))
-        largest[rows] = np.maximum.reduceat(size, starts, axis=1)
-        size[size == 0] = np.inf
-        smallest[rows] = np.minimum.reduceat(size, starts, axis=1)
-    return Statistics(group_size, largest, smallest)
-
-
-def fit_exact(weight: Weight, wanted: Scale | None) -> tuple[Fit | None, Statistics]:
+def fit_exact(weight: Weight, statistics: Statistics, wanted: Scale | None) -> Fit | None:
     """Fit a weight that is ternary at ``wanted``, or at the coarsest granularity that is.
 
     Returns:
-        The fit, or None where the weight is not ternary, and the statistics taken. Where the
-        weight is ternary, but its scale must be rounded (float64), the method is ``mse``: no
-        other trits are nearer.
+        The fit, or None where the weight is not ternary. Where it is, but its scale must be
+        rounded (float64), the method is ``mse``: no other trits are nearer.
     """
-    size = wanted.group_size if wanted is not None and wanted.kind == "group" else GROUP_SIZES[-1]
-    statistics = measure(weight, size)
+    if _mixed(statistics.largest, statistics.smallest).any():
+        return None  # and no coarser sets are, which hold these
     rounded: Fit | None = None
     for granularity in GRANULARITIES if wanted is None else (wanted,):
         largest, smallest = statistics.at(granularity)
-        zero = largest == 0
-        if not (zero | (largest == smallest)).all():
+        if _mixed(largest, smallest).any():
             continue
-        scale = np.where(zero, largest.dtype.type(1), largest)
+        scale = np.where(largest == 0, largest.dtype.type(1), largest)
         held = widen(narrow(scale, weight.scale_dtype), weight.scale_dtype)
         if np.array_equal(held, scale):
-            return make_fit(weight, "exact", granularity, scale), statistics
+            return make_fit(weight, "exact", granularity, scale)
         if rounded is None and np.isfinite(held).all() and held.all():
             rounded = make_fit(weight, "mse", granularity, scale)
-    return rounded, statistics
+    return rounded
+
+
+def _mixed(largest: Array, smallest: Array) -> npt.NDArray[np.bool_]:
+    """Which sets hold two magnitudes beside zero."""
+    mixed: npt.NDArray[np.bool_] = (largest != smallest) & (largest != 0)
+    return mixed
 
 
 def refuse(weight: Weight, statistics: Statistics, wanted: Scale | None) -> NotTernaryError:
     """The error that names the first weight which no scale explains."""
-    if wanted is not None and wanted.kind != "group":
-        largest, smallest = statistics.at(wanted)
-        size = weight.columns if wanted.kind == "row" else weight.rows * weight.columns
-    else:
-        largest, smallest = statistics.largest, statistics.smallest
-        size = statistics.group_size
-    mixed = (largest != 0) & (largest != smallest)
-    scope = str(wanted or Scale.parse(f"group:{statistics.group_size}"))
+    scope = wanted or statistics.ranges
+    largest, smallest = statistics.at(scope)
+    mixed = _mixed(largest, smallest)
     if not mixed.any():
         value = float(largest.max())
         return NotTernaryError(
@@ -107,18 +67,33 @@ def refuse(weight: Weight, statistics: Statistics, wanted: Scale | None) -> NotT
             "Convert without --exact to accept the rounding.",
             value=value,
         )
-    row, group = (int(i) for i in np.unravel_index(int(mixed.argmax()), mixed.shape))
-    start = row * weight.columns + group * size
-    stop = min(start + size, (row + 1) * weight.columns) if row or scope != "tensor" else size
-    values = weight.read(start, stop)
-    scale = np.abs(values[values != 0][0])
-    offset = int(((values != 0) & (np.abs(values) != scale)).argmax())
-    index = weight.index(start + offset)
-    value = float(values[offset])
+    index, value, scale = _first_other(weight, scope, mixed)
     return NotTernaryError(
-        f"is not ternary: value {value:g} at index {index}, expected 0 or ±{float(scale):g} "
-        f"as before it in the same {scope.partition(':')[0]}. Convert without --exact to "
-        "quantize it.",
+        f"is not ternary: value {value:g} at index {index}, expected 0 or ±{scale:g} "
+        f"as before it in the same {scope.kind}. Convert without --exact to quantize it.",
         index=index,
         value=value,
     )
+
+
+def _first_other(
+    weight: Weight, scope: Scale, mixed: npt.NDArray[np.bool_]
+) -> tuple[tuple[int, ...], float, float]:
+    """Index and value of the first weight unlike those before it in its set, and their |w|."""
+    row, group = (int(i) for i in np.unravel_index(int(mixed.argmax()), mixed.shape))
+    size = scope.group_size or weight.columns
+    first = row * weight.columns + group * size
+    last = weight.rows * weight.columns
+    if scope.kind != "tensor":
+        last = min(first + size, (row + 1) * weight.columns)
+    scale = 0.0
+    for start in range(first, last, BLOCK):
+        values = weight.read(start, min(start + BLOCK, last))
+        kept = values[values != 0]
+        if not scale and kept.size:
+            scale = float(abs(kept[0]))
+        other = (values != 0) & (np.abs(values) != scale)
+        if other.any():
+            at = int(other.argmax())
+            return weight.index(start + at), float(values[at]), scale
+    raise changed()

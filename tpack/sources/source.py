@@ -85,15 +85,16 @@ class SourceTensor:
         """The tensor as a weight to be packed."""
         row = max(math.prod(self.shape[1:]), 1)
 
-        def values(start: int, stop: int) -> Array:
-            numbers = widen(self.read(start, stop), self.dtype)
+        def load(start: int, stop: int) -> Array:
+            stored = self.read(start, stop)
             if self.factor is None:
-                return numbers
+                return stored
+            numbers = widen(stored, self.dtype)
             if self.factor.size == 1:
                 return numbers * self.factor
             return numbers * self.factor[np.arange(start, stop) // row]
 
-        return Weight(self.shape, split, dtype or self.dtype, values)
+        return Weight(self.shape, split, dtype or self.dtype, load)
 
 
 @dataclass(frozen=True)

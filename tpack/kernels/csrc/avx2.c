@@ -1,23 +1,5 @@
-/* AVX2: codec, statistics, conversions. Products are in avx2_dots.c and avx2_floats.c. */
+/* AVX2: codec, conversions, activations. Products are in avx2_dots.c and avx2_floats.c. */
 #include "avx2.h"
-
-/* 32 codes, one to a byte, to 8 packed bytes. */
-AVX2_INLINE uint64_t join_codes(__m256i codes) {
-    __m256i words = _mm256_maddubs_epi16(codes, _mm256_set1_epi16(0x0401));      /* c0 + 4 c1 */
-    __m256i dwords = _mm256_madd_epi16(words, _mm256_set1_epi32(0x00100001));    /* + 16 (c2 + 4 c3) */
-    const __m256i low_bytes = _mm256_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1,
-                                               -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1);
-    __m256i bytes = _mm256_shuffle_epi8(dwords, low_bytes);
-    __m128i both = _mm_or_si128(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    return (uint64_t)_mm_cvtsi128_si64(both);
-}
-
-/* Codes of 32 floats to bytes; the packs work within 128-bit halves, hence the permutation. */
-AVX2_INLINE __m256i narrow(const __m256i codes[4]) {
-    __m256i words = _mm256_packs_epi32(codes[0], codes[1]), more = _mm256_packs_epi32(codes[2], codes[3]);
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(words, more), order);
-}
 
 AVX2_TARGET static size_t pack_i8(const int8_t *trits, size_t columns, uint8_t *packed) {
     const __m256i one = _mm256_set1_epi8(1), two = _mm256_set1_epi8(2);
@@ -52,24 +34,6 @@ AVX2_TARGET static size_t pack_f32(const float *trits, size_t columns, uint8_t *
         memcpy(packed + j / 4, &bytes, left >= 32 ? 8 : tp_row_bytes(left));
     }
     return columns;
-}
-
-AVX2_TARGET static void pack_threshold(const float *weights, size_t columns, float threshold,
-                                       uint8_t *packed) {
-    const __m256 high = _mm256_set1_ps(threshold), low = _mm256_set1_ps(-threshold);
-    float buffer[32];
-    for (size_t j = 0; j < columns; j += 32) {
-        size_t left = columns - j;
-        const float *source = whole(weights + j, left * 4, 128, buffer);
-        __m256i codes[4];
-        for (int i = 0; i < 4; i++) {
-            __m256 v = _mm256_loadu_ps(source + 8 * i);
-            __m256 positive = _mm256_cmp_ps(v, high, _CMP_GT_OQ), negative = _mm256_cmp_ps(v, low, _CMP_LT_OQ);
-            codes[i] = _mm256_sub_epi32(_mm256_castps_si256(negative), _mm256_castps_si256(positive));
-        }
-        uint64_t bytes = join_codes(_mm256_add_epi8(narrow(codes), _mm256_set1_epi8(1)));
-        memcpy(packed + j / 4, &bytes, left >= 32 ? 8 : tp_row_bytes(left));
-    }
 }
 
 /* 32 codes of a row; absent ones read as 0. */
@@ -162,51 +126,6 @@ AVX2_TARGET static size_t expand_32(const uint8_t *packed, size_t columns, const
         memcpy(out + j, result, 4 * (columns - j < 32 ? columns - j : 32));
     }
     return columns;
-}
-
-AVX2_TARGET static double abs_sum(const float *weights, size_t count) {
-    const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    __m256d sums[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()};
-    float buffer[16];
-    for (size_t i = 0; i < count; i += 16) {
-        const float *source = whole(weights + i, (count - i) * 4, 64, buffer);
-        for (int half = 0; half < 2; half++) {
-            __m256 v = _mm256_and_ps(_mm256_loadu_ps(source + 8 * half), magnitude);
-            sums[2 * half] = _mm256_add_pd(sums[2 * half], _mm256_cvtps_pd(_mm256_castps256_ps128(v)));
-            sums[2 * half + 1] = _mm256_add_pd(sums[2 * half + 1], _mm256_cvtps_pd(_mm256_extractf128_ps(v, 1)));
-        }
-    }
-    __m256d four = _mm256_add_pd(_mm256_add_pd(sums[0], sums[2]), _mm256_add_pd(sums[1], sums[3]));
-    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
-}
-
-AVX2_INLINE uint32_t reduce(__m256i v, int largest) {
-    __m128i a = _mm256_castsi256_si128(v), b = _mm256_extracti128_si256(v, 1);
-    for (int step = 0; step < 3; step++) {
-        a = largest ? _mm_max_epu32(a, b) : _mm_min_epu32(a, b);
-        b = step ? _mm_shuffle_epi32(a, 0xb1) : _mm_shuffle_epi32(a, 0x4e);
-    }
-    return (uint32_t)_mm_cvtsi128_si32(a);
-}
-
-AVX2_TARGET static void group_range(const float *weights, size_t columns, float *maxima, float *minima) {
-    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), one = _mm256_set1_epi32(1);
-    float buffer[TP_RANGE_GROUP];
-    for (size_t j = 0; j < columns; j += TP_RANGE_GROUP) {
-        const float *source = whole(weights + j, (columns - j) * 4, 128, buffer);
-        __m256i largest = _mm256_setzero_si256(), smallest = _mm256_set1_epi32(-1);
-        for (int i = 0; i < 4; i++) {
-            __m256i v = _mm256_and_si256(_mm256_castps_si256(_mm256_loadu_ps(source + 8 * i)), magnitude);
-            largest = _mm256_max_epu32(largest, v);
-            /* one less: a zero wraps to the largest integer, and is never the smallest */
-            smallest = _mm256_min_epu32(smallest, _mm256_sub_epi32(v, one));
-        }
-        uint32_t high = reduce(largest, 1), low = reduce(smallest, 0) + 1;
-        if (low == 0 || low > 0x7f800000) low = 0x7f800000;
-        memcpy(&maxima[j / TP_RANGE_GROUP], &high, 4);
-        memcpy(&minima[j / TP_RANGE_GROUP], &low, 4);
-    }
 }
 
 AVX2_TARGET static void f32_from_f16(const uint16_t *in, size_t count, float *out) {
@@ -332,9 +251,10 @@ AVX2_TARGET static uint64_t read_bytes(const uint8_t *data, size_t count) {
 }
 
 const tp_kernels tp_avx2 = {
-    .name = "avx2", .pack_i8 = pack_i8, .pack_f32 = pack_f32, .pack_threshold = pack_threshold,
-    .expand_8 = expand_8, .expand_16 = expand_16, .expand_32 = expand_32, .abs_sum = abs_sum,
-    .group_range = group_range, .f32_from_f16 = f32_from_f16, .f32_from_bf16 = f32_from_bf16,
+    .name = "avx2", .pack_i8 = pack_i8, .pack_f32 = pack_f32, .pack_threshold = tp_avx2_pack_threshold,
+    .expand_8 = expand_8, .expand_16 = expand_16, .expand_32 = expand_32, .abs_sum = tp_avx2_abs_sum,
+    .group_range = tp_avx2_group_range, .square_sums = tp_avx2_square_sums,
+    .matches = tp_avx2_matches, .f32_from_f16 = f32_from_f16, .f32_from_bf16 = f32_from_bf16,
     .f16_from_f32 = f16_from_f32, .bf16_from_f32 = bf16_from_f32, .abs_max = abs_max,
     .quantize = quantize, .lane_sums = lane_sums, .arrange = arrange, .arranged_floats = {1, 1}, .int_dots = tp_avx2_int_dots,
     .int_group_dots = tp_avx2_int_group_dots, .float_dots = tp_avx2_float_dots, .rescale = rescale,

@@ -1,4 +1,4 @@
-/* AVX-512: codec, statistics, conversions. The products are in avx512_dots.c and its siblings. */
+/* AVX-512: codec, conversions, activations. The products are in avx512_dots.c and its siblings. */
 #include "avx512.h"
 
 #include <string.h>
@@ -23,18 +23,6 @@ AVX512_TARGET static size_t pack_i8(const int8_t *trits, size_t columns, uint8_t
     return columns;
 }
 
-/* 16 codes from two masks: the low bits say "zero", the high bits "positive". */
-AVX512_INLINE uint32_t interleave(uint32_t zero, uint32_t positive) {
-    return _pdep_u32(zero, 0x55555555) | _pdep_u32(positive, 0xaaaaaaaa);
-}
-
-AVX512_INLINE void put_codes(uint8_t *packed, size_t left, uint32_t codes) {
-    if (left >= 16)
-        memcpy(packed, &codes, 4);
-    else
-        for (size_t i = 0; i < tp_row_bytes(left); i++) packed[i] = (uint8_t)(codes >> (8 * i));
-}
-
 AVX512_TARGET static size_t pack_f32(const float *trits, size_t columns, uint8_t *packed) {
     const __m512 one = _mm512_set1_ps(1), minus = _mm512_set1_ps(-1), nought = _mm512_setzero_ps();
     for (size_t j = 0; j < columns; j += 16) {
@@ -46,19 +34,6 @@ AVX512_TARGET static size_t pack_f32(const float *trits, size_t columns, uint8_t
         put_codes(packed + j / 4, columns - j, interleave(zero, positive));
     }
     return columns;
-}
-
-AVX512_TARGET static void pack_threshold(const float *weights, size_t columns, float threshold,
-                                         uint8_t *packed) {
-    const __m512 high = _mm512_set1_ps(threshold), low = _mm512_set1_ps(-threshold);
-    for (size_t j = 0; j < columns; j += 16) {
-        _mm_prefetch((const char *)(weights + j) + PREFETCH, _MM_HINT_T0);
-        uint32_t present = (uint32_t)low_bits(columns - j) & 0xffff;
-        __m512 v = _mm512_maskz_loadu_ps((__mmask16)present, weights + j);
-        uint32_t positive = _mm512_cmp_ps_mask(v, high, _CMP_GT_OQ) & present;
-        uint32_t negative = _mm512_cmp_ps_mask(v, low, _CMP_LT_OQ) & present;
-        put_codes(packed + j / 4, columns - j, interleave(~(positive | negative) & 0xffff, positive));
-    }
 }
 
 /* the position of the first code 3 among 32, or 32 */
@@ -141,40 +116,6 @@ AVX512_TARGET static size_t expand_32(const uint8_t *packed, size_t columns, con
 
 AVX512_INLINE __m512 load_f32(const float *x, size_t left) {
     return _mm512_maskz_loadu_ps((__mmask16)low_bits(left), x);
-}
-
-AVX512_TARGET static double abs_sum(const float *weights, size_t count) {
-    __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
-    for (size_t i = 0; i < count; i += 16) {
-        _mm_prefetch((const char *)(weights + i) + PREFETCH, _MM_HINT_T0);
-        __m512 v = _mm512_abs_ps(load_f32(weights + i, count - i));
-        low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(v)));
-        high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1)));
-    }
-    __m512d eight = _mm512_add_pd(low, high);
-    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(eight), _mm512_extractf64x4_pd(eight, 1));
-    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
-}
-
-AVX512_TARGET static void group_range(const float *weights, size_t columns, float *maxima, float *minima) {
-    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff), infinity = _mm512_set1_epi32(0x7f800000);
-    for (size_t j = 0; j < columns; j += TP_RANGE_GROUP) {
-        size_t left = columns - j;
-        _mm_prefetch((const char *)(weights + j) + PREFETCH, _MM_HINT_T0);
-        _mm_prefetch((const char *)(weights + j + 16) + PREFETCH, _MM_HINT_T0);
-        __m512i a = _mm512_and_si512(_mm512_castps_si512(load_f32(weights + j, left)), magnitude), b = a;
-        if (left > 16)
-            b = _mm512_and_si512(_mm512_castps_si512(load_f32(weights + j + 16, left - 16)), magnitude);
-        uint32_t largest = _mm512_reduce_max_epu32(_mm512_max_epu32(a, b));
-        /* a zero becomes infinity, so that it is never the smallest */
-        a = _mm512_mask_mov_epi32(infinity, _mm512_test_epi32_mask(a, a), a);
-        b = _mm512_mask_mov_epi32(infinity, _mm512_test_epi32_mask(b, b), b);
-        uint32_t smallest = _mm512_reduce_min_epu32(_mm512_min_epu32(a, b));
-        smallest = smallest < 0x7f800000 ? smallest : 0x7f800000;
-        memcpy(&maxima[j / TP_RANGE_GROUP], &largest, 4);
-        memcpy(&minima[j / TP_RANGE_GROUP], &smallest, 4);
-    }
 }
 
 AVX512_TARGET static void f32_from_f16(const uint16_t *in, size_t count, float *out) {
@@ -298,9 +239,10 @@ AVX512_TARGET static uint64_t read_bytes(const uint8_t *data, size_t count) {
 
 #define AVX512_TABLE(variant, arrange_, floats_for_many, ints, floats)                              \
     {                                                                                               \
-        .name = variant, .pack_i8 = pack_i8, .pack_f32 = pack_f32, .pack_threshold = pack_threshold, \
-        .expand_8 = expand_8, .expand_16 = expand_16, .expand_32 = expand_32, .abs_sum = abs_sum,   \
-        .group_range = group_range, .f32_from_f16 = f32_from_f16, .f32_from_bf16 = f32_from_bf16,   \
+        .name = variant, .pack_i8 = pack_i8, .pack_f32 = pack_f32, .pack_threshold = tp_avx512_pack_threshold, \
+        .expand_8 = expand_8, .expand_16 = expand_16, .expand_32 = expand_32, .abs_sum = tp_avx512_abs_sum, \
+        .group_range = tp_avx512_group_range, .square_sums = tp_avx512_square_sums,         \
+        .matches = tp_avx512_matches, .f32_from_f16 = f32_from_f16, .f32_from_bf16 = f32_from_bf16,   \
         .f16_from_f32 = f16_from_f32, .bf16_from_f32 = bf16_from_f32, .abs_max = abs_max,           \
         .quantize = quantize, .lane_sums = lane_sums, .arrange = arrange_,                          \
         .arranged_floats = {1 + TP_TABLE_FLOATS, floats_for_many}, .int_dots = ints,                                     \

@@ -3,6 +3,7 @@
 #define TPACK_AVX512_H
 
 #include <immintrin.h>
+#include <string.h>
 
 #include "kernels.h"
 
@@ -28,6 +29,13 @@ void tp_avx512_float_columns(const uint8_t *packed, size_t row_bytes, size_t row
 void tp_avx512_int_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
                            const int8_t *x, int32_t *out);
 
+/* avx512_weights.c */
+void tp_avx512_pack_threshold(const void *weights, tp_dtype dtype, size_t columns, float threshold,
+                              uint8_t *packed);
+double tp_avx512_abs_sum(const void *weights, tp_dtype dtype, size_t count);
+void tp_avx512_group_range(const void *weights, tp_dtype dtype, size_t columns, float *maxima, float *minima);
+void tp_avx512_square_sums(const void *weights, tp_dtype dtype, const float *restored, size_t count, double sums[2]);
+size_t tp_avx512_matches(const void *weights, tp_dtype dtype, const float *restored, size_t count);
 /* avx512.c */
 void tp_avx512_arrange(const float *x, size_t columns, size_t tokens, float *lanes);
 /* amx.c */
@@ -40,6 +48,19 @@ void tp_amx_float_dots(const tp_tile *tile, const float *lanes, const float *sca
 
 /* the low `count` bits */
 AVX512_INLINE uint64_t low_bits(size_t count) { return _bzhi_u64(~0ull, count < 64 ? (unsigned)count : 64); }
+
+/* 32 codes from two masks: the low bits say "zero", the high bits "positive" */
+AVX512_INLINE uint64_t interleave(uint32_t zero, uint32_t positive) {
+    return _pdep_u64(zero, 0x5555555555555555) | _pdep_u64(positive, 0xaaaaaaaaaaaaaaaa);
+}
+
+/* at most 16 of them */
+AVX512_INLINE void put_codes(uint8_t *packed, size_t left, uint64_t codes) {
+    if (left >= 16)
+        memcpy(packed, &codes, 4);
+    else
+        for (size_t i = 0; i < tp_row_bytes(left); i++) packed[i] = (uint8_t)(codes >> (8 * i));
+}
 
 /* 64 packed bytes, or zeros where the row has fewer left: a masked load never touches what is beyond */
 AVX512_INLINE __m512i load_block(const uint8_t *packed, size_t left) {

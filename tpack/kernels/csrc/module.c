@@ -84,16 +84,12 @@ FUNCTION(embedding, 11)
     RUN(result, a[1] * a[4], tp_embedding(kernels(), &weight, pointer(a[0]), a[1], (tp_dtype)a[9], pointer(a[8]), (unsigned)a[10]));
 END
 
-FUNCTION(abs_sums, 7)
-    RUN(result, a[2] * a[3], tp_abs_sums(kernels(), floats(a[0], a[1]), a[2], a[3], a[4], pointer(a[5]), (unsigned)a[6]));
+FUNCTION(survey, 9)
+    RUN(result, a[2] * a[3], tp_survey(kernels(), floats(a[0], a[1]), a[2], a[3], a[4], pointer(a[5]), pointer(a[6]), pointer(a[7]), (unsigned)a[8]));
 END
 
-FUNCTION(ranges, 7)
-    RUN(result, a[2] * a[3], tp_ranges(kernels(), floats(a[0], a[1]), a[2], a[3], pointer(a[4]), pointer(a[5]), (unsigned)a[6]));
-END
-
-FUNCTION(quantize, 8)
-    RUN(result, a[2] * a[3], tp_quantize(kernels(), floats(a[0], a[1]), a[2], a[3], pointer(a[4]), a[5], pointer(a[6]), (unsigned)a[7]));
+FUNCTION(quantize, 10)
+    RUN(result, a[2] * a[3], tp_quantize(kernels(), floats(a[0], a[1]), a[2], a[3], pointer(a[4]), pointer(a[5]), a[6], pointer(a[7]), pointer(a[8]), (unsigned)a[9]));
 END
 
 /* x, dtype, tokens | packed, rows, columns | scale, dtype, group | bias, dtype | out | threads */
@@ -156,9 +152,8 @@ static PyMethodDef methods[] = {
     FAST(unpack, "(packed, rows, columns, out, dtype, threads) -> first bad index or -1"),
     FAST(dequantize, "(packed, rows, columns, scale, scale_dtype, group, out, dtype, threads) -> first bad index or -1"),
     FAST(embedding, "(indices, count, packed, rows, columns, scale, scale_dtype, group, out, dtype, threads) -> first bad position or -1"),
-    FAST(abs_sums, "(source, dtype, rows, columns, group, sums, threads) -> first index not finite or -1"),
-    FAST(ranges, "(source, dtype, rows, columns, maxima, minima, threads) -> -1"),
-    FAST(quantize, "(source, dtype, rows, columns, thresholds, group, packed, threads) -> -1"),
+    FAST(survey, "(source, dtype, rows, columns, group, sums or 0, maxima or 0, minima or 0, threads) -> -1"),
+    FAST(quantize, "(source, dtype, rows, columns, thresholds, scales or 0, group, packed, squares or 0, threads) -> first index that differs or -1"),
     FAST(linear, PRODUCT_TEXT),
     FAST(bit_linear, PRODUCT_TEXT),
     FAST(linear_columns, PRODUCT_TEXT),

@@ -48,13 +48,21 @@ static size_t pack_i8(const int8_t *trits, size_t columns, uint8_t *packed) {
     return columns;
 }
 
-static void pack_threshold(const float *weights, size_t columns, float threshold, uint8_t *packed) {
+/* 64 weights as f32, with zeros where the row has fewer left */
+static const float *take(const void *weights, tp_dtype dtype, size_t left, float buffer[64]) {
+    if (dtype == TP_F32) return whole(weights, left * 4, 256, buffer);
+    memset(buffer, 0, 256);
+    (dtype == TP_F16 ? tp_scalar_f32_from_f16 : tp_scalar_f32_from_bf16)(weights, left < 64 ? left : 64, buffer);
+    return buffer;
+}
+
+static void pack_threshold(const void *weights, tp_dtype dtype, size_t columns, float threshold, uint8_t *packed) {
     const float32x4_t high = vdupq_n_f32(threshold), low = vdupq_n_f32(-threshold);
     float buffer[64];
     uint8_t codes[64], bytes[16];
     for (size_t j = 0; j < columns; j += 64) {
         size_t left = columns - j;
-        const float *source = whole(weights + j, left * 4, 256, buffer);
+        const float *source = take((const char *)weights + j * tp_size_of(dtype), dtype, left, buffer);
         for (int i = 0; i < 64; i += 8) {
             uint16x4_t half[2];
             for (int k = 0; k < 2; k++) {
@@ -226,6 +234,7 @@ const tp_kernels tp_neon = {
     .name = "neon", .pack_i8 = pack_i8, .pack_f32 = tp_scalar_pack_f32, .pack_threshold = pack_threshold,
     .expand_8 = expand_8, .expand_16 = tp_scalar_expand_16, .expand_32 = tp_scalar_expand_32,
     .abs_sum = tp_scalar_abs_sum, .group_range = tp_scalar_group_range,
+    .square_sums = tp_scalar_square_sums, .matches = tp_scalar_matches,
     .f32_from_f16 = tp_scalar_f32_from_f16, .f32_from_bf16 = tp_scalar_f32_from_bf16,
     .f16_from_f32 = tp_scalar_f16_from_f32, .bf16_from_f32 = tp_scalar_bf16_from_f32,
     .abs_max = tp_scalar_abs_max, .quantize = tp_scalar_quantize, .lane_sums = lane_sums,

@@ -39,13 +39,18 @@ ptrdiff_t tp_dequantize(const tp_kernels *k, const tp_weight *weight, tp_dtype d
 ptrdiff_t tp_embedding(const tp_kernels *k, const tp_weight *weight, const int64_t *indices, size_t count,
                        tp_dtype dtype, void *out, unsigned threads);
 
-/* quantize.c: sources are float; abs_sums returns the first value that is not finite */
-ptrdiff_t tp_abs_sums(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
-                      double *sums, unsigned threads);
-ptrdiff_t tp_ranges(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, float *maxima,
-                    float *minima, unsigned threads);
+/* quantize.c: sources are float */
+/* Adds |w| to `sums` (NULL: does not), by `group`, in chunks of a row's or group's TP_SUM_CHUNK columns,
+ * one after the other; writes the ranges of every TP_RANGE_GROUP columns (NULL: does not). With both,
+ * a group is a multiple of TP_RANGE_GROUP. */
+ptrdiff_t tp_survey(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
+                    double *sums, float *maxima, float *minima, unsigned threads);
+/* Packs by thresholds. With `scales` (by `group` too), what was packed is unpacked again and compared with
+ * the source: with `squares`, the two sums of square_sums are added to them, chunk after chunk of a
+ * row's TP_SUM_CHUNK columns; without, the first index that differs is returned. */
 ptrdiff_t tp_quantize(const tp_kernels *k, tp_floats source, size_t rows, size_t columns,
-                      const float *thresholds, size_t group, uint8_t *packed, unsigned threads);
+                      const float *thresholds, const float *scales, size_t group, uint8_t *packed,
+                      double *squares, unsigned threads);
 
 /* matmul.c: weight (outputs, inputs) */
 ptrdiff_t tp_linear(const tp_kernels *k, const tp_product *product, const tp_weight *weight,

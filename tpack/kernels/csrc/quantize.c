@@ -1,161 +1,180 @@
-/* Float weights to codes: sums for absmean, ranges for exact detection, thresholds to codes. */
-#include <math.h>
+/* Float weights to codes: the statistics that scales come from, thresholds to codes, and what that loses.
+ *
+ * Rows are cut into spans of at most CHUNK columns. What spans add up to is added in their order
+ * afterwards, so that no result depends on who took which.
+ */
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "ops.h"
 #include "parallel.h"
 
-enum { CHUNK = TP_SUM_CHUNK, TASK_COLUMNS = 1 << 18 };
+enum { CHUNK = TP_SUM_CHUNK, TASK_WEIGHTS = 1 << 18 };
 
 typedef struct {
     const tp_kernels *k;
     tp_floats source;
-    size_t rows, columns, group, segments, segment; /* segment: columns that share a value */
-    const float *thresholds;
-    double *sums;
+    size_t rows, columns, group;
+    size_t segment, segments; /* columns of a row that share a value; how many such there are in a row */
+    size_t span, spans;       /* columns of a span; how many spans there are in a row */
+    size_t spans_per_task;
+    double *sums, *span_sums; /* per segment; per span */
     float *maxima, *minima;
+    const float *thresholds, *scales;
     uint8_t *packed;
-    size_t rows_per_task, splits;
+    atomic_size_t first_different;
 } weights;
 
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* Segments of a row; a whole tensor is one row of one segment. */
 static weights describe(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group) {
     weights w = {.k = k, .source = source, .rows = rows, .columns = columns, .group = group};
     w.segment = group > TP_PER_ROW ? group : columns;
     w.segments = columns ? tp_groups(columns, w.segment) : 0;
+    w.span = CHUNK;
+    w.spans = tp_groups(columns, CHUNK);
     return w;
 }
 
-static double sum_span(const weights *w, size_t first, size_t count) {
-    float buffer[CHUNK];
-    return w->k->abs_sum(tp_as_f32(w->k, w->source, first, count, buffer), count);
+static void run(weights *w, tp_body body, unsigned threads) {
+    size_t spans = w->rows * w->spans;
+    if (!spans) return;
+    w->spans_per_task = TASK_WEIGHTS / smaller(w->span, w->columns);
+    tp_parallel(threads, tp_groups(spans, w->spans_per_task), body, w);
 }
 
-/* The chunks of a tensor's sum, which are added up in order afterwards. */
-static void chunk_task(void *context, size_t task, unsigned worker) {
+static const void *values_at(const weights *w, size_t row, size_t column) {
+    return tp_at(w->source, row * w->columns + column);
+}
+
+/* --- statistics --- */
+
+/* For sums, a span is made of whole groups, or lies in one. */
+static void cut_at_groups(weights *w) {
+    if (w->group <= TP_PER_ROW) return;
+    if (w->segment <= CHUNK) {
+        w->span = CHUNK / w->segment * w->segment;
+        w->spans = tp_groups(w->columns, w->span);
+    } else {
+        size_t whole = w->columns / w->segment;
+        w->spans = whole * tp_groups(w->segment, CHUNK) + tp_groups(w->columns - whole * w->segment, CHUNK);
+    }
+}
+
+static void find_span(const weights *w, size_t span, size_t *start, size_t *end) {
+    if (w->segment <= CHUNK || w->group <= TP_PER_ROW) {
+        *start = span * w->span;
+        *end = smaller(*start + w->span, w->columns);
+    } else {
+        size_t each = tp_groups(w->segment, CHUNK), segment = span / each * w->segment;
+        *start = segment + span % each * CHUNK;
+        *end = smaller(smaller(*start + CHUNK, segment + w->segment), w->columns);
+    }
+}
+
+static void survey_span(const weights *w, size_t index) {
+    size_t row = index / w->spans, start, end;
+    const tp_dtype dtype = w->source.dtype;
+    find_span(w, index % w->spans, &start, &end);
+    if (w->span_sums)
+        w->span_sums[index] = w->k->abs_sum(values_at(w, row, start), dtype, end - start);
+    else if (w->sums)
+        for (size_t column = start; column < end; column += w->segment)
+            w->sums[row * w->segments + column / w->segment] +=
+                w->k->abs_sum(values_at(w, row, column), dtype, smaller(w->segment, end - column));
+    if (w->maxima) {
+        size_t entry = row * tp_groups(w->columns, TP_RANGE_GROUP) + start / TP_RANGE_GROUP;
+        w->k->group_range(values_at(w, row, start), dtype, end - start, w->maxima + entry, w->minima + entry);
+    }
+}
+
+static void survey_task(void *context, size_t task, unsigned worker) {
     (void)worker;
     weights *w = context;
-    size_t total = w->rows * w->columns, per_task = TASK_COLUMNS / CHUNK;
-    for (size_t chunk = task * per_task; chunk < (task + 1) * per_task && chunk * CHUNK < total; chunk++)
-        w->sums[chunk] = sum_span(w, chunk * CHUNK, smaller(CHUNK, total - chunk * CHUNK));
+    size_t first = task * w->spans_per_task, last = smaller(first + w->spans_per_task, w->rows * w->spans);
+    for (size_t i = first; i < last; i++) survey_span(w, i);
 }
 
-static void sums_task(void *context, size_t task, unsigned worker) {
-    (void)worker;
-    weights *w = context;
-    size_t last = smaller((task + 1) * w->rows_per_task, w->rows);
-    for (size_t row = task * w->rows_per_task; row < last; row++)
-        for (size_t s = 0; s < w->segments; s++) {
-            size_t end = smaller((s + 1) * w->segment, w->columns);
-            double sum = 0;
-            for (size_t start = s * w->segment; start < end; start += CHUNK)
-                sum += sum_span(w, row * w->columns + start, smaller(CHUNK, end - start));
-            w->sums[row * w->segments + s] = sum;
-        }
-}
-
-static ptrdiff_t first_not_finite(const weights *w) {
-    float buffer[1];
-    size_t total = w->rows * w->columns;
-    for (size_t i = 0; i < total; i++)
-        if (!isfinite(*tp_as_f32(w->k, w->source, i, 1, buffer))) return (ptrdiff_t)i;
-    return TP_GOOD;
-}
-
-ptrdiff_t tp_abs_sums(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
-                      double *sums, unsigned threads) {
+ptrdiff_t tp_survey(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
+                    double *sums, float *maxima, float *minima, unsigned threads) {
     weights w = describe(k, source, rows, columns, group);
-    size_t total = rows * columns;
-    int finite = 1;
-    if (group == TP_PER_TENSOR) {
-        size_t chunks = (total + CHUNK - 1) / CHUNK;
-        w.sums = tp_allocate(chunks * sizeof *sums);
-        if (!w.sums) return TP_NO_MEMORY;
-        tp_parallel(threads, (total + TASK_COLUMNS - 1) / TASK_COLUMNS, chunk_task, &w);
-        sums[0] = 0;
-        for (size_t chunk = 0; chunk < chunks; chunk++) sums[0] += w.sums[chunk];
-        finite = isfinite(sums[0]);
-        free(w.sums);
-    } else if (total) {
-        w.sums = sums;
-        w.rows_per_task = (TASK_COLUMNS + columns - 1) / columns;
-        tp_parallel(threads, (rows + w.rows_per_task - 1) / w.rows_per_task, sums_task, &w);
-        for (size_t i = 0; i < rows * w.segments; i++) finite &= isfinite(sums[i]) != 0;
-    } else if (group == TP_PER_ROW) {
-        memset(sums, 0, rows * sizeof *sums);
-    }
-    /* a sum of finite floats cannot overflow a double, so a sum tells whether to look */
-    return finite ? TP_GOOD : first_not_finite(&w);
-}
-
-static void ranges_task(void *context, size_t task, unsigned worker) {
-    (void)worker;
-    weights *w = context;
-    float buffer[CHUNK];
-    size_t row = task / w->splits * w->rows_per_task, start = task % w->splits * TASK_COLUMNS;
-    size_t end = smaller(start + TASK_COLUMNS, w->columns);
-    for (size_t last = smaller(row + w->rows_per_task, w->rows); row < last; row++) {
-        for (size_t column = start; column < end; column += CHUNK) {
-            size_t count = smaller(CHUNK, end - column);
-            size_t entry = row * tp_groups(w->columns, TP_RANGE_GROUP) + column / TP_RANGE_GROUP;
-            const float *values = tp_as_f32(w->k, w->source, row * w->columns + column, count, buffer);
-            w->k->group_range(values, count, w->maxima + entry, w->minima + entry);
-        }
-    }
-}
-
-/* Tasks of TASK_COLUMNS weights: a part of a long row, or several short rows. */
-static void run_rows(weights *w, tp_body body, unsigned threads) {
-    if (!w->rows || !w->columns) return;
-    w->splits = (w->columns + TASK_COLUMNS - 1) / TASK_COLUMNS;
-    w->rows_per_task = w->splits > 1 ? 1 : (TASK_COLUMNS + w->columns - 1) / w->columns;
-    tp_parallel(threads, (w->rows + w->rows_per_task - 1) / w->rows_per_task * w->splits, body, w);
-}
-
-ptrdiff_t tp_ranges(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, float *maxima,
-                    float *minima, unsigned threads) {
-    weights w = describe(k, source, rows, columns, TP_PER_ROW);
-    if (columns % TP_RANGE_GROUP == 0 && columns) { /* no group is cut short: one long row */
-        w.columns = w.segment = rows * columns;
-        w.rows = 1;
-    }
+    w.sums = sums;
     w.maxima = maxima;
     w.minima = minima;
-    run_rows(&w, ranges_task, threads);
+    if (sums) cut_at_groups(&w);
+    size_t spans = rows * w.spans;
+    if (sums && (group <= TP_PER_ROW || w.segment > CHUNK)) {
+        w.span_sums = tp_allocate(spans * sizeof *sums);
+        if (!w.span_sums) return TP_NO_MEMORY;
+    }
+    run(&w, survey_task, threads);
+    for (size_t i = 0; w.span_sums && i < spans; i++) {
+        size_t start, end;
+        find_span(&w, i % w.spans, &start, &end);
+        sums[group == TP_PER_TENSOR ? 0 : i / w.spans * w.segments + start / w.segment] += w.span_sums[i];
+    }
+    free(w.span_sums);
     return TP_GOOD;
 }
 
+/* --- codes --- */
+
+static void note_different(weights *w, size_t index) {
+    size_t seen = atomic_load(&w->first_different);
+    while (index < seen && !atomic_compare_exchange_weak(&w->first_different, &seen, index)) continue;
+}
+
+static void quantize_span(weights *w, size_t index) {
+    float restored[CHUNK];
+    size_t row = index / w->spans, first = index % w->spans * CHUNK, end = smaller(first + CHUNK, w->columns);
+    const tp_dtype dtype = w->source.dtype;
+    for (size_t column = first, stop; column < end; column = stop) {
+        size_t segment = column / w->segment;
+        size_t set = w->group == TP_PER_TENSOR ? 0 : row * w->segments + segment;
+        uint8_t *packed = w->packed + row * tp_row_bytes(w->columns) + column / 4;
+        stop = smaller((segment + 1) * w->segment, end);
+        w->k->pack_threshold(values_at(w, row, column), dtype, stop - column, w->thresholds[set], packed);
+        if (w->scales) {
+            const float values[4] = {-w->scales[set], 0.0f, w->scales[set], 0.0f};
+            uint32_t table[4];
+            memcpy(table, values, sizeof table);
+            w->k->expand_32(packed, stop - column, table, (uint32_t *)restored + (column - first));
+        }
+    }
+    if (w->span_sums) {
+        w->k->square_sums(values_at(w, row, first), dtype, restored, end - first, w->span_sums + 2 * index);
+    } else if (w->scales) {
+        size_t same = w->k->matches(values_at(w, row, first), dtype, restored, end - first);
+        if (same < end - first) note_different(w, row * w->columns + first + same);
+    }
+}
+
+/* The last weights first: they were read last when the scales were sought, and may still be in a cache. */
 static void quantize_task(void *context, size_t task, unsigned worker) {
     (void)worker;
     weights *w = context;
-    float buffer[CHUNK];
-    size_t row = task / w->splits * w->rows_per_task, start = task % w->splits * TASK_COLUMNS;
-    size_t end = smaller(start + TASK_COLUMNS, w->columns);
-    for (size_t last = smaller(row + w->rows_per_task, w->rows); row < last; row++) {
-        for (size_t column = start; column < end;) {
-            size_t segment = column / w->segment;
-            size_t stop = smaller(smaller((segment + 1) * w->segment, end), column + CHUNK);
-            size_t index = w->group == TP_PER_TENSOR ? 0 : row * w->segments + segment;
-            const float *values = tp_as_f32(w->k, w->source, row * w->columns + column, stop - column, buffer);
-            w->k->pack_threshold(values, stop - column, w->thresholds[index],
-                                 w->packed + row * tp_row_bytes(w->columns) + column / 4);
-            column = stop;
-        }
-    }
+    size_t spans = w->rows * w->spans, tasks = tp_groups(spans, w->spans_per_task);
+    size_t first = (tasks - 1 - task) * w->spans_per_task, last = smaller(first + w->spans_per_task, spans);
+    for (size_t i = first; i < last; i++) quantize_span(w, i);
 }
 
 ptrdiff_t tp_quantize(const tp_kernels *k, tp_floats source, size_t rows, size_t columns,
-                      const float *thresholds, size_t group, uint8_t *packed, unsigned threads) {
+                      const float *thresholds, const float *scales, size_t group, uint8_t *packed,
+                      double *squares, unsigned threads) {
     weights w = describe(k, source, rows, columns, group);
-    if (group == TP_PER_TENSOR && columns % 4 == 0 && columns) {
-        w.columns = w.segment = rows * columns;
-        w.rows = 1;
-    }
     w.thresholds = thresholds;
+    w.scales = scales;
     w.packed = packed;
-    run_rows(&w, quantize_task, threads);
-    return TP_GOOD;
+    atomic_init(&w.first_different, SIZE_MAX);
+    size_t spans = rows * w.spans;
+    if (squares) {
+        w.span_sums = tp_allocate(spans * 2 * sizeof *squares);
+        if (!w.span_sums) return TP_NO_MEMORY;
+    }
+    run(&w, quantize_task, threads);
+    for (size_t i = 0; w.span_sums && i < 2 * spans; i++) squares[i % 2] += w.span_sums[i];
+    free(w.span_sums);
+    size_t different = atomic_load(&w.first_different);
+    return different == SIZE_MAX ? TP_GOOD : (ptrdiff_t)different;
 }

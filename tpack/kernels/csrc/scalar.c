@@ -32,10 +32,22 @@ size_t tp_scalar_pack_f32(const float *trits, size_t columns, uint8_t *packed) {
     return columns;
 }
 
-static void pack_threshold(const float *weights, size_t columns, float threshold, uint8_t *packed) {
+static float weight_at(const void *weights, tp_dtype dtype, size_t index) {
+    const char *from = (const char *)weights + index * tp_size_of(dtype);
+    uint32_t bits;
+    uint16_t half;
+    if (dtype == TP_F32) {
+        memcpy(&bits, from, sizeof bits);
+        return tp_float(bits);
+    }
+    memcpy(&half, from, sizeof half);
+    return dtype == TP_F16 ? tp_f32_from_f16(half) : tp_f32_from_bf16(half);
+}
+
+static void pack_threshold(const void *weights, tp_dtype dtype, size_t columns, float threshold, uint8_t *packed) {
     for (size_t j = 0; j < columns; j++) {
-        unsigned code = weights[j] > threshold ? 2 : weights[j] < -threshold ? 0 : 1;
-        put_codes(packed, columns, j, code);
+        float weight = weight_at(weights, dtype, j);
+        put_codes(packed, columns, j, weight > threshold ? 2 : weight < -threshold ? 0 : 1);
     }
 }
 
@@ -52,21 +64,44 @@ EXPAND(tp_scalar_expand_8, uint8_t)
 EXPAND(tp_scalar_expand_16, uint16_t)
 EXPAND(tp_scalar_expand_32, uint32_t)
 
-double tp_scalar_abs_sum(const float *weights, size_t count) {
-    double partial[16] = {0};
-    for (size_t i = 0; i < count; i++) partial[i % 16] += fabs((double)weights[i]);
+static double fold_doubles(double partial[16]) {
     for (size_t half = 8; half; half /= 2)
         for (size_t i = 0; i < half; i++) partial[i] += partial[i + half];
     return partial[0];
 }
 
-void tp_scalar_group_range(const float *weights, size_t columns, float *maxima, float *minima) {
+double tp_scalar_abs_sum(const void *weights, tp_dtype dtype, size_t count) {
+    double partial[16] = {0};
+    for (size_t i = 0; i < count; i++) partial[i % 16] += fabs((double)weight_at(weights, dtype, i));
+    return fold_doubles(partial);
+}
+
+void tp_scalar_square_sums(const void *weights, tp_dtype dtype, const float *restored, size_t count, double sums[2]) {
+    double lost[16] = {0}, total[16] = {0};
+    for (size_t i = 0; i < count; i++) {
+        float weight = weight_at(weights, dtype, i), difference = weight - restored[i];
+        lost[i % 16] += (double)difference * difference;
+        total[i % 16] += (double)weight * weight;
+    }
+    sums[0] = fold_doubles(lost);
+    sums[1] = fold_doubles(total);
+}
+
+size_t tp_scalar_matches(const void *weights, tp_dtype dtype, const float *restored, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        uint32_t weight = tp_bits(weight_at(weights, dtype, i)), other = tp_bits(restored[i]);
+        if (weight != other && (weight | other) != 0x80000000) return i;
+    }
+    return count;
+}
+
+void tp_scalar_group_range(const void *weights, tp_dtype dtype, size_t columns, float *maxima, float *minima) {
     for (size_t start = 0; start < columns; start += TP_RANGE_GROUP) {
         size_t end = start + TP_RANGE_GROUP < columns ? start + TP_RANGE_GROUP : columns;
         /* magnitudes compare as integers; NaN is above infinity, so it surfaces in the maximum */
         uint32_t largest = 0, smallest = 0x7f800000;
         for (size_t j = start; j < end; j++) {
-            uint32_t magnitude = tp_bits(weights[j]) & 0x7fffffff;
+            uint32_t magnitude = tp_bits(weight_at(weights, dtype, j)) & 0x7fffffff;
             if (magnitude > largest) largest = magnitude;
             if (magnitude && magnitude < smallest) smallest = magnitude;
         }
@@ -219,6 +254,8 @@ const tp_kernels tp_scalar = {
     .expand_32 = tp_scalar_expand_32,
     .abs_sum = tp_scalar_abs_sum,
     .group_range = tp_scalar_group_range,
+    .square_sums = tp_scalar_square_sums,
+    .matches = tp_scalar_matches,
     .f32_from_f16 = tp_scalar_f32_from_f16,
     .f32_from_bf16 = tp_scalar_f32_from_bf16,
     .f16_from_f32 = tp_scalar_f16_from_f32,
