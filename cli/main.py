@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any, NoReturn
 
 import click
@@ -19,7 +20,17 @@ from tpack.cli.output import print_json, printable
 from tpack.errors import StorageError, TpackError
 
 #: Commands in the order of the help; each is the function of that name in its own module.
-COMMANDS = ("convert", "verify", "inspect", "codegen", "unpack", "demo", "bench")
+COMMANDS = (
+    "convert",
+    "verify",
+    "inspect",
+    "codegen",
+    "unpack",
+    "export",
+    "import",
+    "demo",
+    "bench",
+)
 
 
 class _Commands(click.Group):
@@ -31,7 +42,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"tpack.cli.{name}"), name)
+        module = f"{name}_" if iskeyword(name) else name
+        command: click.Command = getattr(import_module(f"tpack.cli.{module}"), module)
         return command
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from tpack.codec import Scale
+from tpack.codec.shapes import default_split
 from tpack.container import digest
 from tpack.container.document import NO_DIGEST, Document, Shard, program_digest
 from tpack.conversion.options import Options
@@ -45,7 +46,8 @@ def describe(
             for name in batch.packed:
                 batch.packed[name] = batch.packed[name].at(scales[name])
     else:
-        program = _mirrored(found, source.tensors, options, notes)
+        splits = {name: i.entry.split for batch in batches for name, i in batch.packed.items()}
+        program = _mirrored(found, splits, source.tensors, options, notes)
     metadata = {key: digest([value.encode()]) for key, value in source.metadata.items()}
     return [
         Document(
@@ -61,10 +63,18 @@ def describe(
 
 
 def _mirrored(
-    found: Mapping[str, Found], order: Iterable[str], options: Options, notes: list[str]
+    found: Mapping[str, Found],
+    splits: Mapping[str, int],
+    order: Iterable[str],
+    options: Options,
+    notes: list[str],
 ) -> Program | None:
     """The program that the names of the state dict draw; None if they are no names."""
-    stored = [Slot(name, _param(name, found[name], options)) for name in order if name in found]
+    stored = [
+        Slot(name, _param(name, found[name], splits.get(name), options))
+        for name in order
+        if name in found
+    ]
     try:
         program = mirror(stored)
         validate(program)
@@ -74,8 +84,9 @@ def _mirrored(
     return program
 
 
-def _param(name: str, found: Found, options: Options) -> Param:
+def _param(name: str, found: Found, split: int | None, options: Options) -> Param:
     if found.scale is not None:
+        usual = default_split(len(found.shape))
         return Param(
             name,
             "TernaryTensor",
@@ -83,6 +94,7 @@ def _param(name: str, found: Found, options: Options) -> Param:
             dtype=found.dtype,
             scale=str(found.scale),
             layout=options.layout,
+            split=None if split == usual else split,
         )
     trained = BY_NAME[found.dtype].is_float and "running_" not in name
     return Param(name, "Tensor" if trained else "Buffer", found.shape, dtype=found.dtype)

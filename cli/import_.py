@@ -1,0 +1,24 @@
+"""``tpack import``: what others have packed; ``convert`` reads it just as well."""
+
+from __future__ import annotations
+
+import click
+
+from tpack.cli.convert import convert
+
+import_ = click.Command(
+    "import",
+    callback=convert.callback,
+    params=convert.params,
+    short_help="Convert what another system has packed; the same as convert.",
+    help="""Convert what another system has packed: the same command as convert.
+
+    \b
+    SOURCE is a .gguf file, or a folder in the bitnet packing of transformers, in
+    compressed-tensors, or in MLX's 2 bits. Trits and scales are taken as they are.
+
+    \b
+    Example:
+      tpack import model.gguf -o model.tpack.safetensors
+    """,
+)
