@@ -23,9 +23,7 @@ from tpack.cli.output import print_json, printable, shape, shorten, size, table
     default="auto",
     help="Of GGUF's blocks; auto is as it came, else tq2_0 or q2_0.",
 )
-@click.option(
-    "--allow-inexact", is_flag=True, help="Round scales, unpack what fits no GGUF block."
-)
+@click.option("--allow-inexact", is_flag=True, help="Round scales, unpack what fits no GGUF block.")
 @options.force
 @options.as_json
 @options.quiet

@@ -19,7 +19,7 @@ from tpack.cli.main import cli
 from tpack.container import Checkpoint
 from tpack.dialects import gguf_blocks, gguf_names
 from tpack.errors import ExistsError, InputError, StorageError, UnsupportedError, UsageError
-from tpack.export import export
+from tpack.export import export, gguf_metadata
 from tpack.quantize import widen
 
 CONFIG = {
@@ -671,3 +671,31 @@ def test_the_command_shows_what_is_not_exact(tmp_path):
     assert "blk.0.ffn_up.weight" in done.stderr
     assert "relative error 1.2e-04" in done.stderr
     assert "token_embd.weight" not in done.stderr
+
+
+@pytest.mark.parametrize("granularity", ["group:32", "group:64", "group:128"])
+def test_finer_scales_that_are_equal_within_a_block(tmp_path, granularity):
+    scales = np.repeat([[1, 2], [3, 4], [1, 1], [2, 2]], 256, 1)
+    path = packed(tmp_path, ternary((4, 512), scales), scale=granularity)
+    report = export(path, tmp_path / "m.gguf")
+    assert report.tensors[0].type == "TQ2_0"
+    assert np.array_equal(
+        read(tmp_path / "m.gguf")["blk.0.ffn_up.weight"], ternary((4, 512), scales)
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[]", "{}", '{"metadata":[1],"tensors":[]}', '{"metadata":[],"tensors":[["a","b",1]]}'],
+)
+def test_carried_metadata_that_is_malformed(text):
+    with pytest.raises(InputError, match="malformed GGUF metadata"):
+        gguf_metadata._from_gguf(text)
+
+
+def test_a_chat_template_in_a_file_of_its_own(tmp_path):
+    path = folder(tmp_path, tokenizer__json=TOKENIZER)
+    (path / "chat_template.jinja").write_text("{{ ß }}")
+    export(path, tmp_path / "m.gguf")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == "{{ ß }}"
