@@ -15,7 +15,7 @@ COMMON = [
 ]
 VARIANTS = {
     "x86_64": [
-        *("avx2", "avx2_weights", "avx2_dots", "avx2_floats"),
+        *("avx2", "avx2_weights", "avx2_dots", "avx2_floats", "avx2_columns"),
         *("avx512", "avx512_weights", "avx512_dots", "avx512_floats", "avx512_matvec"),
         *("avx512_columns", "amx"),
     ],

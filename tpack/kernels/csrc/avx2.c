@@ -258,5 +258,6 @@ const tp_kernels tp_avx2 = {
     .f16_from_f32 = f16_from_f32, .bf16_from_f32 = bf16_from_f32, .abs_max = abs_max,
     .quantize = quantize, .lane_sums = lane_sums, .arrange = arrange, .arranged_floats = {1, 1}, .int_dots = tp_avx2_int_dots,
     .int_group_dots = tp_avx2_int_group_dots, .float_dots = tp_avx2_float_dots, .rescale = rescale,
-    .float_columns = tp_avx2_float_columns, .int_columns = tp_avx2_int_columns, .read_bytes = read_bytes,
+    .float_columns = tp_avx2_float_columns, .int_columns = tp_avx2_int_columns,
+    .transpose = tp_avx2_transpose, .turn_from = {4, 9}, .read_bytes = read_bytes,
 };

@@ -10,6 +10,10 @@
 #define AVX2_TARGET __attribute__((target("avx2,fma,f16c")))
 #define AVX2_INLINE static inline __attribute__((always_inline)) AVX2_TARGET
 
+/* Sixteen sums. As __m256i they would be of another type than the intrinsics inside are made of, which
+ * costs GCC a register and a copy for each sum. */
+typedef int16_t words __attribute__((vector_size(32)));
+
 /* avx2_weights.c */
 void tp_avx2_pack_threshold(const void *weights, tp_dtype dtype, size_t columns, float threshold, uint8_t *packed);
 double tp_avx2_abs_sum(const void *weights, tp_dtype dtype, size_t count);
@@ -24,10 +28,12 @@ void tp_avx2_int_group_dots(const tp_tile *tile, const int8_t *planes, const int
 /* avx2_floats.c */
 void tp_avx2_float_dots(const tp_tile *tile, const float *lanes, const float *scales, size_t group,
                         float *out, size_t out_stride);
+/* avx2_columns.c */
 void tp_avx2_float_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
                            const float *x, float *out);
 void tp_avx2_int_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
                          const int8_t *x, int32_t *out);
+void tp_avx2_transpose(const uint8_t *packed, size_t row_bytes, uint8_t *out, size_t out_bytes);
 
 /* `size` bytes where they are, or a copy in `buffer` where the row has fewer left: nothing beyond a
  * row is read */

@@ -7,10 +7,6 @@
 
 enum { MOST_TOKENS = 4 };
 
-/* Sixteen sums. As __m256i they would be of another type than the intrinsics inside are made of, which
- * costs GCC a register and a copy for each sum. */
-typedef int16_t words __attribute__((vector_size(32)));
-
 AVX2_INLINE __m256i widen(words sums) { return _mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1)); }
 
 /* One row, a few tokens: the sums of all lanes. */

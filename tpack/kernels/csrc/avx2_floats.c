@@ -1,11 +1,9 @@
-/* AVX2: float activations against codes, and the orientation in which a row holds outputs.
+/* AVX2: float activations against codes.
  *
  * Eight packed dwords hold 16 codes each; vpermps looks a code up in a table of eight floats, which
  * repeats, so that the bit above the code does not matter.
  */
 #include "avx2.h"
-
-enum { MOST_COLUMNS = 2048, STEP_ROWS = 8 };
 
 /* One row, one token. Even and odd codes have sums of their own: additions wait for each other. */
 AVX2_INLINE float float_row(const uint8_t *packed, size_t bytes, const float *lanes, size_t blocks, const float *scales,
@@ -139,69 +137,4 @@ AVX2_TARGET void tp_avx2_float_dots(const tp_tile *tile, const float *lanes, con
         out[row] = scales ? float_row(packed, bytes, lanes, blocks, scales + row * groups, group, groups)
                           : float_row(packed, bytes, lanes, blocks, NULL, 0, 0);
     }
-}
-
-/* Columns: 32 packed bytes are 8 lanes of 16 codes. Eight codes at a time have their sums in registers
- * while STEP_ROWS rows pass; the sums wait in a buffer [half block][code][lane]. */
-
-AVX2_TARGET void tp_avx2_float_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
-                                       const float *x, float *out) {
-    float sums[MOST_COLUMNS];
-    const __m256 trits = _mm256_setr_ps(-1, 0, 1, 0, -1, 0, 1, 0);
-    size_t bytes = tp_row_bytes(columns);
-    uint8_t buffer[32];
-    memset(sums, 0, sizeof sums);
-    for (size_t start = 0; start < rows; start += STEP_ROWS) {
-        size_t end = start + STEP_ROWS < rows ? start + STEP_ROWS : rows;
-        for (size_t at = 0; at < bytes; at += 32)
-            for (int upper = 0; upper < 2; upper++) {
-                float *target = sums + at * 4 + 64 * upper;
-                __m256 total[8];
-                for (int c = 0; c < 8; c++) total[c] = _mm256_loadu_ps(target + 8 * c);
-                for (size_t row = start; row < end; row++) {
-                    const uint8_t *here = packed + row * row_bytes + at;
-                    _mm_prefetch((const char *)here + STEP_ROWS * row_bytes, _MM_HINT_T0);
-                    __m256i codes = _mm256_loadu_si256(whole(here, bytes - at, 32, buffer));
-                    codes = _mm256_srli_epi32(codes, 16 * upper);
-                    __m256 table = _mm256_mul_ps(trits, _mm256_set1_ps(x[row]));
-                    for (int c = 0; c < 8; c++) {
-                        total[c] = _mm256_add_ps(total[c], _mm256_permutevar8x32_ps(table, codes));
-                        codes = _mm256_srli_epi32(codes, 2);
-                    }
-                }
-                for (int c = 0; c < 8; c++) _mm256_storeu_ps(target + 8 * c, total[c]);
-            }
-    }
-    for (size_t j = 0; j < columns; j++) out[j] = sums[j / 128 * 128 + j % 16 * 8 + j % 128 / 16];
-}
-
-AVX2_TARGET void tp_avx2_int_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
-                                     const int8_t *x, int32_t *out) {
-    int32_t sums[MOST_COLUMNS];
-    const __m256i trits = _mm256_setr_epi32(-1, 0, 1, 0, -1, 0, 1, 0);
-    size_t bytes = tp_row_bytes(columns);
-    uint8_t buffer[32];
-    memset(sums, 0, sizeof sums);
-    for (size_t start = 0; start < rows; start += STEP_ROWS) {
-        size_t end = start + STEP_ROWS < rows ? start + STEP_ROWS : rows;
-        for (size_t at = 0; at < bytes; at += 32)
-            for (int upper = 0; upper < 2; upper++) {
-                int32_t *target = sums + at * 4 + 64 * upper;
-                __m256i total[8];
-                for (int c = 0; c < 8; c++) total[c] = _mm256_loadu_si256((const __m256i *)(target + 8 * c));
-                for (size_t row = start; row < end; row++) {
-                    const uint8_t *here = packed + row * row_bytes + at;
-                    _mm_prefetch((const char *)here + STEP_ROWS * row_bytes, _MM_HINT_T0);
-                    __m256i codes = _mm256_loadu_si256(whole(here, bytes - at, 32, buffer));
-                    codes = _mm256_srli_epi32(codes, 16 * upper);
-                    __m256i table = _mm256_mullo_epi32(trits, _mm256_set1_epi32(x[row]));
-                    for (int c = 0; c < 8; c++) {
-                        total[c] = _mm256_add_epi32(total[c], _mm256_permutevar8x32_epi32(table, codes));
-                        codes = _mm256_srli_epi32(codes, 2);
-                    }
-                }
-                for (int c = 0; c < 8; c++) _mm256_storeu_si256((__m256i *)(target + 8 * c), total[c]);
-            }
-    }
-    for (size_t j = 0; j < columns; j++) out[j] += sums[j / 128 * 128 + j % 16 * 8 + j % 128 / 16];
 }

@@ -248,7 +248,7 @@ AVX512_TARGET static uint64_t read_bytes(const uint8_t *data, size_t count) {
         .arranged_floats = {1 + TP_TABLE_FLOATS, floats_for_many}, .int_dots = ints,                                     \
         .int_group_dots = tp_avx512_int_group_dots, .float_dots = floats, .rescale = rescale,       \
         .float_columns = tp_avx512_float_columns, .int_columns = tp_avx512_int_columns,             \
-        .read_bytes = read_bytes,                                                                   \
+        .transpose = tp_avx2_transpose, .turn_from = {16, 20}, .read_bytes = read_bytes,            \
     }
 
 const tp_kernels tp_avx512 =

@@ -29,6 +29,8 @@ void tp_avx512_float_columns(const uint8_t *packed, size_t row_bytes, size_t row
 void tp_avx512_int_columns(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
                            const int8_t *x, int32_t *out);
 
+/* avx2_columns.c: AVX-512 has nothing better */
+void tp_avx2_transpose(const uint8_t *packed, size_t row_bytes, uint8_t *out, size_t out_bytes);
 /* avx512_weights.c */
 void tp_avx512_pack_threshold(const void *weights, tp_dtype dtype, size_t columns, float threshold,
                               uint8_t *packed);

@@ -26,8 +26,8 @@ AVX512_TARGET void tp_avx512_float_columns(const uint8_t *packed, size_t row_byt
             for (int c = 0; c < 16; c++) total[c] = _mm512_loadu_ps(block + 16 * c);
             for (size_t row = start; row < end; row += 2) {
                 const uint8_t *here = packed + row * row_bytes + at;
-                _mm_prefetch((const char *)here + STEP_ROWS * row_bytes, _MM_HINT_T0);
-                _mm_prefetch((const char *)here + (STEP_ROWS + 1) * row_bytes, _MM_HINT_T0);
+                _mm_prefetch((const char *)here + STEP_ROWS * row_bytes, _MM_HINT_T1);
+                _mm_prefetch((const char *)here + (STEP_ROWS + 1) * row_bytes, _MM_HINT_T1);
                 __m512i a = load_block(here, bytes - at), b = _mm512_setzero_si512();
                 __m512 table = _mm512_mul_ps(first_trit, _mm512_set1_ps(x[row]));
                 if (row + 1 < end) {
@@ -79,7 +79,7 @@ AVX512_TARGET void tp_avx512_int_columns(const uint8_t *packed, size_t row_bytes
                 __m512i line[4];
                 int8_t four[4] = {0};
                 for (size_t r = 0; r < 4; r++) {
-                    _mm_prefetch((const char *)here + (STEP_ROWS + r) * row_bytes, _MM_HINT_T0);
+                    _mm_prefetch((const char *)here + (STEP_ROWS + r) * row_bytes, _MM_HINT_T1);
                     line[r] = row + r < end ? load_block(here + r * row_bytes, bytes - at) : _mm512_setzero_si512();
                     if (row + r < end) four[r] = x[row + r];
                 }

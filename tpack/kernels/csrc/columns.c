@@ -1,9 +1,8 @@
 /* The other orientation: activations (tokens, inputs) times packed weight (inputs, outputs).
  *
  * A row of the weight now meets one activation, so a tile is a range of output columns over all rows,
- * and the products are sums of scaled rows. The tiles are fixed, hence so is the order of every sum,
- * whatever the number of threads. For many tokens it pays to transpose the codes once, and to go on
- * as matmul.c does.
+ * and the products are sums of scaled rows, in their order, whatever the tiles and threads. For more
+ * tokens it pays to transpose the codes of a tile, and to go on as matmul.c does.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -14,8 +13,8 @@
 
 enum {
     TILE = 2048, /* columns: 512 packed bytes of each row */
+    LEAST_TILE = 512,
     CHUNK_ROWS = 65536,
-    MANY_TOKENS = 16,
 };
 
 typedef struct {
@@ -23,7 +22,7 @@ typedef struct {
     const tp_product *product;
     const tp_weight *weight;
     int integer;
-    size_t width, tiles; /* columns that share scales, and tiles in them */
+    size_t width, tile, tiles; /* columns that share scales, of a tile, and tiles in the former */
     float *x;            /* (tokens, inputs) as f32 */
     int8_t *quantized;
     float *factors;
@@ -52,10 +51,10 @@ static void read_token(void *context, size_t token, unsigned worker) {
 static void tile_task(void *context, size_t task, unsigned worker) {
     columns_job *c = context;
     const tp_weight *w = c->weight;
-    size_t segment = task / c->tiles, start = segment * c->width + task % c->tiles * TILE;
+    size_t segment = task / c->tiles, start = segment * c->width + task % c->tiles * c->tile;
     size_t end = (segment + 1) * c->width < w->columns ? (segment + 1) * c->width : w->columns;
     if (start >= end) return;
-    size_t count = end - start < TILE ? end - start : TILE, row_bytes = tp_row_bytes(w->columns);
+    size_t count = end - start < c->tile ? end - start : c->tile, row_bytes = tp_row_bytes(w->columns);
     const uint8_t *packed = w->packed + start / 4;
     float *out = (float *)(c->workers + worker * c->worker_bytes), *bias = out + TILE, *scaled = bias + TILE;
     float one[1], scale = w->group == TP_PER_TENSOR ? *tp_as_f32(c->k, w->scale, 0, 1, one) : 1;
@@ -94,30 +93,26 @@ static void tile_task(void *context, size_t task, unsigned worker) {
 /* Scales of rows go to the activations; scales of groups have no place in the transposed weight. */
 static ptrdiff_t multiply_transposed(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                                      unsigned threads, int integer) {
+    static const float one = 1;
     size_t inputs = weight->rows, values = product->tokens * inputs;
-    int scaled = weight->group == TP_PER_ROW;
-    uint8_t *packed = tp_allocate(weight->columns * tp_row_bytes(inputs));
-    float *x = scaled ? tp_allocate(values * 4) : NULL;
-    ptrdiff_t result = TP_NO_MEMORY;
-    if (packed && (x || !scaled)) {
-        static const float one = 1;
-        tp_weight transposed = {packed, weight->columns, inputs, TP_PER_TENSOR,
-                                scaled ? (tp_floats){&one, TP_F32} : weight->scale};
-        tp_product same = *product;
-        tp_transpose(weight->packed, inputs, weight->columns, packed, threads);
-        if (scaled) {
-            float buffer[1];
-            const float *given = tp_as_f32(k, product->x, 0, values, x);
-            if (given != x) memcpy(x, given, values * sizeof *x);
-            for (size_t row = 0; row < inputs; row++) {
-                float scale = *tp_as_f32(k, weight->scale, row, 1, buffer);
-                for (size_t token = 0; token < product->tokens; token++) x[token * inputs + row] *= scale;
-            }
-            same.x = (tp_floats){x, TP_F32};
+    tp_weight turned = *weight;
+    tp_product same = *product;
+    turned.rows = weight->columns;
+    turned.columns = inputs;
+    float *x = NULL;
+    if (weight->group == TP_PER_ROW) {
+        float buffer[1];
+        if (!(x = tp_allocate(values * sizeof *x))) return TP_NO_MEMORY;
+        const float *given = tp_as_f32(k, product->x, 0, values, x);
+        for (size_t row = 0; row < inputs; row++) {
+            float scale = *tp_as_f32(k, weight->scale, row, 1, buffer);
+            for (size_t i = row; i < values; i += inputs) x[i] = given[i] * scale;
         }
-        result = (integer ? tp_bit_linear : tp_linear)(k, &same, &transposed, threads);
+        same.x = (tp_floats){x, TP_F32};
+        turned.group = TP_PER_TENSOR;
+        turned.scale = (tp_floats){&one, TP_F32};
     }
-    free(packed);
+    ptrdiff_t result = tp_multiply(k, &same, &turned, threads, integer, 1);
     free(x);
     return result;
 }
@@ -125,14 +120,16 @@ static ptrdiff_t multiply_transposed(const tp_kernels *k, const tp_product *prod
 static ptrdiff_t multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                           unsigned threads, int integer) {
     if (!product->tokens || !weight->columns) return TP_GOOD;
-    if (product->tokens >= MANY_TOKENS && weight->group <= TP_PER_ROW)
+    if (product->tokens >= k->turn_from[integer] && weight->group <= TP_PER_ROW)
         return multiply_transposed(k, product, weight, threads, integer);
     size_t inputs = weight->rows, values = product->tokens * inputs;
     columns_job c = {.k = k, .product = product, .weight = weight, .integer = integer};
     c.width = weight->group > TP_PER_ROW ? weight->group : weight->columns;
-    c.tiles = (c.width + TILE - 1) / TILE;
     double work = (double)values * (double)weight->columns;
     threads = tp_useful_threads(threads, work, 1 << 18);
+    c.tile = TILE;
+    while (c.tile > LEAST_TILE && weight->columns < c.tile * threads) c.tile /= 2;
+    c.tiles = (c.width + c.tile - 1) / c.tile;
     c.worker_bytes = (2 * TILE + inputs + 15) / 16 * 64;
     c.x = tp_allocate(values * 4);
     c.quantized = integer ? tp_allocate(values) : NULL;

@@ -114,6 +114,11 @@ typedef struct {
     void (*int_columns)(const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
                         const int8_t *x, int32_t *out);
 
+    /* 64 rows of 32 packed bytes to 128 rows of 16: row and column of each code change places */
+    void (*transpose)(const uint8_t *packed, size_t row_bytes, uint8_t *out, size_t out_bytes);
+    /* tokens (of floats, of integers) from which to transpose is faster than *_columns token by token */
+    size_t turn_from[2];
+
     /* bytes added up, for measuring what the memory gives */
     uint64_t (*read_bytes)(const uint8_t *data, size_t count);
 } tp_kernels;

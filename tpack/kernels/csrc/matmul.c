@@ -25,7 +25,7 @@ typedef struct {
     int32_t *sums;             /* their sums: per token, or per lane where there are groups */
     float *rows;               /* one converted row of x for each worker */
     char *workers;             /* the buffers below for each worker */
-    size_t worker_bytes, tile_floats, group_floats, scratch;
+    size_t worker_bytes, tile_floats, group_floats, scratch, turned_bytes;
 } matmul;
 
 static float *worker_tile(const matmul *m, unsigned worker) {
@@ -111,6 +111,12 @@ static void tile_task(void *context, size_t task, unsigned worker) {
     float *buffer = values + m->tile_floats;
     tp_tile tile = {w->packed + row * row_bytes, row_bytes, rows, w->columns, m->tokens, m->token_stride,
                     m->scratch ? buffer + m->group_floats : NULL};
+    if (m->turned_bytes) {
+        uint8_t *turned = (uint8_t *)(buffer + m->group_floats) + m->scratch;
+        tp_transpose(m->k, w->packed + row / 4, tp_row_bytes(w->rows), w->columns, rows, turned);
+        tile.packed = turned;
+        tile.row_bytes = tp_transposed_bytes(w->columns);
+    }
     const float *scale = tile_scale(m, row, rows, buffer);
     const int32_t *token_sums = m->sums + m->tokens * m->blocks * TP_LANES;
     int grouped = w->group > TP_PER_ROW;
@@ -146,8 +152,8 @@ static size_t reserve(size_t *total, size_t bytes) {
     return offset;
 }
 
-static ptrdiff_t multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
-                          unsigned threads, int integer) {
+ptrdiff_t tp_multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight, unsigned threads,
+                      int integer, int turned) {
     if (!product->tokens || !weight->rows) return TP_GOOD;
     size_t columns = weight->columns, blocks = tp_blocks(columns);
     size_t most = product->tokens < TOKENS ? product->tokens : TOKENS;
@@ -157,14 +163,17 @@ static ptrdiff_t multiply(const tp_kernels *k, const tp_product *product, const 
     matmul m = {.k = k, .product = product, .weight = weight, .integer = integer, .blocks = blocks};
     /* a cache line more, or tokens a power of two apart would compete for the same few cache sets */
     m.token_stride = blocks * TP_BLOCK * (integer ? 1 : k->arranged_floats[most > 1]) + (integer ? 64 : 16);
-    /* for many tokens, tall tiles read the activations less often */
-    m.tile_rows = most < 64 ? 64 : TP_TILE_ROWS;
-    while (threads > 1 && m.tile_rows > 16 && weight->rows < 4 * m.tile_rows * threads) m.tile_rows /= 2;
+    /* for many tokens, tall tiles read the activations less often; from a weight that is turned they
+     * take more of each cache line, and no less than k->transpose gives */
+    m.tile_rows = most < 64 && !turned ? 64 : TP_TILE_ROWS;
+    size_t least_rows = turned ? 128 : 16;
+    while (threads > 1 && m.tile_rows > least_rows && weight->rows < 4 * m.tile_rows * threads) m.tile_rows /= 2;
     m.tile_floats = (most - 1) * TP_TILE_ROWS + m.tile_rows;
     if (grouped && weight->scale.dtype != TP_F32)
         m.group_floats = (m.tile_rows * tp_groups(columns, weight->group) + 15) / 16 * 16;
     m.scratch = most > 1 ? TP_SCRATCH_BYTES : 0;
-    m.worker_bytes = (m.tile_floats + m.group_floats) * 4 + m.scratch;
+    m.turned_bytes = turned ? m.tile_rows * tp_transposed_bytes(columns) : 0;
+    m.worker_bytes = (m.tile_floats + m.group_floats) * 4 + m.scratch + m.turned_bytes;
 
     size_t total = 0, scales = weight->group == TP_PER_TENSOR ? 1 : grouped ? 0 : weight->rows;
     size_t scale_at = reserve(&total, scales * 4), bias_at = reserve(&total, weight->rows * 4);
@@ -197,10 +206,10 @@ static ptrdiff_t multiply(const tp_kernels *k, const tp_product *product, const 
 
 ptrdiff_t tp_linear(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                     unsigned threads) {
-    return multiply(k, product, weight, threads, 0);
+    return tp_multiply(k, product, weight, threads, 0, 0);
 }
 
 ptrdiff_t tp_bit_linear(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                         unsigned threads) {
-    return multiply(k, product, weight, threads, 1);
+    return tp_multiply(k, product, weight, threads, 1, 0);
 }

@@ -240,7 +240,8 @@ const tp_kernels tp_neon = {
     .abs_max = tp_scalar_abs_max, .quantize = tp_scalar_quantize, .lane_sums = lane_sums,
     .arrange = tp_scalar_arrange, .arranged_floats = {1, 1}, .int_dots = int_dots, .int_group_dots = int_group_dots,
     .float_dots = float_dots, .rescale = tp_scalar_rescale, .float_columns = float_columns,
-    .int_columns = int_columns, .read_bytes = tp_scalar_read_bytes,
+    .int_columns = int_columns, .transpose = tp_scalar_transpose, .turn_from = {16, 16},
+    .read_bytes = tp_scalar_read_bytes,
 };
 #else
 typedef int neon_needs_aarch64; /* C forbids an empty file */

@@ -41,13 +41,13 @@ ptrdiff_t tp_embedding(const tp_kernels *k, const tp_weight *weight, const int64
 
 /* quantize.c: sources are float */
 /* Adds |w| to `sums` (NULL: does not), by `group`, in chunks of a row's or group's TP_SUM_CHUNK columns,
- * one after the other; writes the ranges of every TP_RANGE_GROUP columns (NULL: does not). With both,
+ * one after the other (of a tensor, row sums); writes the ranges of every TP_RANGE_GROUP columns (NULL: does not). With both,
  * a group is a multiple of TP_RANGE_GROUP. */
 ptrdiff_t tp_survey(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
                     double *sums, float *maxima, float *minima, unsigned threads);
 /* Packs by thresholds. With `scales` (by `group` too), what was packed is unpacked again and compared with
- * the source: with `squares`, the two sums of square_sums are added to them, chunk after chunk of a
- * row's TP_SUM_CHUNK columns; without, the first index that differs is returned. */
+ * the source: with `squares` (rows, 2), the two sums of square_sums are added to them, chunk after chunk
+ * of a row's TP_SUM_CHUNK columns; without, the first index that differs is returned. */
 ptrdiff_t tp_quantize(const tp_kernels *k, tp_floats source, size_t rows, size_t columns,
                       const float *thresholds, const float *scales, size_t group, uint8_t *packed,
                       double *squares, unsigned threads);
@@ -58,14 +58,20 @@ ptrdiff_t tp_linear(const tp_kernels *k, const tp_product *product, const tp_wei
 ptrdiff_t tp_bit_linear(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                         unsigned threads);
 
+/* both of them; `turned`: packed holds (columns, rows), and is transposed tile by tile */
+ptrdiff_t tp_multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight, unsigned threads,
+                      int integer, int turned);
+
 /* columns.c: weight (inputs, outputs); tp_bit_linear_columns takes one scale per tensor */
 ptrdiff_t tp_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                             unsigned threads);
 ptrdiff_t tp_bit_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                                 unsigned threads);
 
-/* transpose.c: (rows, columns) to (columns, rows), both packed */
-void tp_transpose(const uint8_t *packed, size_t rows, size_t columns, uint8_t *out, unsigned threads);
+/* transpose.c: a packed matrix (rows, columns) whose rows lie row_bytes apart, to (columns, rows). The
+ * result's rows lie tp_transposed_bytes(rows) apart; there is room for a multiple of 128 of them. */
+void tp_transpose(const tp_kernels *k, const uint8_t *packed, size_t row_bytes, size_t rows, size_t columns,
+                  uint8_t *out);
 
 uint64_t tp_read_bytes(const tp_kernels *k, const uint8_t *data, size_t count, unsigned threads);
 
@@ -76,6 +82,9 @@ static inline size_t tp_groups(size_t columns, size_t group) { return (columns +
 static inline const void *tp_at(tp_floats array, size_t index) {
     return (const char *)array.data + index * tp_size_of(array.dtype);
 }
+
+/* whole cache lines and one more, or rows a power of two apart would compete for the same few sets */
+static inline size_t tp_transposed_bytes(size_t rows) { return (tp_row_bytes(rows) + 63) / 64 * 64 + 64; }
 
 /* `count` values from `first` on as f32: the array itself where it is f32, else converted to buffer */
 const float *tp_as_f32(const tp_kernels *k, tp_floats array, size_t first, size_t count, float *buffer);

@@ -238,6 +238,25 @@ static void int_columns(const uint8_t *packed, size_t row_bytes, size_t rows, si
             out[j] += x[row] * ((int32_t)code_at(packed + row * row_bytes, j) - 1);
 }
 
+/* Four rows of four codes are 32 bits: bit 8r + 2c and its neighbour, the code in row r and column c,
+ * go to 8c + 2r. */
+static inline uint32_t turn(uint32_t codes) {
+    uint32_t moved = (codes ^ codes >> 6) & 0x00cc00cc; /* odd columns of even rows */
+    codes ^= moved ^ moved << 6;
+    moved = (codes ^ codes >> 12) & 0x0000f0f0; /* columns 2 and 3 of rows 0 and 1 */
+    return codes ^ moved ^ moved << 12;
+}
+
+void tp_scalar_transpose(const uint8_t *packed, size_t row_bytes, uint8_t *out, size_t out_bytes) {
+    for (size_t four = 0; four < 16; four++)
+        for (size_t byte = 0; byte < 32; byte++) {
+            uint32_t codes = 0;
+            for (size_t r = 0; r < 4; r++) codes |= (uint32_t)packed[(4 * four + r) * row_bytes + byte] << 8 * r;
+            codes = turn(codes);
+            for (size_t c = 0; c < 4; c++) out[(4 * byte + c) * out_bytes + four] = (uint8_t)(codes >> 8 * c);
+        }
+}
+
 uint64_t tp_scalar_read_bytes(const uint8_t *data, size_t count) {
     uint64_t sum = 0;
     for (size_t i = 0; i < count; i++) sum += data[i];
@@ -270,5 +289,6 @@ const tp_kernels tp_scalar = {
     .rescale = tp_scalar_rescale,
     .float_columns = float_columns,
     .int_columns = int_columns,
+    .transpose = tp_scalar_transpose, .turn_from = {16, 16},
     .read_bytes = tp_scalar_read_bytes,
 };

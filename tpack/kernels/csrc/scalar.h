@@ -16,6 +16,7 @@ void tp_scalar_bf16_from_f32(const float *in, size_t count, uint16_t *out);
 float tp_scalar_abs_max(const float *x, size_t count);
 void tp_scalar_arrange(const float *x, size_t columns, size_t tokens, float *lanes);
 void tp_scalar_rescale(const int32_t *sums, size_t count, const float *scale, int per_row, float factor, float *out);
+void tp_scalar_transpose(const uint8_t *packed, size_t row_bytes, uint8_t *out, size_t out_bytes);
 uint64_t tp_scalar_read_bytes(const uint8_t *data, size_t count);
 void tp_scalar_quantize(const float *x, size_t columns, float factor, int8_t *planes);
 size_t tp_scalar_expand_8(const uint8_t *packed, size_t columns, const uint8_t table[4], uint8_t *out);
