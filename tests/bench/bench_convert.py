@@ -1,4 +1,6 @@
-"""Time the conversion of a sharded folder: `python tests/bench/bench_convert.py [GB] [dtype] [kind]`.
+"""Time the conversion of a sharded folder.
+
+`python tests/bench/bench_convert.py [GB] [dtype] [kind]`
 
 kind is `ternary` (groups of 128) or `gaussian`. The folder is made in a temporary place, read
 once so that it lies in the page cache, and converted in a process of its own, whose peak memory is
@@ -8,7 +10,6 @@ read from the operating system.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,15 @@ def make(folder: Path, size: float, dtype: torch.dtype, kind: str) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
+CONVERT = """
+import sys
+import tpack.conversion
+tpack.convert(sys.argv[1], sys.argv[2], force=True)
+with open("/proc/self/status") as file:
+    print(next(line.split()[1] for line in file if line.startswith("VmHWM")))
+"""
+
+
 def main() -> None:
     """Make, warm, convert, print."""
     size = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
@@ -61,10 +71,10 @@ def main() -> None:
                     while file.read(1 << 24):
                         pass
             start = time.perf_counter()
-            command = [sys.executable, "-m", "tpack", "convert", str(source), "-o", str(target)]
-            subprocess.run([*command, "-q", "--force"], check=True, stdout=subprocess.DEVNULL)
+            command = [sys.executable, "-c", CONVERT, str(source), str(target)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
             times.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        peak = int(done.stdout) * 1024
         start = time.perf_counter()
         for path in source.glob("*.safetensors"):
             subprocess.run(["cat", str(path)], check=True, stdout=subprocess.DEVNULL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -74,7 +74,7 @@ def write_checkpoint(
         return _metadata(full, entries, metadata)
 
     with new_file(path, force=force) as file:
-        return _write(file, pieces, describe, progress)
+        return _write(file, pieces, describe, progress, document.kept)
 
 
 def checkpoint_size(
@@ -109,8 +109,11 @@ def _write(
     pieces: Iterable[Piece],
     metadata: Callable[[Mapping[str, Entry], Mapping[str, str]], dict[str, str]],
     progress: Callable[[int], None],
+    digested: Container[str] = (),
 ) -> int:
-    """Data first, while digests are taken; then the header, whose length they do not change."""
+    """Data first, while digests are taken of the tensors ``digested``; then the header, whose
+    length they do not change.
+    """
     by_name = {piece.name: piece for piece in pieces}
     entries = lay_out((piece.name, piece.dtype, piece.shape) for piece in by_name.values())
     header = header_bytes(entries, metadata(entries, {}))
@@ -118,15 +121,17 @@ def _write(
     digests: dict[str, str] = {}
     size = len(header)
     for name, entry in entries.items():
-        state = hashlib.sha256()
+        state = hashlib.sha256() if name in digested else None
         written = 0
         for chunk in by_name[name].chunks():
-            state.update(chunk)
+            if state is not None:
+                state.update(chunk)
             file.write(chunk)
             written += len(chunk)
             progress(len(chunk))
         assert written == entry.nbytes, f"{name}: {written} bytes came, {entry.nbytes} announced"
-        digests[name] = state.hexdigest()
+        if state is not None:
+            digests[name] = state.hexdigest()
         size += written
     final = header_bytes(entries, metadata(entries, digests))
     assert len(final) == len(header), "digests changed the length of the header"

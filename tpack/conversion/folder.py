@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +86,8 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
             if ranks.of == 1 and not resume:
                 work.clear()
             work.enter(ranks.number)
-            _pack_own(folder, plan, work, ranks)
-            report = _finish(folder, plan, work, needs, force=force)
+            own = _pack_own(folder, plan, work, ranks, stack)
+            report = _finish(folder, plan, work, needs, own, force=force)
             if report is not None and ranks.of > 1:
                 work.mark_done()
         if ranks.of > 1:
@@ -112,29 +112,34 @@ def _check_target(folder: Folder) -> None:
             raise ExistsError("is or holds the input itself. Choose another.", file=target)
 
 
-def _pack_own(folder: Folder, plan: Plan, work: Work, ranks: Ranks) -> None:
-    """Pack the shards of this process that are not there yet."""
+def _pack_own(
+    folder: Folder, plan: Plan, work: Work, ranks: Ranks, stack: ExitStack
+) -> dict[int, Batch]:
+    """Pack the shards of this process that are not there yet; gives all of its shards."""
     shards = folder.source.shards
     sizes = [sum(folder.source.tensors[name].nbytes for name in shard.names) for shard in shards]
+    batches: dict[int, Batch] = {}
     done = 0
     for position in ranks.own(sizes):
-        with ExitStack() as stack:
-            if work.load(position + 1, plan, stack) is None:
-                with work.spool(position + 1) as spool:
-                    batch = pack_batch(
-                        plan,
-                        shards[position].names,
-                        folder.options,
-                        spool,
-                        str(shards[position].path),
-                        done,
-                    )
-                    work.finish(position + 1, batch)
+        number, shard = position + 1, shards[position]
+        batch = work.load(number, plan, stack)
+        if batch is None:
+            spool = stack.enter_context(work.spool(number))
+            batch = pack_batch(plan, shard.names, folder.options, spool, str(shard.path), done)
+            work.finish(number, batch)
+        batches[number] = batch
         done += sizes[position]
+    return batches
 
 
 def _finish(
-    folder: Folder, plan: Plan, work: Work, needs: Needs, *, force: bool
+    folder: Folder,
+    plan: Plan,
+    work: Work,
+    needs: Needs,
+    own: Mapping[int, Batch],
+    *,
+    force: bool,
 ) -> ConversionReport | None:
     """Write the output if all shards are packed and nobody else does."""
     count = len(folder.source.shards)
@@ -145,7 +150,7 @@ def _finish(
             return None
         batches = []
         for number in range(1, count + 1):
-            batch = work.load(number, plan, stack)
+            batch = own.get(number) or work.load(number, plan, stack)
             if batch is None:
                 return None
             batches.append(batch)

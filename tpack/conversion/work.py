@@ -1,9 +1,9 @@
 """The working folder of a folder conversion: what is done already, kept for a resumed run.
 
 It lies beside the output under a hidden name. Each converted shard is two files in it: a spool
-with packed bytes and scales, and a manifest that says what is where, with a digest. Manifests
-are only written once their spool is on the disk, and both are checked again before they are
-used.
+with packed bytes and scales, and a manifest that says what is where, with the digests. Manifests
+are only written once their spool is on the disk, and every digest is checked before a later run
+takes it up.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import IO, Any
 
 import numpy as np
 
-from tpack.container import TernaryEntry, new_file
+from tpack.codec import pack, unpack
+from tpack.container import TernaryEntry, digest, new_file
 from tpack.container.header import CHUNK
 from tpack.container.reader import stored_dtype
 from tpack.conversion.packing import Batch, Packed
 from tpack.conversion.plan import Plan
-from tpack.errors import StorageError
+from tpack.errors import StorageError, TpackError
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,10 @@ class Work:
 
     # ---- shards
 
-    @contextmanager
-    def spool(self, number: int) -> Iterator[IO[bytes]]:
-        """A file for the packed bytes of a shard, which stays if the block ends well."""
-        path = self._spool(number)
-        with suppress(FileNotFoundError):
-            self._manifest(number).unlink()
-        try:
-            with path.open("w+b") as file:
-                yield file
-        except BaseException:
-            with suppress(OSError):
-                path.unlink()
-            raise
+    def spool(self, number: int) -> IO[bytes]:
+        """A new file for the packed bytes of a shard."""
+        self._manifest(number).unlink(missing_ok=True)
+        return self._spool(number).open("w+b")
 
     def finish(self, number: int, batch: Batch) -> None:
         """Put scales behind the packed bytes of a shard, and write its manifest."""
@@ -109,12 +101,7 @@ class Work:
             spool.write(np.ascontiguousarray(item.scale).tobytes())
         spool.flush()
         os.fsync(spool.fileno())
-        manifest = {
-            "key": self.key,
-            "packed": packed,
-            "kept": list(batch.kept),
-            "spool_sha256": _file_digest(spool),
-        }
+        manifest = {"key": self.key, "packed": packed, "kept": list(batch.kept)}
         with new_file(self._manifest(number), force=True) as file:
             file.write(json.dumps(manifest, sort_keys=True).encode("ascii"))
 
@@ -129,15 +116,15 @@ class Work:
             if manifest["key"] != self.key:
                 return None
             spool = resources.enter_context(self._spool(number).open("rb"))
-            if _file_digest(spool) != manifest["spool_sha256"]:
-                return None
             batch = Batch(spool)
             for name, item in manifest["packed"].items():
                 batch.packed[name] = _packed(item, spool)
+                if not is_whole(batch.packed[name], spool):
+                    return None
             for name in manifest["kept"]:
                 batch.kept[name] = plan.kept[name]
                 batch.reasons[name] = plan.reasons[name]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, TpackError):
             return None
         return batch
 
@@ -207,9 +194,17 @@ def _packed(item: Any, spool: IO[bytes]) -> Packed:
     return Packed(entry, scale, item["dtype"], item["offset"], item["length"])
 
 
-def _file_digest(file: IO[bytes]) -> str:
-    state = hashlib.sha256()
-    file.seek(0)
-    while chunk := file.read(CHUNK):
-        state.update(chunk)
-    return state.hexdigest()
+def is_whole(item: Packed, spool: IO[bytes]) -> bool:
+    """Whether a weight in a spool has the digests of its entry."""
+    layout, state = item.entry.layout, hashlib.sha256()
+    width = item.entry.packed_shape[-1]
+    step = max(1, CHUNK // width) * width
+    spool.seek(item.offset)
+    for start in range(0, item.length, step):
+        data = spool.read(min(step, item.length - start))
+        if layout != "t2":
+            rows = np.frombuffer(data, np.uint8).reshape(-1, width)
+            data = pack(unpack(rows, item.entry.columns, layout)).tobytes()
+        state.update(data)
+    same = state.hexdigest() == item.entry.sha256
+    return same and digest([item.scale.tobytes()]) == item.entry.scale_sha256
