@@ -105,7 +105,7 @@ static void quantization(const tp_kernels *k, size_t rows, size_t columns) {
         buffer sums[2] = {make(entries * 8, 8), make(entries * 8, 8)};
         buffer limits = make(entries * 4, 4), packed[2] = {make(bytes, 1), make(bytes, 1)};
         buffer scales = make(entries * 4, 4);
-        double squares[2][2] = {{0}};
+        buffer squares[2] = {make(rows * 16, 8), make(rows * 16, 8)};
         ptrdiff_t different[2];
         for (size_t e = 0; e < entries; e++) {
             ((float *)limits.data)[e] = 0.5f * fabsf(random_float());
@@ -114,18 +114,20 @@ static void quantization(const tp_kernels *k, size_t rows, size_t columns) {
         const tp_kernels *both[2] = {&tp_scalar, k};
         for (int b = 0; b < 2; b++) {
             memset(sums[b].data, 0, entries * 8);
+            memset(squares[b].data, 0, rows * 16);
             tp_survey(both[b], sources[i % 2], rows, columns, group, (double *)sums[b].data, NULL, NULL, 2);
             const float *limit = (float *)limits.data, *scale = (float *)scales.data;
             uint8_t *out = (uint8_t *)packed[b].data;
             tp_quantize(both[b], sources[i % 2], rows, columns, limit, NULL, group, out, NULL, 2);
             different[b] = tp_quantize(both[b], sources[i % 2], rows, columns, limit, scale, group, out, NULL, 2);
-            tp_quantize(both[b], sources[i % 2], rows, columns, limit, scale, group, out, squares[b], 2);
+            tp_quantize(both[b], sources[i % 2], rows, columns, limit, scale, group, out, (double *)squares[b].data, 2);
         }
-        check(k->name, "squares", !memcmp(squares[0], squares[1], sizeof squares[0]), rows, columns, group);
+        check(k->name, "squares", equal(squares[0], squares[1]), rows, columns, group);
         check(k->name, "first different", different[0] == different[1], rows, columns, group);
         check(k->name, "abs_sums", equal(sums[0], sums[1]), rows, columns, group);
         check(k->name, "quantize", equal(packed[0], packed[1]), rows, columns, group);
         free(sums[0].base), free(sums[1].base), free(limits.base), free(scales.base), free(packed[0].base), free(packed[1].base);
+        free(squares[0].base), free(squares[1].base);
     }
     size_t entries = rows * tp_groups(columns, TP_RANGE_GROUP) * 4;
     buffer high[2] = {make(entries, 4), make(entries, 4)}, low[2] = {make(entries, 4), make(entries, 4)};
