@@ -77,17 +77,81 @@ def test_an_id_outside_the_table_is_refused(bad):
         tn.ternary_embedding(torch.tensor([0, bad]), packed, scales, (ROWS, COLUMNS))
 
 
-@pytest.mark.parametrize("size", [2, 4, 20])
-@pytest.mark.parametrize(
-    "options", [{}, {"stride": 2, "padding": 1}, {"padding": (1, 2)}, {"dilation": 2}]
-)
-def test_conv2d_by_both_ways(size, options, variant):
-    x = torch.randn(1, 6, size + 4, size + 4)
-    weight = torch.randint(-1, 2, (5, 6, 3, 3))
-    packed, scale, bias = pack_ternary(weight.flatten(1)), torch.rand(5, 1), torch.randn(5)
-    found = tn.ternary_conv2d(x, packed, scale, (5, 6, 3, 3), bias, **options)
-    expected = F.conv2d(x, weight * scale.view(5, 1, 1, 1), bias, **options)
+CONVOLUTIONS = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"padding": (1, 2)},
+    {"dilation": 2},
+    {"padding": "same"},
+    {"padding": "valid", "dilation": (1, 2)},
+    {"stride": (2, 1), "padding": 1, "groups": 2},
+]
+
+
+@pytest.mark.parametrize("large", [1, 1 << 40])
+@pytest.mark.parametrize("size", [3, 5, 20])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (1, 3)])
+@pytest.mark.parametrize("options", CONVOLUTIONS)
+def test_conv2d_by_both_ways(large, size, kernel, options, variant, monkeypatch):
+    monkeypatch.setattr(functional, "LARGE", large)
+    x = torch.randn(2, 6, size + 2, size + 2)
+    groups = options.get("groups", 1)
+    shape = (4, 6 // groups, *kernel)
+    weight, scale, bias = torch.randint(-1, 2, shape), torch.rand(4, 1), torch.randn(4)
+    packed = pack_ternary(weight.flatten(1))
+    for given in (x, x[:1], x[0], x.to(memory_format=torch.channels_last), x[:0]):
+        with torch.no_grad():
+            found = tn.ternary_conv2d(given, packed, scale, shape, bias, **options)
+        expected = F.conv2d(given, weight * scale.view(4, 1, 1, 1), bias, **options)
+        assert found.shape == expected.shape
+        if given.numel():
+            close(found, expected)
+
+
+def test_conv2d_of_few_positions_meets_the_packed_rows(variant, monkeypatch):
+    def refuse(*_args, **_options):
+        raise AssertionError("unpacked")
+
+    x, weight = torch.randn(1, 64, 4, 4), torch.randint(-1, 2, (128, 64, 3, 3))
+    packed, scale = pack_ternary(weight.flatten(1)), torch.rand(1)
+    monkeypatch.setattr(functional, "dequantize", refuse)
+    with torch.no_grad():
+        if variant != "numpy":
+            found = tn.ternary_conv2d(x, packed, scale, weight.shape, padding=1)
+            close(found, F.conv2d(x, weight * scale, padding=1))
+            assert found.is_contiguous()
+        with pytest.raises(AssertionError, match="unpacked"):
+            tn.ternary_conv2d(x.repeat(2, 1, 1, 1), packed, scale, weight.shape, padding=1)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("size", [4, 9])
+def test_conv2d_keeps_the_dtype(dtype, size, variant):
+    x, weight = torch.randn(1, 64, size, size).to(dtype), torch.randint(-1, 2, (128, 64, 3, 3))
+    packed, scale, bias = pack_ternary(weight.flatten(1)), torch.rand(128, 1), torch.randn(128)
+    with torch.no_grad():
+        found = tn.ternary_conv2d(x, packed, scale, weight.shape, bias)
+    wide = F.conv2d(x.float(), weight * scale.view(128, 1, 1, 1), bias)
+    close(found, wide.to(dtype))
+
+
+def test_conv2d_gradients_and_symbolic_sizes():
+    weight, scale = torch.randint(-1, 2, (64, 128, 3, 3)), torch.rand(1)
+    packed = pack_ternary(weight.flatten(1))
+    x = torch.randn(1, 128, 4, 4, requires_grad=True)
+    (found,) = torch.autograd.grad(
+        tn.ternary_conv2d(x, packed, scale, weight.shape).square().sum(), x
+    )
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight * scale).square().sum(), x)
     close(found, expected)
+    module = tn.TernaryConv2d(128, 64, 3)
+    module.weight_packed = packed
+    batch = {0: torch.export.Dim("batch")}
+    exported = torch.export.export(
+        module, (torch.randn(2, 128, 4, 4),), dynamic_shapes={"x": batch}
+    )
+    x = torch.randn(5, 128, 4, 4)
+    close(exported.module()(x), module(x))
 
 
 @pytest.mark.parametrize("name", ["linear", "bit_linear"])
