@@ -335,7 +335,7 @@ import sys, time
 import tpack.container.writer, tpack.quantize.encode
 where, name = {
     "writing": ("tpack.container.writer", "header_bytes"),
-    "packing": ("tpack.quantize.encode", "_pack"),
+    "packing": ("tpack.quantize.encode", "_pack_natively"),
 }[sys.argv[1]]
 module = sys.modules[where]
 real = getattr(module, name)

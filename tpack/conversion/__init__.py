@@ -187,4 +187,4 @@ def _target(source: Any, opened: Source, destination: str | os.PathLike[str] | N
 
 def _spool(folder: Path | None) -> IO[bytes]:
     """A nameless file for packed bytes, beside the output: a tenth of the source at most."""
-    return tempfile.SpooledTemporaryFile(max_size=64 << 20, dir=str(folder) if folder else None)
+    return tempfile.SpooledTemporaryFile(max_size=1 << 20, dir=str(folder) if folder else None)

@@ -75,8 +75,9 @@ def abs_sums(
     """Sum |w| in double per tensor `(1,)`, row `(rows, 1)` or group `(rows, groups)`.
 
     The order of the additions is fixed, so the result depends on neither threads nor processor:
-    chunks of at most 4096 columns of a row or group are added one after the other. So a weight
-    may also come in parts, cut between rows or at a multiple of 4096 columns.
+    chunks of at most 4096 columns of a row or group are added one after the other, and the sums
+    of a tensor's rows so, too. A weight may come in parts, cut between rows; for sums of rows and
+    groups also between groups, at a multiple of 4096 columns.
 
     Args:
         weights: `(rows, columns)` float32, float16 or uint16 (bfloat16 bits).
@@ -130,10 +131,11 @@ def quantize_measured(
 
     Args:
         scale: float32, shaped as the thresholds.
-        squares: float64 `(2,)`, to which Σ (w - scale · trit)² and Σ w² are added in place, in an
-            order that is fixed as that of `abs_sums` is. The difference is rounded to float32.
+        squares: float64 `(rows, 2)`, to which Σ (w - scale · trit)² and Σ w² of each row are added
+            in place, in an order that is fixed as that of `abs_sums` is. The difference is
+            rounded to float32.
     """
-    check_doubles(squares, (2,), "squares")
+    check_doubles(squares, (len(weights), 2), "squares")
     return _quantize(weights, thresholds, scale, squares, group, threads)[0]
 
 

@@ -98,8 +98,14 @@ def chunk_sums(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return sums
 
 
-def add_in_order(total: float, terms: npt.NDArray[np.float64]) -> float:
-    """Add the terms to a total, one after the other."""
+def add_up(terms: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]) -> None:
+    """Add the columns of `(rows, terms)` to the sums `(rows,)`, one after the other."""
+    for step in range(terms.shape[1]):
+        sums += terms[:, step]
+
+
+def add_in_order(terms: npt.NDArray[np.float64], total: float = 0.0) -> float:
+    """Add all terms to a total, one after the other."""
     return float(np.add.accumulate(np.append(total, terms))[-1])
 
 
@@ -112,14 +118,18 @@ def by_group(values: Array, group: int) -> Array:
 
 
 def abs_sums(values: Array, group: int, sums: npt.NDArray[np.float64]) -> None:
-    """Add |w| of the tensor, of each row or of each group to `sums`, chunk after chunk."""
+    """Add |w| of the tensor, of each row or of each group to `sums`.
+
+    Chunks of a row or group are added one after the other, and the rows of a tensor so, too.
+    """
     parts = values if group <= 1 else by_group(values, group)
     chunks = chunk_sums(np.abs(parts.astype(np.float64)))
     if group == 0:
-        sums[0] = add_in_order(sums[0], chunks.ravel())
-        return
-    for step in range(chunks.shape[1]):
-        sums += chunks[:, step].reshape(sums.shape)
+        rows = np.zeros(len(values))
+        add_up(chunks, rows)
+        sums[0] = add_in_order(rows, sums[0])
+    else:
+        add_up(chunks, sums.reshape(-1))
 
 
 def ranges(values: Array, group: int = RANGE_GROUP) -> tuple[Array, Array]:
@@ -146,13 +156,12 @@ def quantize(values: Array, thresholds: Array, group: int) -> Bytes:
 
 
 def square_sums(values: Array, restored: Array, squares: npt.NDArray[np.float64]) -> None:
-    """Add (w - restored)^2 and w^2 to the two `squares`, chunk after chunk of each row.
+    """Add (w - restored)^2 and w^2 of each row to `squares` `(rows, 2)`, chunk after chunk.
 
     The difference is rounded to the dtype of the values; a square of float32 is exact.
     """
     for i, terms in enumerate((values - restored, values)):
-        chunks = chunk_sums(np.square(terms, dtype=np.float64))
-        squares[i] = add_in_order(squares[i], chunks.ravel())
+        add_up(chunk_sums(np.square(terms, dtype=np.float64)), squares[:, i])
 
 
 def first_different(values: Array, restored: Array) -> int:

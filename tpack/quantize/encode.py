@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from tpack import kernels
 from tpack.kernels import reference
+from tpack.kernels.reference import add_in_order
 from tpack.quantize.fit import Fit, spread
-from tpack.quantize.sets import Doubles, for_kernels, kernel_group
-from tpack.quantize.weight import Piece, Weight, changed, widen
+from tpack.quantize.pieces import Piece, for_kernels, in_pieces
+from tpack.quantize.sets import Doubles, kernel_group
+from tpack.quantize.weight import Weight, changed, widen
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -50,34 +52,45 @@ def encode_blocks(weight: Weight, fit: Fit, take: Callable[[Bytes, int], None]) 
     Raises:
         InputError: the weight is not what was fitted: its source changed.
     """
-    squares = np.zeros(2)
     scale = widen(fit.scale, fit.dtype)
-    for piece in weight.pieces(fit.granularity):
-        take(_pack(piece, fit, scale, squares), piece.stored.shape[1])
-    lost, total = squares
+    squares = np.zeros((weight.rows, 2))
+    native = for_kernels(weight, fit.granularity)
+
+    def work(piece: Piece) -> tuple[Bytes, int]:
+        limits, scales = (piece.part(each, fit.granularity) for each in (fit.threshold, scale))
+        own = squares[piece.row : piece.row + len(piece.stored)]
+        pack = _pack_natively if native else _pack_by_numpy
+        packed, different = pack(piece, fit, limits, scales, own)
+        if different >= 0:
+            raise changed()
+        return packed, piece.stored.shape[1]
+
+    for packed, columns in in_pieces(weight, fit.granularity, work):
+        take(packed, columns)
+    lost, total = (add_in_order(each) for each in squares.T)
     return math.sqrt(lost / total) if total else 0.0
 
 
-def _pack(piece: Piece, fit: Fit, scale: Array, squares: Doubles) -> Bytes:
-    """Pack a piece and compare it with its source; what is lost is added to the squares."""
-    limit, scale = (piece.part(each, fit.granularity) for each in (fit.threshold, scale))
-    exact = fit.method == "exact"
-    different = -1
-    if not for_kernels(piece.stored, fit.granularity):
-        values = piece.values
-        limit, scale = (spread(e, fit.granularity, 0, *values.shape) for e in (limit, scale))
-        trits = reference.ternarize(values, limit)
-        packed, restored = reference.pack_codes(trits + np.int8(1)), scale * trits
-        if exact:
-            different = reference.first_different(values, restored)
-        else:
-            reference.square_sums(values, restored, squares)
-    elif exact:
-        group = kernel_group(fit.granularity)
-        packed, different = kernels.quantize_exact(piece.stored, scale, group)
-    else:
-        group = kernel_group(fit.granularity)
-        packed = kernels.quantize_measured(piece.stored, limit, scale, group, squares)
-    if different >= 0:
-        raise changed()
-    return packed
+def _pack_natively(
+    piece: Piece, fit: Fit, limits: Array, scales: Array, squares: Doubles
+) -> tuple[Bytes, int]:
+    group, threads = kernel_group(fit.granularity), piece.threads
+    if fit.method == "exact":
+        return kernels.quantize_exact(piece.stored, scales, group, threads=threads)
+    packed = kernels.quantize_measured(
+        piece.stored, limits, scales, group, squares, threads=threads
+    )
+    return packed, -1
+
+
+def _pack_by_numpy(
+    piece: Piece, fit: Fit, limits: Array, scales: Array, squares: Doubles
+) -> tuple[Bytes, int]:
+    values = piece.values
+    limit, scale = (spread(e, fit.granularity, 0, *values.shape) for e in (limits, scales))
+    trits = reference.ternarize(values, limit)
+    packed, restored = reference.pack_codes(trits + np.int8(1)), scale * trits
+    if fit.method == "exact":
+        return packed, reference.first_different(values, restored)
+    reference.square_sums(values, restored, squares)
+    return packed, -1

@@ -19,7 +19,8 @@ import numpy.typing as npt
 from tpack.codec import Scale
 from tpack.kernels.reference import absmean_scale, absmean_threshold
 from tpack.quantize.fit import Fit, make_fit, spread
-from tpack.quantize.sets import add_abs_sums, counts, new_sums
+from tpack.quantize.pieces import Piece, in_pieces
+from tpack.quantize.sets import Sums, counts
 from tpack.quantize.statistics import Statistics
 from tpack.quantize.weight import BLOCK, Weight
 
@@ -44,14 +45,19 @@ def twn(weight: Weight, granularity: Scale, statistics: Statistics) -> Fit:
     """
     mean = statistics.sums / np.maximum(counts(weight, granularity), 1)
     threshold = (0.7 * mean).astype(weight.real)
-    kept, number = new_sums(weight, granularity), new_sums(weight, granularity)
-    for piece in weight.pieces(granularity):
+    kept, number = Sums(weight, granularity), Sums(weight, granularity)
+
+    def add(piece: Piece) -> None:
         size = np.abs(piece.values)
         limit = spread(piece.part(threshold, granularity), granularity, 0, *size.shape)
         above = (size > limit).astype(size.dtype)
-        add_abs_sums(size * above, granularity, piece.part(kept, granularity))
-        add_abs_sums(above, granularity, piece.part(number, granularity))
-    scale = np.where(number > 0, kept / np.maximum(number, 1), 1.0)
+        kept.add(piece, size * above)
+        number.add(piece, above)
+
+    for _ in in_pieces(weight, granularity, add):
+        pass
+    total, many = kept.values, number.values
+    scale = np.where(many > 0, total / np.maximum(many, 1), 1.0)
     return make_fit(weight, "twn", granularity, scale, threshold)
 
 
@@ -63,7 +69,9 @@ def mse(weight: Weight, granularity: Scale, _: Statistics) -> Fit:
     optimum is the best k of n over the sorted |w|, found exactly.
     """
     if granularity.kind == "tensor":
-        size = np.concatenate([np.abs(p.values).reshape(-1) for p in weight.pieces(granularity)])
+        size = np.concatenate(
+            list(in_pieces(weight, granularity, lambda piece: np.abs(piece.values).ravel()))
+        )
         size.sort()
         scale, threshold = _best_cut(size[::-1])
         return make_fit(weight, "mse", granularity, np.array([[scale]]), np.array([[threshold]]))
@@ -73,8 +81,8 @@ def mse(weight: Weight, granularity: Scale, _: Statistics) -> Fit:
             _best_cut(np.sort(row[start : start + width])[::-1])
             for start in range(0, weight.columns, width)
         ]
-        for piece in weight.pieces(granularity, whole_rows=True)
-        for row in np.abs(piece.values)
+        for size in in_pieces(weight, granularity, lambda p: np.abs(p.values), whole_rows=True)
+        for row in size
     ]
     both = np.array(cuts, dtype=np.float64).reshape(weight.rows, -1, 2)
     return make_fit(weight, "mse", granularity, both[..., 0], both[..., 1])

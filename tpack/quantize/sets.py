@@ -1,8 +1,8 @@
-"""Work on the sets of weights that share a scale: on the kernels where they can, else in numpy.
+"""Sums over the sets of weights that share a scale.
 
 The kernels take float32, float16 and bfloat16, and groups of a multiple of 32 columns. For
 float64 and for odd groups their definition serves, ``tpack.kernels.reference``. All add up in
-the same order, so that no result depends on how a weight was cut in pieces.
+the same order, row after row, so that no result depends on how a weight was cut in pieces.
 """
 
 from __future__ import annotations
@@ -15,18 +15,13 @@ import numpy.typing as npt
 from tpack import kernels
 from tpack.codec import Scale
 from tpack.kernels import reference
-from tpack.quantize.weight import Piece, Weight
+from tpack.quantize.pieces import Piece, for_kernels
+from tpack.quantize.weight import Weight, numbers
 
 Array = npt.NDArray[Any]
 Doubles = npt.NDArray[np.float64]
 
-#: The finest groups of which the kernels give ranges.
-RANGES = Scale.parse(f"group:{reference.RANGE_GROUP}")
-
-
-def for_kernels(values: Array, granularity: Scale) -> bool:
-    """Whether the kernels take these values (as stored) and a granularity."""
-    return values.dtype != np.float64 and granularity.group_size % RANGES.group_size == 0
+_ROW = Scale.parse("row")
 
 
 def kernel_group(granularity: Scale) -> int:
@@ -34,9 +29,48 @@ def kernel_group(granularity: Scale) -> int:
     return granularity.group_size or ("tensor", "row").index(granularity.kind)
 
 
-def new_sums(weight: Weight, granularity: Scale) -> Doubles:
-    """Zeros, one for each set: ``(1,)`` or ``(rows, sets in a row)``."""
-    return np.zeros(granularity.shape((weight.rows, weight.columns), 1))
+class Sums:
+    """Σ |w| of every set of a weight.
+
+    Those of rows and groups are added to where they are, by any thread; the sum of a tensor is
+    that of its rows.
+    """
+
+    def __init__(self, weight: Weight, granularity: Scale) -> None:
+        self.granularity = _ROW if granularity.kind == "tensor" else granularity
+        self.whole = granularity.kind == "tensor"
+        self.kernels = for_kernels(weight, granularity)
+        self.parts = np.zeros(self.granularity.shape((weight.rows, weight.columns), 1))
+
+    def add(self, piece: Piece, values: Array) -> None:
+        """Add |w| of values ``(rows, columns)``, stored as the piece is, in the place of it."""
+        own = piece.part(self.parts, self.granularity)
+        if self.kernels:
+            kernels.abs_sums(values, kernel_group(self.granularity), own, threads=piece.threads)
+        elif self.granularity.kind == "row":
+            reference.abs_sums(numbers(values), 1, own)
+        else:
+            by_group = reference.by_group(numbers(values), self.granularity.group_size)
+            reference.abs_sums(by_group, 1, own.reshape(-1, 1))
+
+    def survey(self, piece: Piece, groups: Scale) -> tuple[Array, Array]:
+        """Add |w| of a piece, and give the largest and smallest nonzero |w| of its ``groups``.
+
+        Returns:
+            Both ``(rows, groups)``; the smallest is inf where all are zero. Where the largest is
+            not finite, the sums are of no use.
+        """
+        if self.kernels:
+            own = piece.part(self.parts, self.granularity)
+            group = kernel_group(self.granularity)
+            return kernels.survey(piece.stored, group, own, threads=piece.threads)
+        self.add(piece, piece.stored)
+        return reference.ranges(piece.values, groups.group_size)
+
+    @property
+    def values(self) -> Doubles:
+        """``(1,)`` for the tensor, else ``(rows, sets in a row)``."""
+        return np.array([reference.add_in_order(self.parts)]) if self.whole else self.parts
 
 
 def counts(weight: Weight, granularity: Scale) -> Doubles:
@@ -46,30 +80,3 @@ def counts(weight: Weight, granularity: Scale) -> Doubles:
     width = granularity.group_size or max(weight.columns, 1)
     starts = np.arange(0, weight.columns, width)
     return np.minimum(width, weight.columns - starts).astype(np.float64)
-
-
-def add_abs_sums(stored: Array, granularity: Scale, sums: Doubles) -> None:
-    """Add |w| of a piece ``(rows, columns)`` to the sums of its sets, in place."""
-    if for_kernels(stored, granularity):
-        kernels.abs_sums(stored, kernel_group(granularity), sums)
-        return
-    values = Piece(0, 0, stored).values
-    if granularity.kind == "group":
-        by_group = reference.by_group(values, granularity.group_size)
-        reference.abs_sums(by_group, 1, sums.reshape(-1, 1))
-    else:
-        reference.abs_sums(values, kernel_group(granularity), sums)
-
-
-def survey(stored: Array, granularity: Scale, sums: Doubles, ranges: Scale) -> tuple[Array, Array]:
-    """Add |w| to the sums, and give the largest and smallest nonzero |w| per group of ``ranges``.
-
-    Returns:
-        Both ``(rows, groups)``; the smallest is inf where all are zero.
-    """
-    if for_kernels(stored, granularity) and ranges == RANGES:
-        return kernels.survey(stored, kernel_group(granularity), sums)
-    values = Piece(0, 0, stored).values
-    if np.isfinite(values).all():
-        add_abs_sums(stored, granularity, sums)
-    return reference.ranges(values, ranges.group_size)

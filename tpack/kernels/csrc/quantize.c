@@ -96,6 +96,23 @@ static void survey_task(void *context, size_t task, unsigned worker) {
     for (size_t i = first; i < last; i++) survey_span(w, i);
 }
 
+static void add_segments(const weights *w) {
+    for (size_t i = 0; i < w->rows * w->spans; i++) {
+        size_t start, end;
+        find_span(w, i % w->spans, &start, &end);
+        w->sums[i / w->spans * w->segments + start / w->segment] += w->span_sums[i];
+    }
+}
+
+/* The sum of a tensor is that of the sums of its rows. */
+static void add_rows(const weights *w) {
+    for (size_t row = 0; row < w->rows; row++) {
+        double sum = 0;
+        for (size_t span = 0; span < w->spans; span++) sum += w->span_sums[row * w->spans + span];
+        w->sums[0] += sum;
+    }
+}
+
 ptrdiff_t tp_survey(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
                     double *sums, float *maxima, float *minima, unsigned threads) {
     weights w = describe(k, source, rows, columns, group);
@@ -109,10 +126,9 @@ ptrdiff_t tp_survey(const tp_kernels *k, tp_floats source, size_t rows, size_t c
         if (!w.span_sums) return TP_NO_MEMORY;
     }
     run(&w, survey_task, threads);
-    for (size_t i = 0; w.span_sums && i < spans; i++) {
-        size_t start, end;
-        find_span(&w, i % w.spans, &start, &end);
-        sums[group == TP_PER_TENSOR ? 0 : i / w.spans * w.segments + start / w.segment] += w.span_sums[i];
+    if (w.span_sums) {
+        if (group == TP_PER_TENSOR) add_rows(&w);
+        else add_segments(&w);
     }
     free(w.span_sums);
     return TP_GOOD;
@@ -173,7 +189,8 @@ ptrdiff_t tp_quantize(const tp_kernels *k, tp_floats source, size_t rows, size_t
         if (!w.span_sums) return TP_NO_MEMORY;
     }
     run(&w, quantize_task, threads);
-    for (size_t i = 0; w.span_sums && i < 2 * spans; i++) squares[i % 2] += w.span_sums[i];
+    for (size_t i = 0; w.span_sums && i < spans; i++)
+        for (size_t s = 0; s < 2; s++) squares[2 * (i / w.spans) + s] += w.span_sums[2 * i + s];
     free(w.span_sums);
     size_t different = atomic_load(&w.first_different);
     return different == SIZE_MAX ? TP_GOOD : (ptrdiff_t)different;
