@@ -15,7 +15,7 @@ CLI = Path(__file__).parent.parent / "cli"
 
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
-    {"errors", "dtypes", "report", "hfconfig"},
+    {"errors", "dtypes", "grouping", "report", "hfconfig"},
     {"codec"},
     {"layerdef", "kernels"},
     {"quantize", "container"},

@@ -27,6 +27,9 @@ def test_zeros_and_bits_by_brute_force(tmp_path, layout, columns):
     assert [t.name for t in report.tensors] == ["a.weight", "b.weight"]
     for row in report.tensors:
         w = state[row.name]
+        assert row.counts == tuple(int((w.sign() == trit).sum()) for trit in (-1, 0, 1))
+        assert row.packed_bytes == stored[f"{row.name}_packed"].nbytes
+        assert row.scale_bytes == stored[f"{row.name}_scale"].nbytes
         assert row.zeros == pytest.approx(float((w == 0).float().mean()), abs=1e-6)
         size = stored[f"{row.name}_packed"].nbytes + stored[f"{row.name}_scale"].nbytes
         assert row.bpw == pytest.approx(8 * size / w.numel(), abs=1e-4)
@@ -34,6 +37,8 @@ def test_zeros_and_bits_by_brute_force(tmp_path, layout, columns):
     total = 8 * sum(t.nbytes for t in stored.values()) / sum(t.numel() for t in state.values())
     assert report.bpw_total == pytest.approx(total, abs=1e-4)
     assert report.file_bytes == path.stat().st_size
+    assert report.stored_bytes == sum(t.nbytes for t in stored.values())
+    assert report.source_bytes == sum(t.nbytes for t in state.values())
 
 
 @pytest.mark.parametrize("name", sorted(make.checkpoints()))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from tpack.codec import LAYOUTS
 from tpack.container import Checkpoint
 from tpack.container.document import VERSION
+from tpack.dtypes import BY_NAME
 from tpack.layerdef import Program
 
 
@@ -24,6 +25,9 @@ class TernaryInfo:
     Attributes:
         zeros: share of trits that are 0.
         bpw: stored bits per weight, scales included.
+        counts: how many trits are -1, 0 and +1.
+        packed_bytes: size of the trits as they are stored.
+        scale_bytes: size of the scales.
     """
 
     name: str
@@ -35,6 +39,14 @@ class TernaryInfo:
     bpw: float
     relative_error: float
     source_dtype: str
+    counts: tuple[int, int, int]
+    packed_bytes: int
+    scale_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes."""
+        return self.packed_bytes + self.scale_bytes
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,7 @@ class KeptInfo:
     name: str
     dtype: str
     shape: tuple[int, ...]
+    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,17 @@ class InspectionReport:
     kept: tuple[KeptInfo, ...]
     bpw_total: float
     program: Program | None
+
+    @property
+    def source_bytes(self) -> int:
+        """What the tensors took before: ternary ones in the dtype that they came in."""
+        ternary = sum(math.prod(t.shape) * BY_NAME[t.source_dtype].size for t in self.tensors)
+        return ternary + sum(t.nbytes for t in self.kept)
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the tensors take now."""
+        return sum(t.nbytes for t in (*self.tensors, *self.kept))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -86,7 +110,8 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
         bits = weights = 0
         for name, entry in file.ternary():
             count = entry.rows * entry.columns
-            stored = sum(file.entries[f"{name}_{part}"].nbytes for part in ("packed", "scale"))
+            packed, scale = (file.entries[f"{name}_{part}"].nbytes for part in ("packed", "scale"))
+            counts = _counts(file, name)
             tensors.append(
                 TernaryInfo(
                     name,
@@ -94,13 +119,16 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
                     entry.layout,
                     entry.scale,
                     entry.method,
-                    round(_zeros(file, name) / count, 6),
-                    round(8 * stored / count, 4),
+                    round(counts[1] / count, 6),
+                    round(8 * (packed + scale) / count, 4),
                     entry.relative_error,
                     entry.source_dtype,
+                    counts,
+                    packed,
+                    scale,
                 )
             )
-            bits += 8 * stored
+            bits += 8 * (packed + scale)
             weights += count
         kept = [file.entries[name] for name in sorted(file.document.kept)]
         bits += sum(8 * entry.nbytes for entry in kept)
@@ -109,25 +137,25 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
             str(path),
             file.nbytes,
             tuple(tensors),
-            tuple(KeptInfo(entry.name, entry.dtype, entry.shape) for entry in kept),
+            tuple(KeptInfo(entry.name, entry.dtype, entry.shape, entry.nbytes) for entry in kept),
             round(bits / max(weights, 1), 4),
             file.document.program,
         )
 
 
-def _zeros(file: Checkpoint, name: str) -> int:
-    """How many trits of a tensor are 0, padding not counted."""
+def _counts(file: Checkpoint, name: str) -> tuple[int, int, int]:
+    """How many trits of a tensor are -1, 0 and +1, padding not counted."""
     entry = file.document.tensors[name]
-    counts = np.zeros(256, dtype=np.int64)
+    seen = np.zeros(256, dtype=np.int64)
     for _, packed in file.packed_blocks(name):
-        counts += np.bincount(packed.reshape(-1), minlength=256)
+        seen += np.bincount(packed.reshape(-1), minlength=256)
+    minus, zero, plus = (int(count) for count in seen @ _codes_of_bytes(entry.layout))
     padding = entry.packed_shape[-1] * LAYOUTS[entry.layout].per_byte - entry.columns
-    return int(counts @ _zeros_of_bytes(entry.layout)) - padding * entry.rows
+    return minus, zero - padding * entry.rows, plus
 
 
 @cache
-def _zeros_of_bytes(layout: str) -> npt.NDArray[np.int64]:
-    """How many codes 1 each byte holds."""
+def _codes_of_bytes(layout: str) -> npt.NDArray[np.int64]:
+    """``(256, 3)``: how often each byte holds each code."""
     codes = LAYOUTS[layout].decode(np.arange(256, dtype=np.uint8)[:, None])
-    counts: npt.NDArray[np.int64] = (codes == 1).sum(axis=1)
-    return counts
+    return np.stack([(codes == code).sum(axis=1) for code in range(3)], axis=1)
