@@ -17,14 +17,14 @@ from tpack.errors import NotTernaryError
 from tpack.kernels.reference import by_group
 from tpack.quantize.fit import Fit, make_fit
 from tpack.quantize.pieces import in_pieces
-from tpack.quantize.statistics import Statistics
+from tpack.quantize.statistics import Statistics, join
 from tpack.quantize.weight import Weight, changed, narrow, widen
 
 Array = npt.NDArray[Any]
 
-#: What detection tries, coarsest first.
+#: What detection tries, finest first.
 GRANULARITIES = tuple(
-    Scale.parse(text) for text in ("tensor", "row", *(f"group:{size}" for size in GROUP_SIZES))
+    Scale.parse(text) for text in (*(f"group:{n}" for n in GROUP_SIZES[::-1]), "row", "tensor")
 )
 
 
@@ -35,24 +35,30 @@ def fit_exact(weight: Weight, statistics: Statistics, wanted: Scale | None) -> F
         The fit, or None where the weight is not ternary. Where it is, but its scale must be
         rounded (float64), the method is ``mse``: no other trits are nearer.
     """
-    rounded: Fit | None = None
+    found: tuple[Scale, Array] | None = None
+    at, scales = statistics.group, statistics.scales
     for granularity in GRANULARITIES if wanted is None else (wanted,):
-        found = statistics.at(granularity)
-        if found is None:
-            continue
-        scale = np.where(found == 0, found.dtype.type(1), found)
-        held = widen(narrow(scale, weight.scale_dtype), weight.scale_dtype)
-        if np.array_equal(held, scale):
-            return make_fit(weight, "exact", granularity, scale)
-        if rounded is None and np.isfinite(held).all() and held.all():
-            rounded = make_fit(weight, "mse", granularity, scale)
-    return rounded
+        scales = None if scales is None else join(scales, at, granularity)
+        if scales is None:
+            break  # and no coarser sets are ternary, which hold these
+        at, found = granularity, (granularity, scales)
+    if found is None:
+        return None
+    granularity, scale = found
+    scale = np.where(scale == 0, scale.dtype.type(1), scale)
+    held = widen(narrow(scale, weight.scale_dtype), weight.scale_dtype)
+    if np.array_equal(held, scale):
+        return make_fit(weight, "exact", granularity, scale)
+    if np.isfinite(held).all() and held.all():
+        return make_fit(weight, "mse", granularity, scale)
+    return None
 
 
 def refuse(weight: Weight, statistics: Statistics, wanted: Scale | None) -> NotTernaryError:
     """The error that names the first weight which no scale explains."""
     scope = wanted or statistics.group
-    scales = statistics.at(scope)
+    scales = statistics.scales
+    scales = None if scales is None else join(scales, statistics.group, scope)
     if scales is not None:
         value = float(scales.max())
         return NotTernaryError(

@@ -37,34 +37,41 @@ class Statistics:
     group: Scale
     scales: Array | None
 
-    def at(self, granularity: Scale) -> Array | None:
-        """The s of coarser sets, ``(1, 1)`` or ``(rows, sets in a row)``; None if some have two."""
-        if self.scales is None:
-            return None
-        largest = _join(self.scales, granularity, self.group, np.maximum)
-        # an s as large as can be, where there is none, is never the smallest
-        smallest = np.where(self.scales == 0, self.scales.dtype.type(np.inf), self.scales)
-        smallest = _join(smallest, granularity, self.group, np.minimum)
-        return None if ((largest != smallest) & (largest != 0)).any() else largest
+
+def join(scales: Array, of: Scale, to: Scale) -> Array | None:
+    """Join sets that are ``{-s, 0, +s}`` to coarser ones, which are so where all s agree.
+
+    Args:
+        scales: the s of each set of ``of``, ``(rows, sets in a row)``; 0 where all are zero.
+
+    Returns:
+        Those of ``to``, ``(rows, sets in a row)`` or ``(1, 1)``; None if some s differ.
+    """
+    if to.kind == "group":
+        return _join_columns(scales, to.group_size // of.group_size)
+    rows = _join_columns(scales, scales.shape[1])
+    if rows is None or to.kind == "row":
+        return rows
+    return _join_columns(rows.reshape(1, -1), len(rows))
 
 
-def _join(values: Array, to: Scale, group: Scale, of: np.ufunc) -> Array:
-    """Reduce the values of groups to those of coarser sets."""
-    if not values.size:
-        return np.zeros((1, 1), values.dtype) if to.kind == "tensor" else values
-    if to.kind == "tensor":
-        return np.array(of.reduce(values, axis=None)).reshape(1, 1)
-    if to.kind == "row":
-        row: Array = of.reduce(values, axis=1, keepdims=True)
-        return row
-    factor = to.group_size // group.group_size
-    while factor % 2 == 0:  # by halves, which numpy does much faster
-        joined, odd = values[:, ::2].copy(), values[:, 1::2]
-        of(joined[:, : odd.shape[1]], odd, out=joined[:, : odd.shape[1]])
-        values, factor = joined, factor // 2
-    if factor > 1:
-        values = of.reduceat(values, range(0, values.shape[1], factor), axis=1)
-    return values
+def _join_columns(scales: Array, factor: int) -> Array | None:
+    """Join every ``factor`` columns, by halves as long as that goes or makes no difference."""
+    if not scales.size:  # a row of no columns still has one set
+        return np.zeros((len(scales), 1 if factor == scales.shape[1] else 0), scales.dtype)
+    if factor >= scales.shape[1]:
+        factor = 1 << (scales.shape[1] - 1).bit_length()
+    while factor > 1:
+        step = 2 if factor % 2 == 0 else factor
+        joined = scales[:, ::step].copy()
+        for place in range(1, step):
+            other = scales[:, place::step]
+            own = joined[:, : other.shape[1]]
+            if ((own != other) & (own != 0) & (other != 0)).any():
+                return None
+            np.maximum(own, other, out=own)
+        scales, factor = joined, factor // step
+    return scales
 
 
 def measure(weight: Weight, granularity: Scale) -> Statistics:
