@@ -136,7 +136,7 @@ class Checkpoint:
         check_program(whole, self.entries)
         return whole
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Read bytes ``start`` to ``stop`` of a tensor.
 
         Raises:
@@ -144,7 +144,7 @@ class Checkpoint:
         """
         return self._home[name].read(name, start, stop)
 
-    def chunks(self, name: str) -> Iterator[bytes]:
+    def chunks(self, name: str) -> Iterator[memoryview]:
         """Read a tensor piece by piece."""
         return self._home[name].chunks(name)
 

@@ -1,9 +1,10 @@
 """Find the trits and scales of a weight: exactly where it already is ternary, else nearest.
 
-A weight is read in pieces, twice: once to fit (scales and thresholds; ``twn`` and ``mse`` take
-another look), once to encode (packed trits, with the error measured). Reading twice costs less
-than holding: what was just read of a file still is in the memory of the system. Nothing here
-holds a whole float tensor, except ``mse`` per tensor, which sorts one.
+A weight is read in pieces. One that is ternary already is packed, and proved to be, in the pass
+that finds its scales. Another is read twice: to fit (scales and thresholds; ``twn`` and ``mse``
+take another look) and to encode (packed trits, with the error measured). Reading twice costs
+less than holding: what was just read of a file still is in the memory of the system. Nothing
+here holds a whole float tensor, except ``mse`` per tensor, which sorts one.
 
 Example:
     >>> import numpy as np

@@ -41,8 +41,8 @@ def encode(weight: Weight, fit: Fit) -> Encoded:
 def encode_blocks(weight: Weight, fit: Fit, take: Callable[[Bytes, int], None]) -> float:
     """Hand the packed rows of a weight, piece by piece, to ``take``; return the relative error.
 
-    Where the fit is exact, every ``scale * trit`` is unpacked and compared with its source: the
-    proof that packing is lossless, not an assumption of it.
+    Where the fit is exact, every ``scale * trit`` is unpacked and compared with its source, here
+    or when it was measured: the proof that packing is lossless, not an assumption of it.
 
     Args:
         take: called with packed rows in layout t2, ``(rows, ceil(columns / 4))``, and their
@@ -52,6 +52,10 @@ def encode_blocks(weight: Weight, fit: Fit, take: Callable[[Bytes, int], None]) 
     Raises:
         InputError: the weight is not what was fitted: its source changed.
     """
+    if fit.packed is not None:
+        for packed, columns in fit.packed:
+            take(packed, columns)
+        return 0.0
     scale = widen(fit.scale, fit.dtype)
     squares = np.zeros((weight.rows, 2))
     native = for_kernels(weight, fit.granularity)

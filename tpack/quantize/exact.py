@@ -7,6 +7,7 @@ from them, since 32 divides them all.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ def fit_exact(weight: Weight, statistics: Statistics, wanted: Scale | None) -> F
     scale = np.where(scale == 0, scale.dtype.type(1), scale)
     held = widen(narrow(scale, weight.scale_dtype), weight.scale_dtype)
     if np.array_equal(held, scale):
-        return make_fit(weight, "exact", granularity, scale)
+        return replace(make_fit(weight, "exact", granularity, scale), packed=statistics.packed)
     if np.isfinite(held).all() and held.all():
         return make_fit(weight, "mse", granularity, scale)
     return None

@@ -29,6 +29,8 @@ class Fit:
         scale: as stored (bfloat16 as bits in uint16).
         dtype: of the scale.
         threshold: float32, or float64 for a float64 weight.
+        packed: the trits, where they were packed while the weight was measured: pieces of
+            rows in layout t2, each with its number of columns.
     """
 
     method: str
@@ -36,6 +38,7 @@ class Fit:
     scale: Array
     dtype: str
     threshold: Array
+    packed: tuple[tuple[npt.NDArray[np.uint8], int], ...] | None = None
 
 
 def make_fit(

@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tpack import kernels
 from tpack.codec import Scale
 from tpack.errors import InputError
 from tpack.kernels import reference
-from tpack.quantize.pieces import Piece, in_pieces
+from tpack.quantize.pieces import Piece, for_kernels, in_pieces
 from tpack.quantize.sets import Sums
 from tpack.quantize.weight import Weight
 
 Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
 
 #: The groups in which the kernels look for a single |w|.
 GROUP = Scale.parse(f"group:{reference.RANGE_GROUP}")
@@ -31,11 +33,14 @@ class Statistics:
         group: what ``scales`` belong to.
         scales: where every such group is ``{-s, 0, +s}``, its s, ``(rows, groups)``, and 0 where
             all are zero; None where a group is not.
+        packed: the trits of a weight with ``scales``, each compared with its source, in pieces
+            as ``encode_blocks`` hands them out; None where they are still to be packed.
     """
 
     sums: npt.NDArray[np.float64]
     group: Scale
     scales: Array | None
+    packed: tuple[tuple[Bytes, int], ...] | None = None
 
 
 def join(scales: Array, of: Scale, to: Scale) -> Array | None:
@@ -77,6 +82,9 @@ def _join_columns(scales: Array, factor: int) -> Array | None:
 def measure(weight: Weight, granularity: Scale) -> Statistics:
     """Take the statistics of a weight in one pass.
 
+    As long as all groups are ternary, the pieces are packed and proved on the way, while they
+    are in a cache: a ternary weight is read once.
+
     Args:
         granularity: what a sum of |w| is taken of.
 
@@ -87,19 +95,29 @@ def measure(weight: Weight, granularity: Scale) -> Statistics:
     scales = np.empty(group.shape((weight.rows, weight.columns), 1), weight.real)
     sums = Sums(weight, granularity)
     mixed = Event()
+    native = for_kernels(weight, group)
 
-    def survey(piece: Piece) -> None:
+    def survey(piece: Piece) -> tuple[Bytes, int] | None:
         largest, smallest = sums.survey(piece, group)
         if not np.isfinite(largest).all():
             raise _not_finite(weight, piece)
         if ((largest != smallest) & (largest != 0)).any():
             mixed.set()
-        if not mixed.is_set():
-            piece.part(scales, group)[...] = largest
+        if mixed.is_set():
+            return None
+        piece.part(scales, group)[...] = largest
+        if not native:
+            return None
+        packed, different = kernels.quantize_exact(
+            piece.stored, largest, group.group_size, threads=piece.threads
+        )
+        assert different < 0, "ranges found a group ternary that is not"
+        return packed, piece.stored.shape[1]
 
-    for _ in in_pieces(weight, granularity, survey):
-        pass
-    return Statistics(sums.values, group, None if mixed.is_set() else scales)
+    packed = tuple(found for found in in_pieces(weight, granularity, survey) if found)
+    if mixed.is_set():
+        return Statistics(sums.values, group, None)
+    return Statistics(sums.values, group, scales, packed if native else None)
 
 
 def _not_finite(weight: Weight, piece: Piece) -> InputError:
