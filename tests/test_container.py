@@ -494,12 +494,55 @@ def test_conversion_on_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_no_permission(tmp_path, monkeypatch):
-    def denied(**_):
+    def denied(*_):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(atomic_module.tempfile, "mkstemp", denied)
+    monkeypatch.setattr(atomic_module.os, "open", denied)
     with pytest.raises(StorageError, match="Permission denied"), new_file(tmp_path / "x"):
         raise AssertionError
+
+
+def test_two_writers_do_not_interleave(tmp_path):
+    path = tmp_path / "x"
+    with new_file(path) as file:
+        file.write(b"abc")
+        with pytest.raises(StorageError, match="another process"), new_file(path):
+            raise AssertionError
+        with new_file(tmp_path / "y") as other:  # another target is no business of the first
+            other.write(b"def")
+    assert path.read_bytes() == b"abc"
+    assert listing(tmp_path) == ["x", "y"]
+
+
+def test_what_a_killed_process_left_is_taken_over(tmp_path):
+    path = tmp_path / "x"
+    code = (
+        "import os, sys\nfrom tpack.container import new_file\n"
+        "with new_file(sys.argv[1]) as file:\n"
+        "    file.write(b'half of a file that is longer')\n    file.flush()\n    os._exit(9)"
+    )
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", code, str(path)], check=False, timeout=60)
+        assert done.returncode == 9
+        (left,) = listing(tmp_path)
+        assert left.startswith(".tpack-")
+        assert left.endswith(".tmp")
+    with new_file(path) as file:
+        file.write(b"abc")
+    assert path.read_bytes() == b"abc"
+    assert listing(tmp_path) == ["x"]
+
+
+def test_a_temporary_file_that_is_a_link_is_not_followed(tmp_path):
+    path, victim = tmp_path / "x", tmp_path / "victim"
+    with new_file(path):
+        (name,) = listing(tmp_path)
+    victim.write_bytes(b"precious")
+    (tmp_path / name).symlink_to(victim)
+    path.unlink()
+    with pytest.raises(StorageError), new_file(path):
+        raise AssertionError
+    assert victim.read_bytes() == b"precious"
 
 
 def test_a_file_system_without_hard_links(tmp_path, monkeypatch):

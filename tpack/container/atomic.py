@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,24 +35,51 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
         mode = stat.S_IMODE(target.stat().st_mode)
     except OSError:
         mode = 0o666 & ~_umask()
-    temporary: Path | None = None
-    try:
-        with storage_errors(target):
-            # not named after the target, whose name may be as long as names can be
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".tpack-", suffix=".tmp")
-            temporary = Path(name)
-            with os.fdopen(handle, "wb") as file:
+    with storage_errors(target):
+        handle, temporary = _open_temporary(target)
+        # closing it ends the lock: not before the file has its name, or is gone
+        with os.fdopen(handle, "w+b") as file:
+            try:
                 os.fchmod(handle, mode)
                 yield file
                 file.flush()
                 os.fsync(handle)
-            _publish(temporary, target, force=force)
-            temporary = None
-            sync_folder(target.parent)
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink()
+                _publish(temporary, target, force=force)
+            except BaseException:
+                with suppress(OSError):
+                    temporary.unlink()
+                raise
+        sync_folder(target.parent)
+
+
+def _open_temporary(target: Path) -> tuple[int, Path]:
+    """Open the temporary file of a target, empty and locked.
+
+    There is one for each target, so that what a killed process has left is taken over by the
+    next, not added to. Its name does not hold that of the target, which may be as long as names
+    can be.
+
+    Raises:
+        StorageError: another process is writing to the same target.
+    """
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    path = target.parent / f".tpack-{name}.tmp"
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                # unless it got its name, or was removed, between the two calls
+                if os.path.samestat(os.fstat(handle), path.stat(follow_symlinks=False)):
+                    os.ftruncate(handle, 0)
+                    return handle, path
+            os.close(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise StorageError("is being written by another process.", file=target) from None
+        except BaseException:
+            os.close(handle)
+            raise
 
 
 @contextmanager
