@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tpack.cli import options
-from tpack.cli.output import print_json, printable, progress, shape, shorten, size, table
+from tpack.cli.output import (
+    METHODS,
+    grouped,
+    plural,
+    print_json,
+    printable,
+    progress,
+    shape,
+    size,
+    table,
+)
+
+if TYPE_CHECKING:
+    from tpack.report import ConversionReport, TensorReport
 
 
 @click.command()
@@ -97,41 +114,62 @@ def convert(
         for note in report.notes:
             click.echo(printable(f"note: {note}"), err=True)
         return
-    rows = [
-        (
-            shorten(t.name),
-            shape(t.shape),
-            t.action,
-            f"{t.scale} {t.method}" if t.scale else t.reason,
-            f"{t.relative_error:.3f}" if t.action == "quantized" else "",
-            f"{t.bpw:.2f}",
-        )
-        for t in report.tensors
-        if verbose or t.action != "kept"
-    ]
-    head = ("tensor", "shape", "action", "how", "error", "bpw")
-    click.echo(table(head, rows, right=(4, 5)), err=report.output is not None)
+    click.echo(_table(report, verbose=verbose), err=report.output is not None)
     for note in report.notes:
         click.echo(printable(f"note: {note}"), err=True)
-    counts = {
-        action: sum(t.action == action for t in report.tensors)
-        for action in ("packed", "quantized", "kept")
-    }
-    ratio = report.input_bytes / max(report.output_bytes, 1)
-    click.echo(
-        f"{counts['packed']} packed losslessly, {counts['quantized']} quantized, "
-        f"{counts['kept']} kept: {size(report.input_bytes)} → {size(report.output_bytes)} "
-        f"({ratio:.1f}× smaller)",
-        err=True,
-    )
+    summary = _summary(report)
     if dry_run:
-        click.echo(
-            f"needs at most {size(report.memory)} of memory and {size(report.disk)} of disk",
-            err=True,
-        )
+        summary["needs"] = f"at most {size(report.memory)} of memory, {size(report.disk)} of disk"
     if report.output is not None:
         # only what is lossless as a whole can equal its source
-        lossless = not counts["quantized"] and keep_dtype is None
+        lossless = all(t.action != "quantized" for t in report.tensors) and keep_dtype is None
         against = ["--against", str(source)] if lossless else []
-        advice = shlex.join(["tpack", "verify", report.output, *against])
-        click.echo(printable(f"next: {advice}"), err=True)
+        summary["next"] = shlex.join(["tpack", "verify", report.output, *against])
+    for title, told in summary.items():
+        click.echo(f"{title:<8}  {printable(told)}", err=True)
+
+
+def _table(report: ConversionReport, *, verbose: bool) -> str:
+    """One line for each tensor, or for each group of repeated layers; kept ones if verbose."""
+    tensors = {t.name: t for t in report.tensors if verbose or t.action != "kept"}
+    keyed = ((t.name, (t.shape, t.action, t.scale, t.method, t.reason)) for t in tensors.values())
+    rows = []
+    for label, names in grouped(keyed, each=verbose):
+        group = [tensors[name] for name in names]
+        first = group[0]
+        how = f"{first.scale} {first.method}" if first.scale else first.reason
+        error = _error(group) if first.action == "quantized" else ""
+        bits = sum(t.bpw * math.prod(t.shape) for t in group)
+        bpw = bits / max(sum(math.prod(t.shape) for t in group), 1) if len(group) > 1 else first.bpw
+        rows.append((label, shape(first.shape), first.action, how, error, f"{bpw:.2f}"))
+    head = ("tensor", "shape", "action", "how", "error", "bpw")
+    stream = None if verbose else sys.stderr if report.output is not None else sys.stdout
+    return table(head, rows, right=(4, 5), stream=stream, meanings=METHODS)
+
+
+def _summary(report: ConversionReport) -> dict[str, str]:
+    """What was found, done and proved, a line each."""
+    packed, quantized, kept = (
+        [t for t in report.tensors if t.action == action]
+        for action in ("packed", "quantized", "kept")
+    )
+    scales = sorted({str(t.scale) for t in packed})
+    found = plural(len(packed), "ternary weight")
+    if scales:
+        found += f" (a scale per {' or '.join(scales)})"
+    proof = "each packed weight unpacks to its source, bit for bit" if packed else ""
+    loss = f"quantized with relative error {_error(quantized)}" if quantized else ""
+    ratio = report.input_bytes / max(report.output_bytes, 1)
+    return {
+        "detected": f"{found}, {len(quantized)} others, {plural(len(kept), 'tensor')} to keep",
+        "packed": f"{len(packed)} packed losslessly, {len(quantized)} quantized, {len(kept)} kept",
+        "checked": "; ".join(filter(None, (proof, loss))) or "nothing to check",
+        "size": f"{size(report.input_bytes)} → {size(report.output_bytes)} ({ratio:.1f}× smaller)",
+    }
+
+
+def _error(tensors: Sequence[TensorReport]) -> str:
+    """``0.523``, or the least and the greatest of several."""
+    errors = [t.relative_error for t in tensors]
+    low, high = f"{min(errors):.3f}", f"{max(errors):.3f}"
+    return low if low == high else f"{low}–{high}"

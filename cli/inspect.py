@@ -2,51 +2,94 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tpack.cli import options
-from tpack.cli.output import print_json, shape, shorten, size, table
+from tpack.cli.output import METHODS, grouped, print_json, shape, size, table
+
+if TYPE_CHECKING:
+    from tpack.inspection import InspectionReport
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Write a page of charts; verifies too."
+)
+@options.force
 @options.as_json
 @options.verbose
-def inspect(file: Path, as_json: bool, verbose: bool) -> None:
+def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: bool) -> None:
     """Show what is in a checkpoint, tensor by tensor.
+
+    Repeated layers share a line. With --html: a page of its own that needs no network, with
+    charts, a table to sort and filter, and the source of the model. Prints its path.
 
     \b
     Example:
       tpack inspect model.tpack.safetensors
+      tpack inspect model.tpack.safetensors --html report.html
     """
     from tpack.inspection import inspect as run
 
+    if html is not None:
+        _write_page(file, html, force=force)
+        if as_json:
+            print_json({"output": str(html)})
+        else:
+            click.echo(html)
+        return
     report = run(file)
     if as_json:
         print_json(report.to_dict())
         return
-    rows = [
-        (
-            t.name if verbose else shorten(t.name),
-            shape(t.shape),
-            t.layout,
-            t.scale,
-            t.method,
-            f"{t.zeros:.1%}",
-            f"{t.bpw:.2f}",
-        )
-        for t in report.tensors
-    ]
-    rows += [
-        (t.name if verbose else shorten(t.name), shape(t.shape), t.dtype, "", "kept", "", "")
-        for t in report.kept
-    ]
-    head = ("tensor", "shape", "layout", "scale", "method", "zeros", "bpw")
-    click.echo(table(head, rows, right=(5, 6)))
+    click.echo(_table(report, verbose=verbose))
     layers = len(report.program.layers) if report.program else 0
     click.echo(
         f"{len(report.tensors)} ternary, {len(report.kept)} kept, {report.bpw_total:.2f} bits per "
         f"weight in all, {size(report.file_bytes)}, {layers} LayerDefs"
     )
+
+
+def _write_page(file: Path, html: Path, *, force: bool) -> None:
+    from tpack.container.atomic import check_not_input, check_target, new_file
+    from tpack.html_report import html_report
+
+    check_not_input(html, file)
+    check_target(html, force=force)
+    page = html_report(file).encode()
+    with new_file(html, force=force) as out:
+        out.write(page)
+
+
+def _table(report: InspectionReport, *, verbose: bool) -> str:
+    """One line for each tensor, or for each group of repeated layers."""
+    ternary = {t.name: t for t in report.tensors}
+    kept = {t.name: t for t in report.kept}
+    rows = []
+    for label, names in grouped(
+        ((t.name, (t.shape, t.layout, t.scale, t.method)) for t in report.tensors), each=verbose
+    ):
+        first, group = ternary[names[0]], [ternary[name] for name in names]
+        bits = sum(8 * t.nbytes for t in group) / sum(sum(t.counts) for t in group)
+        stored = f"{first.layout} {first.scale}"
+        zeros = _percents([t.zeros for t in group])
+        rows.append((label, shape(first.shape), stored, first.method, zeros, f"{bits:.2f}"))
+    for label, names in grouped(((t.name, (t.shape, t.dtype)) for t in report.kept), each=verbose):
+        like = kept[names[0]]
+        rows.append((label, shape(like.shape), like.dtype, "kept", "", ""))
+    head = ("tensor", "shape", "stored as", "method", "zeros", "bpw")
+    stream = None if verbose else sys.stdout
+    return table(head, rows, right=(4, 5), stream=stream, meanings=METHODS)
+
+
+def _percents(shares: list[float]) -> str:
+    """``31.6%``, or the least and the greatest of several: ``31–38%``."""
+    low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
+    if len(shares) == 1:
+        return f"{shares[0]:.1%}"
+    return low if low == high else f"{low[:-1]}–{high}"

@@ -24,6 +24,7 @@ COMMANDS = (
     "convert",
     "verify",
     "inspect",
+    "diff",
     "codegen",
     "unpack",
     "export",

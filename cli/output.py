@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TextIO
 
 import click
+
+from tpack.grouping import groups, label
+from tpack.text import plural, printable, shape, size
+
+__all__ = [
+    "METHODS",
+    "cut",
+    "grouped",
+    "plural",
+    "print_json",
+    "printable",
+    "progress",
+    "shape",
+    "shorten",
+    "size",
+    "table",
+    "tint",
+]
 
 
 def print_json(data: Any) -> None:
@@ -16,54 +37,83 @@ def print_json(data: Any) -> None:
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-def printable(text: str) -> str:
-    """A line of text with what would drive a terminal written as escapes.
+#: What a colour says. Without colour the words say it: no meaning is in a colour alone.
+_COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 
-    Example:
-        >>> print(printable("a\\x1b[31m\\n → b"))
-        a\\x1b[31m\\n → b
+#: Words of tables that have a colour: what was lossless, and what was not.
+METHODS = MappingProxyType(
+    {"exact": "good", "packed": "good"}
+    | dict.fromkeys(("quantized", "absmean", "twn", "mse"), "warn")
+)
+
+
+def tint(text: str, meaning: str) -> str:
+    """Text in the colour of ``good``, ``warn`` or ``bad``.
+
+    Plain with ``NO_COLOR``; where the output is no terminal, click takes the colour out.
     """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if os.environ.get("NO_COLOR") else click.style(text, fg=_COLOURS[meaning])
 
 
-def size(count: float) -> str:
-    """Bytes for people.
+def grouped(
+    keyed: Iterable[tuple[str, Hashable]], *, each: bool = False
+) -> list[tuple[str, list[str]]]:
+    """Labels and names of the lines of a table: repeated layers share one, unless ``each``."""
+    found = [[name] for name, _ in keyed] if each else groups(keyed)
+    return [(label(names), names) for names in found]
 
-    Example:
-        >>> size(532), size(1_234_567)
-        ('532 B', '1.2 MB')
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int] = (),
+    *,
+    stream: TextIO | None = None,
+    meanings: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """Rows in aligned columns, two spaces apart; columns ``right`` aligned to the right.
+
+    Args:
+        stream: if it is a terminal, the first column gives way until the lines fit it.
+        meanings: cells to colour → what the colour says.
     """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
-    """Rows in aligned columns, two spaces apart; columns ``right`` aligned to the right."""
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    if stream is not None and stream.isatty():
+        room = shutil.get_terminal_size().columns - sum(widths[1:]) - 2 * (len(head) - 1)
+        widths[0] = min(widths[0], max(room, 12))
+        for row in cells:
+            row[0] = cut(row[0], widths[0])
     lines = []
     for row in cells:
         parts = [
             cell.rjust(width) if i in right else cell.ljust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
-        lines.append("  ".join(parts).rstrip())
+        last = max((i for i, cell in enumerate(row) if cell), default=0)
+        shown = [
+            tint(part, meanings[cell]) if cell in meanings else part
+            for part, cell in zip(parts, row, strict=True)
+        ][: last + 1]
+        lines.append("  ".join(shown).rstrip())
     return "\n".join(lines)
 
 
-def shape(sizes: Sequence[int]) -> str:
-    """``64×3×3``; a scalar is ``()``."""
-    return "×".join(map(str, sizes)) or "()"
+def cut(name: str, width: int) -> str:
+    """A name cut in the middle, so that both its ends tell what it is.
+
+    Example:
+        >>> cut("model.layers.0–29.mlp.up_proj ×30", 20)
+        'model.lay…p_proj ×30'
+    """
+    if len(name) <= width:
+        return name
+    return f"{name[: width // 2 - 1]}…{name[-(width - width // 2) :]}"
 
 
 def shorten(name: str, width: int = 34) -> str:
-    """A name cut in the middle, so that both its ends tell what it is; whole in a pipe."""
-    if len(name) <= width or not sys.stdout.isatty():
-        return name
-    return f"{name[: width // 2 - 1]}…{name[-(width - width // 2) :]}"
+    """A name cut in the middle on a terminal; whole in a pipe."""
+    return cut(name, width) if sys.stdout.isatty() else name
 
 
 @contextmanager

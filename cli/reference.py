@@ -38,7 +38,7 @@ _EXIT_CODES = (
     (2, "usage"),
     (3, "input missing, unreadable, malformed or hostile"),
     (4, "not ternary, with `--exact`"),
-    (5, "verify found a difference"),
+    (5, "verify or diff found a difference"),
     (6, "would overwrite: use `--force`"),
     (7, "no space, no permission, I/O error"),
     (130, "interrupted"),

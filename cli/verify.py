@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from tpack.cli import options
-from tpack.cli.output import print_json, printable, table
+from tpack.cli.output import plural, print_json, printable, table, tint
 
 
 @click.command()
@@ -37,13 +37,16 @@ def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose:
         return 0 if report.ok else 5
     if verbose:
         rows = [(t.name, "ok" if t.ok else "FAILED", ", ".join(t.checks)) for t in report.tensors]
-        click.echo(table(("tensor", "result", "checks"), rows))
+        meanings = {"ok": "good", "FAILED": "bad"}
+        click.echo(table(("tensor", "result", "checks"), rows, meanings=meanings))
     for problem in report.problems:
         click.echo(printable(f"{file}: {problem}"), err=True)
     if not quiet:
-        count = len(report.tensors)
-        source = f", equal to {against}" if against else ""
-        good = f"ok: {file}: {count} tensors{source}"
-        bad = f"FAILED: {file}: {len(report.problems)} problems"
-        click.echo(good if report.ok else bad)
+        if report.ok:
+            source = f", equal to {against}" if against else ""
+            told = f"{file}: {plural(len(report.tensors), 'tensor')}{source}"
+            click.echo(f"{tint('ok', 'good')}: {printable(told)}")
+        else:
+            told = f"{file}: {plural(len(report.problems), 'problem')}"
+            click.echo(f"{tint('FAILED', 'bad')}: {printable(told)}")
     return 0 if report.ok else 5

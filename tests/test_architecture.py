@@ -15,7 +15,7 @@ CLI = Path(__file__).parent.parent / "cli"
 
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
-    {"errors", "dtypes", "grouping", "report", "hfconfig"},
+    {"errors", "dtypes", "grouping", "report", "text", "hfconfig"},
     {"codec"},
     {"layerdef", "kernels"},
     {"quantize", "container"},
@@ -24,7 +24,8 @@ LAYERS = (
     {"nn"},
     {"build", "pack", "parallel"},
     {"reading"},
-    {"conversion", "verification", "inspection", "unpacking", "export"},
+    {"conversion", "difference", "verification", "inspection", "unpacking", "export"},
+    {"html_report"},
     {"checkpoint"},
     {"demo", "hf"},
     {"cli"},

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tpack.checkpoint import load, save, unpack
     from tpack.codegen import PyTorchCodeGenerator, generate_pytorch_code
     from tpack.conversion import convert
+    from tpack.difference import DiffReport, diff
     from tpack.inspection import InspectionReport, inspect
     from tpack.pack import pack_ternary, unpack_ternary
     from tpack.report import ConversionReport
@@ -38,10 +39,12 @@ __version__ = "0.1.0"
 #: Public names that are imported when they are first used.
 _LAZY = {
     "ConversionReport": "tpack.report",
+    "DiffReport": "tpack.difference",
     "InspectionReport": "tpack.inspection",
     "PyTorchCodeGenerator": "tpack.codegen",
     "VerificationReport": "tpack.verification",
     "convert": "tpack.conversion",
+    "diff": "tpack.difference",
     "generate_pytorch_code": "tpack.codegen",
     "inspect": "tpack.inspection",
     "load": "tpack.checkpoint",
@@ -54,6 +57,7 @@ _LAZY = {
 
 __all__ = [
     "ConversionReport",
+    "DiffReport",
     "ExistsError",
     "FormatError",
     "InputError",
@@ -71,6 +75,7 @@ __all__ = [
     "VerificationReport",
     "__version__",
     "convert",
+    "diff",
     "generate_pytorch_code",
     "inspect",
     "load",

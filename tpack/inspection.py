@@ -84,7 +84,7 @@ class InspectionReport:
     @property
     def stored_bytes(self) -> int:
         """What the tensors take now."""
-        return sum(t.nbytes for t in (*self.tensors, *self.kept))
+        return sum(t.nbytes for t in self.tensors) + sum(t.nbytes for t in self.kept)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

@@ -1,0 +1,26 @@
+"""A checkpoint as one page: charts, a table, the LayerDefs with their source. Needs no torch.
+
+The page is a single file without network. ``facts`` reads the checkpoint, ``program`` prints
+its LayerDefs, ``page`` puts both into HTML, ``markup`` escapes and seals it; ``d3/`` holds
+modules of D3 as npm has them, ``script/`` what draws with them.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tpack.html_report.facts import gather
+from tpack.html_report.page import render
+
+__all__ = ["html_report"]
+
+
+def html_report(path: str | os.PathLike[str]) -> str:
+    """The report of a checkpoint as HTML; every byte of the file is read and verified.
+
+    Equal files of one name give equal pages.
+
+    Raises:
+        InputError: it cannot be read, or its structure is broken.
+    """
+    return render(gather(path))

@@ -1,0 +1,44 @@
+"""Names and numbers for people, in a terminal or on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def printable(text: str) -> str:
+    """A line of text with what would drive a terminal, or turn its letters, as escapes.
+
+    Example:
+        >>> print(printable("a\\x1b[31m\\n → b"))
+        a\\x1b[31m\\n → b
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def size(count: float) -> str:
+    """Bytes for people.
+
+    Example:
+        >>> size(532), size(1_234_567)
+        ('532 B', '1.2 MB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def shape(sizes: Sequence[int]) -> str:
+    """``64×3×3``; a scalar is ``()``."""
+    return "×".join(map(str, sizes)) or "()"
+
+
+def plural(count: int, noun: str) -> str:
+    """A number and its noun.
+
+    Example:
+        >>> plural(1, "tensor"), plural(0, "tensor")
+        ('1 tensor', '0 tensors')
+    """
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
