@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import hashlib
 import os
@@ -38,17 +40,12 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
     with storage_errors(target):
         handle, temporary = _open_temporary(target)
         # closing it ends the lock: not before the file has its name, or is gone
-        with os.fdopen(handle, "w+b") as file:
-            try:
-                os.fchmod(handle, mode)
-                yield file
-                file.flush()
-                os.fsync(handle)
-                _publish(temporary, target, force=force)
-            except BaseException:
-                with suppress(OSError):
-                    temporary.unlink()
-                raise
+        with os.fdopen(handle, "w+b") as file, _removed_on_error(temporary):
+            os.fchmod(handle, mode)
+            yield file
+            file.flush()
+            os.fsync(handle)
+            _publish(temporary, target, force=force)
         sync_folder(target.parent)
 
 
@@ -67,19 +64,46 @@ def _open_temporary(target: Path) -> tuple[int, Path]:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with suppress(FileNotFoundError):
-                # unless it got its name, or was removed, between the two calls
-                if os.path.samestat(os.fstat(handle), path.stat(follow_symlinks=False)):
-                    os.ftruncate(handle, 0)
-                    return handle, path
-            os.close(handle)
+            if _take_over(handle, path):
+                return handle, path
         except BlockingIOError:
             os.close(handle)
             raise StorageError("is being written by another process.", file=target) from None
         except BaseException:
             os.close(handle)
             raise
+        os.close(handle)
+
+
+def _take_over(handle: int, path: Path) -> bool:
+    """Lock and empty a temporary file; False if it is not what the path leads to any more.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
+        there = path.stat(follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if not os.path.samestat(os.fstat(handle), there):
+        return False  # it got its name between opening and locking
+    if there.st_nlink == 1:
+        with _removed_on_error(path):
+            os.ftruncate(handle, 0)
+        return True
+    path.unlink()  # an output has this name too: it was to be removed when the process was killed
+    return False
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            path.unlink()
+        raise
 
 
 @contextmanager
@@ -139,13 +163,40 @@ def _publish(temporary: Path, target: Path, *, force: bool) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk."""
-    with suppress(OSError):  # some file systems cannot
+    """Bring the names in a folder to the disk, where the file system and its rights allow that.
+
+    Raises:
+        OSError: the disk is full or damaged.
+    """
+    try:
         handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    except PermissionError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Let two paths change places in one step; False where the system cannot.
+
+    Raises:
+        OSError: it can, but failed.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    at, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if call(at, os.fsencode(first), at, os.fsencode(second), swap) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(code, os.strerror(code), os.fspath(second))
 
 
 def _umask() -> int:

@@ -72,6 +72,7 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
     ranks, work = Ranks.here(), Work.beside(target, folder.key)
     with storage_errors(target):
         _check_target(folder)
+        work.restore(target)
         if ranks.of > 1 and work.is_done(target):
             return _late(folder, work, ranks, needs)
         if target.exists() and not force:
@@ -143,7 +144,7 @@ def _finish(
 ) -> ConversionReport | None:
     """Write the output if all shards are packed and nobody else does."""
     count = len(folder.source.shards)
-    if not all(work.has(number) for number in range(1, count + 1)):
+    if not all(number in own or work.has(number) for number in range(1, count + 1)):
         return None
     with work.lock("finish", wait=True), ExitStack() as stack:
         if work.is_done(folder.target):

@@ -23,6 +23,7 @@ import numpy as np
 
 from tpack.codec import pack, unpack
 from tpack.container import TernaryEntry, digest, new_file
+from tpack.container.atomic import exchange
 from tpack.container.header import CHUNK
 from tpack.container.reader import stored_dtype
 from tpack.conversion.packing import Batch, Packed
@@ -149,17 +150,34 @@ class Work:
         return self.folder / "out"
 
     def publish(self, target: Path, *, force: bool) -> None:
-        """Give the finished output its name.
+        """Give the finished output its name, in one step where the system can do that.
 
         Raises:
-            StorageError: somebody else put a folder there in the meantime.
+            StorageError: somebody else put a folder there in the meantime, or an I/O error; what
+                was there before is there again.
         """
-        if force and target.exists():
-            target.rename(self.folder / "replaced")
         try:
-            self.output.rename(target)
+            if not (force and target.exists()):
+                self.output.rename(target)
+            elif not exchange(self.output, target):
+                target.rename(self.replaced)
+                try:
+                    self.output.rename(target)
+                except OSError:
+                    self.replaced.rename(target)
+                    raise
         except OSError as error:
             raise StorageError(f"cannot take its place: {error.strerror}.", file=target) from error
+
+    @property
+    def replaced(self) -> Path:
+        """Where an output waits while another takes its place."""
+        return self.folder / "replaced"
+
+    def restore(self, target: Path) -> None:
+        """Bring back an output whose replacement was killed between two steps."""
+        if self.replaced.exists() and not target.exists():
+            self.replaced.rename(target)
 
     def mark_done(self) -> None:
         """Leave word for processes that come late."""
