@@ -117,8 +117,14 @@ def role_labels(roles: list[str]) -> tuple[str, list[str]]:
         role.removeprefix(f"{stack}.") if stack and role.startswith(f"{stack}.") else role
         for role in roles
     ]
-    trimmed = [text.removesuffix(".weight") for text in short]
-    return stack, trimmed if len(set(trimmed)) == len(trimmed) else short
+    for labels in (_trimmed(short), short, _trimmed(roles)):
+        if len(set(labels)) == len(roles):
+            return stack, labels
+    return stack, roles
+
+
+def _trimmed(names: list[str]) -> list[str]:
+    return [name.removesuffix(".weight") for name in names]
 
 
 def _stack(role: str) -> str:

@@ -1,0 +1,68 @@
+"""Checkpoints whose reports are looked at: a stack of layers, hostile names, hardly anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tpack.container import Document, Piece, write_checkpoint
+from tpack.container.document import NO_DIGEST
+from tpack.conversion import convert
+
+#: A name that tries each way out of an element, an attribute, a script and a comment.
+HOSTILE = "</script><img src=x onerror=alert(1)><!--\"'&\u2028\u202e\x00\x1b]]>{{}}</title>.weight"
+
+
+def stack(path: Path, layers: int = 4) -> Path:
+    """Nine tensors a layer: attention exact by rows, the rest quantized, two norms kept."""
+    generator = torch.Generator().manual_seed(0)
+    state = {"model.embed_tokens.weight": torch.randn(24, 32, generator=generator).bfloat16()}
+    for depth in range(layers):
+        at = f"model.layers.{depth}."
+        for number, name in enumerate(("q_proj", "k_proj", "v_proj", "o_proj")):
+            trits = (
+                (torch.randn(16, 32, generator=generator) * (1 + number / 4)).round().clamp(-1, 1)
+            )
+            scale = (1 + torch.arange(16.0)[:, None]) * 0.01 * (1 + depth)
+            state[f"{at}self_attn.{name}.weight"] = (trits * scale).bfloat16()
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            weight = torch.randn(32, 32, generator=generator) * 0.02 * (1 + depth)
+            state[f"{at}mlp.{name}.weight"] = weight.bfloat16()
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            state[f"{at}{name}.weight"] = torch.ones(32).bfloat16()
+    convert(state, path, scale="row")
+    return path
+
+
+def hostile(path: Path) -> Path:
+    """Names that must stay text."""
+    generator = torch.Generator().manual_seed(0)
+    names = ("fc.weight", HOSTILE, f"layers.0.{HOSTILE}")
+    convert({name: torch.randn(8, 8, generator=generator) for name in names}, path)
+    return path
+
+
+def one(path: Path) -> Path:
+    """A single weight."""
+    convert({"fc.weight": torch.arange(32.0).reshape(4, 8) - 9}, path)
+    return path
+
+
+def kept_only(path: Path) -> Path:
+    """Nothing ternary, and no LayerDefs."""
+    piece = Piece.of("bias", "float32", (2,), np.ones(2, "f4").data)
+    write_checkpoint(path, Document(None, {}, {"bias": NO_DIGEST}), [piece])
+    return path
+
+
+def exact(path: Path) -> Path:
+    """Layers without any error, and a tied name."""
+    trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
+    state = {f"{i}.weight": trits * (i + 1) for i in range(3)}
+    convert(state | {"head.weight": trits, "tied.weight": trits}, path, include=["*"])
+    return path
+
+
+CHECKPOINTS = {f.__name__: f for f in (stack, hostile, one, kept_only, exact)}

@@ -1,0 +1,306 @@
+"""The report as a document: structure, escaping, policy, determinism, and its numbers."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from base64 import b64encode
+from collections import Counter
+from html.parser import HTMLParser
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from report_files import CHECKPOINTS, HOSTILE
+from safetensors.torch import load_file
+
+import tpack
+from tpack.cli.main import main
+from tpack.html_report import html_report
+from tpack.html_report.facts import chart_data, gather, role_labels
+from tpack.html_report.markup import D3, SCRIPT, json_block
+
+VOID = {"meta", "link", "input", "rect", "img", "br"}
+
+
+class Page(HTMLParser):
+    """A page taken apart; fails where elements are not nested properly."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), (tag, attrs)
+        self.tags.append((tag, dict(attrs), tuple(self.open)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs), tuple(self.open)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def all(self, tag):
+        return [attrs for name, attrs, _ in self.tags if name == tag]
+
+    def text_of(self, tag):
+        return [data for name, data in self.texts if name == tag]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Checkpoints and their pages."""
+    folder = tmp_path_factory.mktemp("report")
+    paths = {name: make(folder / f"{name}.safetensors") for name, make in CHECKPOINTS.items()}
+    return {name: (path, html_report(path)) for name, path in paths.items()}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_pages_are_well_formed_and_labelled(made, name):
+    page = Page(made[name][1])
+    ids = Counter(attrs["id"] for _, attrs, _ in page.tags if "id" in attrs)
+    assert set(ids.values()) == {1}
+    assert len(page.all("h1")) == len(page.all("main")) == 1
+    assert page.all("html")[0]["lang"] == "en"
+    for tag in ("input", "select"):
+        assert all(attrs.get("aria-label") for attrs in page.all(tag))
+    for _, attrs, _ in page.tags:
+        if "aria-labelledby" in attrs:
+            assert attrs["aria-labelledby"] in ids
+        if attrs.get("href", "").startswith("#"):
+            assert attrs["href"][1:] in ids
+    assert all(attrs.get("scope") in ("row", "col") for attrs in page.all("th"))
+    report = tpack.inspect(made[name][0])
+    rows = [attrs for attrs in page.all("th") if attrs["scope"] == "row"]
+    assert len(rows) == len(report.tensors) + len(report.kept)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_nothing_leaves_the_page(made, name):
+    text = made[name][1]
+    page = Page(text)
+    for tag, attrs, _ in page.tags:
+        assert tag not in ("iframe", "object", "embed", "base", "img")
+        assert "style" not in attrs
+        assert not any(key.startswith("on") for key in attrs)
+        assert "src" not in attrs
+        assert attrs.get("href", "#").startswith(("#", "data:"))
+    scripts = page.all("script")
+    assert [attrs.get("type") for attrs in scripts] == ["application/json", None]
+    code = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
+    assert not re.search(r"\beval\s*\(|new Function|\bfetch\s*\(|XMLHttpRequest|import\s*\(", code)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_the_policy_names_the_digests_of_the_only_script_and_style(made, name):
+    text = made[name][1]
+    (policy,) = [a["content"] for a in Page(text).all("meta") if "http-equiv" in a]
+    code = text[text.rindex("<script>") + 8 : text.rindex("</script>")]
+    style = re.search("<style>(.*?)</style>", text, re.DOTALL)[1]
+    for source, rule in ((code, "script-src"), (style, "style-src")):
+        wanted = b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"{rule} 'sha256-{wanted}';" in policy
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+
+
+def test_hostile_names_stay_text(made):
+    path, text = made["hostile"]
+    page = Page(text)
+    shown = HOSTILE
+    for raw, escape in (
+        ("\u2028", "\\u2028"),
+        ("\u202e", "\\u202e"),
+        ("\0", "\\x00"),
+        ("\x1b", "\\x1b"),
+    ):
+        shown = shown.replace(raw, escape)
+    assert shown in page.text_of("th")
+    data = json.loads(page.text_of("script")[0])
+    assert data["names"].count(shown) == 1
+    assert not [c for c in text if not c.isprintable() and c != "\n"]
+    block = text[text.index('id="data">') + 10 :]
+    block = block[: block.index("</script>")]
+    assert not re.search("[<>&\u2028\u2029]", block)
+    assert {t.name for t in tpack.inspect(path).tensors} >= {HOSTILE}
+
+
+def test_data_for_the_script_survives_as_it_was():
+    data = {"a": ["</script>", "<!--", "\u2028", "é", "\ud800", 1.5, None]}
+    block = json_block("x", data)
+    inner = re.fullmatch(r'<script type="application/json" id="x">(.*)</script>', block)[1]
+    assert "<" not in inner
+    assert inner.isascii()
+    assert json.loads(inner) == data
+
+
+def test_hostile_file_names(tmp_path):
+    odd = tmp_path / "<b>\udcff&amp;\n.safetensors"
+    page = Page(html_report(CHECKPOINTS["one"](odd)))
+    assert page.text_of("h1") == ["<b>\ufffd&amp;\\n.safetensors"]
+
+
+def test_equal_files_give_equal_pages_anywhere(made, tmp_path):
+    path, text = made["stack"]
+    other = tmp_path / path.name
+    other.write_bytes(path.read_bytes())
+    code = (
+        "import sys; from tpack.html_report import html_report\n"
+        "sys.stdout.buffer.write(html_report(sys.argv[1]).encode())\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, other],
+        capture_output=True, timeout=60, check=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo", "LC_ALL": "C"},
+    )  # fmt: skip
+    assert done.stdout == text.encode()
+
+
+def test_the_numbers_of_the_charts_by_brute_force(made):
+    path, _ = made["stack"]
+    data = chart_data(gather(path))
+    stored = load_file(path)
+    plain = tpack.unpack(path)
+    assert len(data["names"]) == len(plain)
+    assert len({len(data[key]) for key in data if key not in ("stack", "roles")}) == 1
+    for i, name in enumerate(data["names"]):
+        place = re.search(r"layers\.(\d+)\.", name)
+        assert data["depth"][i] == (int(place[1]) if place else None)
+        if f"{name}_packed" not in stored:
+            assert data["zeros"][i] is None
+            assert data["bytes"][i] == stored[name].nbytes
+            continue
+        weight, scale = plain[name].float(), stored[f"{name}_scale"].float().numpy()
+        assert data["size"][i] == weight.numel()
+        assert data["zeros"][i] == pytest.approx(float((weight == 0).float().mean()), abs=1e-6)
+        assert data["packed"][i] == stored[f"{name}_packed"].nbytes
+        assert data["scales"][i] == stored[f"{name}_scale"].nbytes
+        wanted = np.percentile(np.abs(scale), [0, 25, 50, 75, 100])
+        assert data["spread"][i] == pytest.approx(wanted, rel=1e-5)
+    assert data["stack"] == "model.layers.*"
+    assert {"self_attn.q_proj", "mlp.up_proj", "model.embed_tokens"} <= set(data["roles"])
+
+
+def test_totals_are_those_of_inspection(made):
+    path, text = made["stack"]
+    report = tpack.inspect(path)
+    totals = Page(text).text_of("dd")
+    bits = 8 * sum(t.nbytes for t in report.tensors) / sum(sum(t.counts) for t in report.tensors)
+    assert totals[0] == f"{bits:.2f}"
+    assert totals[1] == f"{report.source_bytes / report.stored_bytes:.1f}×"
+    shares = re.findall(r"</b> ([\d.]+)%", text)
+    assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)
+
+
+def test_layers_come_in_the_order_of_their_numbers(tmp_path):
+    path = CHECKPOINTS["stack"](tmp_path / "m", 12)
+    names = [name for name in chart_data(gather(path))["names"] if name.endswith("q_proj.weight")]
+    assert names == [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(12)]
+
+
+def test_labels_of_roles_never_collide():
+    roles = ["h.*.up.weight", "h.*.up", "up.weight", "g.*.up.weight"]
+    stack, labels = role_labels(roles)
+    assert stack == ""
+    assert len(set(labels)) == len(roles)
+    assert role_labels(["*.weight", "*.bias"]) == ("*", ["weight", "bias"])
+    assert role_labels([]) == ("", [])
+    assert role_labels(["layers.*"]) == ("", ["layers.*"])
+    stack, labels = role_labels(["h.*.up.weight", "up.weight"])
+    assert (stack, labels) == ("h.*", ["h.*.up", "up"])
+    assert role_labels(["h.*.up.weight", "up.weight", "h.*.up"])[1][0] == "h.*.up.weight"
+
+
+def test_a_failed_verification_is_told_first(made, tmp_path):
+    blob = bytearray(made["stack"][0].read_bytes())
+    blob[-1] ^= 1
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(blob)
+    text = html_report(path)
+    assert "Verification failed: 1 problem" in text
+    assert "does not have" in " ".join(Page(text).text_of("li"))
+    assert "Verified" in made["stack"][1]
+
+
+def test_empty_states(made):
+    assert "No tensor of this checkpoint is ternary" in made["kept_only"][1]
+    assert "has no LayerDefs" in made["kept_only"][1]
+    assert "tied.weight" in made["exact"][1]
+    assert "Shared" in made["exact"][1]
+
+
+def test_layerdefs_with_their_source(made):
+    _, text = made["stack"]
+    source = "".join(data for name, data in Page(text).texts if name in ("code", "span"))
+    assert "class SelfAttn(nn.Module):" in re.sub(r"\s+", " ", source)
+    page = Page(text)
+    targets = [attrs["href"] for attrs in page.all("a")]
+    assert len(targets) >= 3
+    assert '<b class="times">×4</b>' in text
+
+
+def test_the_generated_source_is_shown_letter_by_letter(made):
+    from tpack.container import Checkpoint
+
+    path, text = made["stack"]
+    with Checkpoint(path) as file:
+        program = file.document.program
+    expected = tpack.generate_pytorch_code(program)
+    blocks = re.findall(r"<pre[^>]*><code>(.*?)</code></pre>", text, re.DOTALL)
+    shown = []
+    for block in blocks:
+        page = Page(f"<pre>{block}</pre>")
+        shown.append("".join(data for _, data in page.texts))
+    assert [line for b in shown for line in b.splitlines() if line] == [
+        line for line in expected.splitlines() if line
+    ]
+
+
+def test_the_library_lies_in_the_package_with_its_licence():
+    folder = files("tpack.html_report")
+    for name in D3:
+        head = folder.joinpath(f"d3/d3-{name}.min.js").read_text().split("\n")[0]
+        assert re.match(rf"// https://d3js.org/d3-{name}/ v\d+\.\d+\.\d+ Copyright", head)
+    assert "Mike Bostock" in folder.joinpath("d3/LICENSE").read_text()
+    found = {path.name for path in folder.joinpath("script").iterdir()}
+    assert found == {f"{name}.js" for name in SCRIPT}
+    found = {path.name for path in folder.joinpath("d3").iterdir()}
+    assert found == {f"d3-{name}.min.js" for name in D3} | {"LICENSE"}
+
+
+# ---- the command
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_writes_the_page_once(run, made, tmp_path):
+    path, text = made["stack"]
+    out = tmp_path / "report.html"
+    assert run("inspect", path, "--html", out) == (0, f"{out}\n", "")
+    assert out.read_text() == text
+    assert run("inspect", path, "--html", out)[0] == 6
+    code, said, _ = run("inspect", path, "--html", out, "--force", "--json")
+    assert (code, json.loads(said)) == (0, {"output": str(out)})
+    assert run("inspect", path, "--html", path, "--force")[0] == 6
+    assert run("inspect", tmp_path / "gone", "--html", tmp_path / "x.html")[0] == 3
+    assert not (tmp_path / "x.html").exists()
