@@ -92,6 +92,7 @@ function startTable() {
     rows[i].addEventListener("pointerleave", () => point([]));
   }
   filter.addEventListener("input", filterTable);
+  filter.addEventListener("change", filterTable); // not every browser has input for a select
   filter.addEventListener("submit", (event) => event.preventDefault());
   chip.addEventListener("click", () => choose([], ""));
   watchers.push((title) => {

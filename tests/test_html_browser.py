@@ -1,0 +1,329 @@
+"""The report in headless Chromium: it draws, sorts, filters, selects, and asks nobody.
+
+Skipped where chromium or its driver is missing (Debian: chromium, chromium-driver).
+"""
+
+import json
+import shutil
+import time
+
+import pytest
+from report_files import CHECKPOINTS, HOSTILE, stack
+
+from tpack.html_report import html_report
+
+webdriver = pytest.importorskip("selenium.webdriver")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+DRIVER = shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"
+)
+
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1240,1000",
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for name, make in CHECKPOINTS.items():
+        (folder / f"{name}.html").write_text(html_report(make(folder / f"{name}.safetensors")))
+    return folder
+
+
+@pytest.fixture
+def opened(browser, pages):
+    """Open a page; afterwards nothing may have been requested or complained about."""
+
+    def call(name, *, width=1240, dark=False, mobile=False):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": mobile},
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        browser.get((pages / f"{name}.html").as_uri())
+        assert browser.execute_script("return document.documentElement.dataset.ready") == ""
+        return browser
+
+    browser.get_log("browser")
+    browser.get_log("performance")
+    yield call
+    assert browser.get_log("browser") == []
+    for entry in browser.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            url = message["params"]["request"]["url"]
+            assert url.startswith((pages.as_uri(), "data:", "about:blank")), url
+
+
+def names(browser):
+    """The tensors that the table shows, from top to bottom."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#tensors tbody tr:not([hidden]) th')]"
+        ".map((cell) => cell.textContent)"
+    )
+
+
+def column(browser, number):
+    return browser.execute_script(
+        "return [...document.querySelectorAll('#tensors tbody tr:not([hidden])')]"
+        f".map((row) => row.cells[{number}].textContent)"
+    )
+
+
+def find(browser, css):
+    return browser.find_element("css selector", css)
+
+
+def count(browser, css):
+    return browser.execute_script("return document.querySelectorAll(arguments[0]).length", css)
+
+
+def type_into(browser, css, words):
+    find(browser, css).clear()
+    find(browser, css).send_keys(words)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("mode", ["light", "dark", "phone"])
+def test_every_page_draws_without_a_complaint(opened, name, mode):
+    browser = opened(name, dark=mode == "dark", mobile=mode == "phone",
+                     width=390 if mode == "phone" else 1240)  # fmt: skip
+    for chart in ("zeros", "error", "scales", "bytes", "worst"):
+        assert count(browser, f"#{chart} > *") > 0, chart
+    wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= seen
+    assert not browser.execute_script(
+        "return [...document.querySelectorAll('svg *')].some((e) => "
+        "[...e.attributes].some((a) => /NaN|undefined|Infinity/.test(a.value)))"
+    )
+
+
+def test_charts_show_every_tensor(opened):
+    browser = opened("stack")
+    assert count(browser, "#zeros svg > g:first-of-type rect") == 28
+    assert count(browser, "#error svg > g:first-of-type rect") == 28
+    assert count(browser, "#scales .multiples svg") == 7
+    assert count(browser, "#worst button") == 10
+    assert count(browser, "#bytes .packed rect") == 7
+    assert count(browser, "#bytes .scales rect") == 7
+    assert count(browser, "#bytes .kept rect") == 3
+
+
+def test_the_table_sorts_both_ways_with_mouse_and_keyboard(opened):
+    browser = opened("stack")
+    head = find(browser, "button[data-key=zeros]")
+    head.click()
+    found = [float(cell.rstrip("%")) for cell in column(browser, 5) if cell]
+    assert found == sorted(found, reverse=True)
+    assert column(browser, 5)[-1] == ""  # kept tensors come last
+    head.send_keys("\ue007")  # Enter
+    found = [float(cell.rstrip("%")) for cell in column(browser, 5) if cell]
+    assert found == sorted(found)
+    assert column(browser, 5)[-1] == ""
+    assert count(browser, "[aria-sort]") == 1
+    find(browser, "button[data-key=order]").click()
+    assert names(browser)[1].startswith("model.layers.0.")
+    find(browser, "button[data-key=elements]").click()
+    assert column(browser, 1)[0] == "32×32"
+    find(browser, "button[data-key=stored]").click()
+    assert column(browser, 2) == sorted(column(browser, 2))
+
+
+def test_the_table_filters_by_words_globs_and_kind(opened):
+    browser = opened("stack")
+    type_into(browser, "#filter input", "Q_PROJ")
+    assert names(browser) == [f"model.layers.{i}.self_attn.q_proj.weight" for i in range(4)]
+    assert find(browser, "#count").text == "4 of 37 tensors"
+    type_into(browser, "#filter input", "layers.2*mlp up")
+    assert names(browser) == ["model.layers.2.mlp.up_proj.weight"]
+    type_into(browser, "#filter input", "nothing has this name")
+    assert names(browser) == []
+    find(browser, "#filter input").clear()
+    find(browser, "#filter input").send_keys(" ")
+    for kind, wanted in (("kept", 9), ("quantized", 12), ("ternary", 28), ("", 37)):
+        find(browser, f"#filter option[value='{kind}']").click()
+        assert len(names(browser)) == wanted
+    assert find(browser, "#count").text == "37 tensors"
+
+
+def test_a_cell_selects_in_both_maps_and_the_table(opened):
+    browser = opened("stack")
+    browser.execute_script(
+        "document.querySelectorAll('#zeros svg > g:first-of-type rect')[9]"
+        ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
+    (chosen,) = names(browser)
+    assert count(browser, "#zeros rect.chosen") == count(browser, "#error rect.chosen") == 1
+    assert chosen in find(browser, "#chosen").text
+    assert find(browser, "#said").get_attribute("textContent") == f"Chosen: {chosen}"
+    find(browser, "#chosen").click()
+    assert len(names(browser)) == 37
+    assert count(browser, "rect.chosen") == 0
+    assert not find(browser, "#chosen").is_displayed()
+
+
+def test_maps_work_from_the_keyboard(opened):
+    browser = opened("stack")
+    picture = find(browser, "#zeros svg")
+    browser.execute_script("arguments[0].focus()", picture)
+    picture.send_keys("\ue014", "\ue015")  # right, down
+    assert count(browser, "#zeros rect.over") == count(browser, "#error rect.over") == 1
+    assert "share of zeros" in find(browser, "#said").get_attribute("textContent")
+    picture.send_keys("\ue007")
+    (chosen,) = names(browser)
+    assert chosen.startswith("model.layers.1.")
+    picture.send_keys("\ue00c")  # Escape
+    assert len(names(browser)) == 37
+
+
+def test_a_row_of_the_map_selects_a_projection(opened):
+    browser = opened("stack")
+    browser.execute_script(
+        "[...document.querySelectorAll('#error .names text')]"
+        ".find((text) => text.textContent.startsWith('mlp.up_proj'))"
+        ".dispatchEvent(new MouseEvent('click', {bubbles: true}))"
+    )
+    assert names(browser) == [f"model.layers.{i}.mlp.up_proj.weight" for i in range(4)]
+    assert count(browser, "#zeros rect.chosen") == 4
+
+
+def test_pointing_at_a_cell_shows_its_numbers(opened):
+    browser = opened("stack")
+    browser.execute_script(
+        "document.querySelector('#zeros svg > g:first-of-type rect').dispatchEvent("
+        "new PointerEvent('pointermove', {bubbles: true, clientX: 1230, clientY: 990}))"
+    )
+    tip = find(browser, "#tip")
+    assert "model.layers.0." in tip.text
+    assert "bits per weight" in tip.text
+    box = browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", tip)
+    assert box["right"] <= 1240
+    assert box["bottom"] <= 1000
+    assert count(browser, "#error rect.over") == 1
+
+
+def test_the_worst_layers_select_and_the_source_is_linked(opened):
+    browser = opened("stack")
+    find(browser, "#worst button").click()
+    assert len(names(browser)) == 1
+    assert find(browser, "#worst button").get_attribute("aria-pressed") == "true"
+    link = find(browser, ".tree a[href='#source-Mlp']")
+    link.click()
+    assert count(browser, "pre:target") == 1
+    assert "class Mlp" in find(browser, "pre:target").text
+
+
+def test_the_page_is_drawn_again_for_another_width(opened):
+    browser = opened("stack")
+    before = find(browser, "#bytes svg").get_attribute("width")
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": 500, "height": 1000, "deviceScaleFactor": 1, "mobile": False},
+    )
+    end = time.monotonic() + 5
+    while find(browser, "#bytes svg").get_attribute("width") == before:
+        assert time.monotonic() < end
+    assert int(find(browser, "#bytes svg").get_attribute("width")) < int(before)
+
+
+def test_hostile_names_run_nothing(opened):
+    browser = opened("hostile")
+    assert count(browser, "img") == 0
+    assert count(browser, "script") == 2
+    assert (
+        sum("onerror=alert(1)" in name for name in names(browser)) == HOSTILE.count("onerror") * 2
+    )
+    assert browser.title == "hostile.safetensors · tpack"
+
+
+def test_the_policy_holds(browser, pages):
+    browser.get((pages / "stack.html").as_uri())
+    outcome = browser.execute_async_script("""
+        const done = arguments[0];
+        const blocked = [];
+        addEventListener("securitypolicyviolation", (e) => blocked.push(e.effectiveDirective));
+        const script = document.createElement("script");
+        script.textContent = "window.broken = true";
+        document.body.append(script);
+        const image = new Image();
+        image.src = "http://127.0.0.1:9/x.png";
+        document.body.append(image);
+        fetch("http://127.0.0.1:9/").catch(() => {});
+        setTimeout(() => done([blocked, window.broken ?? null]), 300);
+    """)
+    browser.get_log("browser")
+    browser.get_log("performance")
+    assert set(outcome[0]) == {"script-src-elem", "img-src", "connect-src"}
+    assert outcome[1] is None
+
+
+CONTRAST = """
+const parse = (text) => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  canvas.fillStyle = text;
+  canvas.fillRect(0, 0, 1, 1);
+  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => {
+    v /= 255;
+    return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  });
+};
+const light = ([r, g, b]) => 0.2126 * r + 0.7152 * g + 0.0722 * b;
+const ratio = (a, b) => {
+  const [x, y] = [light(parse(a)), light(parse(b))].sort((p, q) => q - p);
+  return (x + 0.05) / (y + 0.05);
+};
+const style = getComputedStyle(document.documentElement);
+const of = (name) => style.getPropertyValue(name).trim();
+const pairs = [["--ink", "--paper"], ["--soft", "--paper"], ["--soft", "--card"],
+  ["--soft", "--cell"], ["--ink", "--cell"], ["--blue", "--paper"], ["--blue", "--card"],
+  ["--orange", "--card"], ["--good", "--paper"], ["--good", "--card"], ["--bad", "--paper"],
+  ["--card", "--blue"], ["--card", "--orange"]];
+return pairs.map(([a, b]) => [a, b, ratio(of(a), of(b))]);
+"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_has_the_contrast_of_wcag_aa(opened, dark):
+    browser = opened("one", dark=dark)
+    found = browser.execute_script(CONTRAST)
+    assert [pair for pair in found if pair[2] < 4.5] == []
+
+
+def test_a_thousand_tensors_open_within_a_second(opened, browser, pages, tmp_path):
+    path = stack(tmp_path / "large.safetensors", 111)
+    page = html_report(path)
+    (pages / "large.html").write_text(page)
+    assert page.count('<th scope="row">') == 1000
+    times = []
+    for _ in range(3):  # another process may be busy during one
+        opened("large")
+        times.append(
+            browser.execute_script(
+                "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+            )
+        )
+    assert min(times) < 1000
