@@ -23,6 +23,7 @@ def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) ->
     Example:
       tpack unpack model.tpack.safetensors -o model.safetensors
     """
+    from tpack.container import Checkpoint
     from tpack.unpacking import unpack_file
 
     written = unpack_file(file, output, force=force)
@@ -31,4 +32,5 @@ def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) ->
         return
     click.echo(str(output))
     if not quiet:
-        click.echo(f"{size(file.stat().st_size)} → {size(written)}", err=True)
+        with Checkpoint(file) as packed:
+            click.echo(f"{size(packed.nbytes)} → {size(written)}", err=True)

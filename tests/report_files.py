@@ -36,6 +36,38 @@ def stack(path: Path, layers: int = 4) -> Path:
     return path
 
 
+def transformer(path: Path) -> Path:
+    """Thirty layers as trained models have them, small: heavier tails further down."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = {
+        "self_attn.q_proj": (160, 160, 14),
+        "self_attn.k_proj": (40, 160, 12),
+        "self_attn.v_proj": (40, 160, 30),
+        "self_attn.o_proj": (160, 160, 8),
+        "mlp.gate_proj": (432, 160, 18),
+        "mlp.up_proj": (432, 160, 26),
+        "mlp.down_proj": (160, 432, 6),
+    }
+    state = {"model.embed_tokens.weight": torch.randn(2000, 160, generator=generator) * 0.02}
+    for depth in range(30):
+        for number, (name, (rows, columns, tail)) in enumerate(sizes.items()):
+            # Student's t: normal / sqrt(chi² / n), with fewer degrees in the last layers
+            degrees = max(3, tail - depth * tail // 40 - (6 if depth < 2 else 0))
+            chi = torch.randn(rows, columns, degrees, generator=generator).square().mean(-1)
+            weight = torch.randn(rows, columns, generator=generator) / chi.sqrt()
+            spread = 1 + 0.2 * torch.randn(rows, 1, generator=generator)
+            scale = 0.012 * (1 + number / 8) * (0.7 + (depth / 20 - 0.6) ** 2) * spread.abs()
+            state[f"model.layers.{depth}.{name}.weight"] = weight * scale
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            state[f"model.layers.{depth}.{name}.weight"] = torch.ones(160)
+    state["model.norm.weight"] = torch.ones(160)
+    state = {name: tensor.bfloat16() for name, tensor in state.items()}
+    # an export tied to the embedding, as most models of this size
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    convert(state, path, scale="row")
+    return path
+
+
 def hostile(path: Path) -> Path:
     """Names that must stay text."""
     generator = torch.Generator().manual_seed(0)

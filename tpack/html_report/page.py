@@ -31,16 +31,7 @@ def render(facts: Facts) -> str:
         "<main>",
         _header(facts),
         _totals(facts),
-        _maps(facts),
-        _figure(
-            "scales",
-            "Scales",
-            "Their magnitude: median, middle half and full range, on a logarithmic axis.",
-        ),
-        '<div class="pair">',
-        _figure("bytes", "Where the bytes are", "Area is stored size."),
-        _figure("worst", "Largest errors", "Relative error ‖w − s·q‖ ∕ ‖w‖ of quantization."),
-        "</div>",
+        _charts(facts),
         _table(facts),
         '<section><h2>LayerDefs</h2><p class="lead">The model as the file describes it, and the '
         f"PyTorch source generated from that.</p>{program_section(facts.inspection.program)}"
@@ -48,6 +39,8 @@ def render(facts: Facts) -> str:
         "</main>",
         _footer(),
         '<div id="tip" role="presentation" hidden></div>',
+        '<div id="dock" hidden><b></b><a href="#tensors-title">Show in the table</a>'
+        '<button type="button">Clear</button></div>',
         '<p id="said" class="unseen" aria-live="polite"></p>',
         json_block("data", chart_data(facts)),
     ]
@@ -84,7 +77,7 @@ def _totals(facts: Facts) -> str:
     before = f"than in {' and '.join(dtypes)}" if dtypes else "than its source"
     numbers = [
         (f"{bits / weights:.2f}" if weights else "–", "bits per weight, scales included"),
-        (f"{ratio:.1f}×", f"smaller {before}"),
+        (f"{ratio:.1f}×" if weights else "–", f"smaller {before}"),
         (size(report.file_bytes), f"on disk, {report.bpw_total:.2f} bits per element in all"),
         (f"{len(report.tensors)}", f"ternary, {plural(len(report.kept), 'tensor')} kept"),
     ]
@@ -111,23 +104,32 @@ def _trits(facts: Facts) -> str:
     )
 
 
-def _maps(facts: Facts) -> str:
+def _charts(facts: Facts) -> str:
+    """Places for the charts that have something to show."""
     tensors = facts.inspection.tensors
     exact = sum(t.method == "exact" for t in tensors)
-    return (
-        '<div class="pair">'
-        + _figure(
-            "zeros",
-            "Share of zeros",
-            "By layer and projection. Choose a cell to find its tensors below.",
-        )
-        + _figure(
-            "error",
-            "Relative error",
-            f"‖w − s·q‖ ∕ ‖w‖. {exact} of {plural(len(tensors), 'weight')} exact.",
-        )
-        + "</div>"
+    lossy = any(t.relative_error for t in tensors)
+    worst = _figure("worst", "Largest errors", f"The worst of {plural(len(tensors), 'weight')}.")
+    size_map = _figure("bytes", "Where the bytes are", "Area is stored size.")
+    sizes = f'<div class="pair">{size_map}{worst}</div>' if lossy else size_map
+    if not tensors:
+        return sizes
+    zeros = _figure(
+        "zeros",
+        "Share of zeros",
+        "By layer and projection. Choose a cell to find its tensors below.",
     )
+    error = _figure(
+        "error",
+        "Relative error",
+        f"‖w − s·q‖ ∕ ‖w‖. {exact} of {plural(len(tensors), 'weight')} exact.",
+    )
+    scales = _figure(
+        "scales",
+        "Scales",
+        "Their magnitude: median, middle half and full range, on a logarithmic axis.",
+    )
+    return f'<div class="pair">{zeros}{error}</div>{scales}{sizes}'
 
 
 def _figure(name: str, title: str, lead: str) -> str:

@@ -67,7 +67,7 @@ def _kind(param: Param) -> str:
         given = dict(param.args)
         required = [p.name for p in BUILTIN[param.layer].params if p.default is REQUIRED]
         args = ", ".join(str(given[name]) for name in required)
-        scale = f" · scale per {given['scale']}" if "scale" in given else ""
+        scale = f" · per {given['scale']}" if "scale" in given else ""
         ternary = " ternary" if param.layer.startswith("Ternary") else ""
         return (
             f'<span class="kind{ternary}">{text(param.layer)}({text(args)})'
@@ -77,7 +77,7 @@ def _kind(param: Param) -> str:
     if param.param_type == "TernaryTensor":
         return (
             f'<span class="kind ternary">ternary {sizes}</span> '
-            f'<span class="kind">{text(param.layout)} · scale per {text(param.scale)}</span>'
+            f'<span class="kind">{text(param.layout)} · per {text(param.scale)}</span>'
         )
     return f'<span class="kind">{text(param.param_type.lower())} {sizes} {text(param.dtype)}</span>'
 

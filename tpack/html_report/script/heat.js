@@ -16,7 +16,7 @@ function heat(id, { title, value, domain, format, hue }) {
   }
   const x = d3.scaleBand(depths.map(String), [margin, wide]).paddingInner(step > 12 ? 0.1 : step > 6 ? 0.06 : 0);
   const y = d3.scaleBand(roles, [top, top + roles.length * ROW]).paddingInner(0.1);
-  const share = d3.scaleLinear(domain, [0.07, 1]).clamp(true);
+  const share = d3.scaleLinear(domain, [0.14, 1]).clamp(true);
   // an error of 0 is no small error, but none
   const paint = (v) =>
     v === 0 ? "var(--cell)" : `color-mix(in oklab, var(${hue}) ${(share(v) * 100).toFixed(1)}%, var(--cell))`;
@@ -140,14 +140,12 @@ function around(values) {
 }
 
 function drawZeros() {
-  if (!cells.length) return empty("zeros", "No tensor is ternary.");
   const domain = around(cells.map((c) => c.zeros));
   const title = "Share of zeros";
   return heat("zeros", { title, value: (c) => c.zeros, domain, format: percent, hue: "--blue" });
 }
 
 function drawError() {
-  if (!cells.length) return empty("error", "No tensor is ternary.");
   const lossy = cells.map((c) => c.error).filter((error) => error > 0);
   if (!lossy.length) return empty("error", "Nothing was lost: every weight equals its source exactly.");
   const domain = around(lossy);

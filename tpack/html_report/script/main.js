@@ -1,15 +1,27 @@
 // Draw everything, and again when the page becomes wider or narrower.
 
-const draws = [drawZeros, drawError, drawScales, drawBytes, drawWorst];
+const draws = Object.entries({
+  zeros: drawZeros,
+  error: drawError,
+  scales: drawScales,
+  bytes: drawBytes,
+  worst: drawWorst,
+}).filter(([id]) => document.getElementById(id)); // the page has no place for what would be empty
 let charts = [];
 
 function draw() {
-  charts = draws.map((one) => one()).filter(Boolean);
+  charts = draws.map(([, one]) => one()).filter(Boolean);
   for (const chart of charts) chart.mark();
 }
 
 watchers.push(() => charts.forEach((chart) => chart.mark()));
 pointers.push((ids) => charts.forEach((chart) => chart.show(ids)));
+const dock = document.getElementById("dock");
+watchers.push((title) => {
+  dock.hidden = !chosen.size;
+  dock.querySelector("b").textContent = title;
+});
+dock.querySelector("button").addEventListener("click", () => choose([], ""));
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && chosen.size) choose([], "");
 });

@@ -14,9 +14,7 @@ const spreads = cells
   .filter((item) => item !== null);
 
 function drawScales() {
-  if (!spreads.length) {
-    return empty("scales", cells.length ? "Every scale is zero." : "No tensor is ternary.");
-  }
+  if (!spreads.length) return empty("scales", "Every scale is zero.");
   const positive = spreads.flatMap((item) => item.spread.filter((v) => v > 0));
   const [least, most] = d3.extent(positive);
   // a logarithm needs a positive end, and a single value some room around it

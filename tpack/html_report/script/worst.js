@@ -2,11 +2,6 @@
 
 function drawWorst() {
   const lossy = ternary.filter((i) => data.error[i] > 0);
-  if (!lossy.length) {
-    return empty("worst", ternary.length
-      ? "No weight was changed: what unpacks is what was packed, bit for bit."
-      : "No tensor is ternary.");
-  }
   const ten = lossy.sort((a, b) => data.error[b] - data.error[a] || a - b).slice(0, 10);
   const holder = document.getElementById("worst");
   holder.replaceChildren();
