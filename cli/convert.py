@@ -159,12 +159,15 @@ def _summary(report: ConversionReport) -> dict[str, str]:
         found += f" (a scale per {' or '.join(scales)})"
     proof = "each packed weight unpacks to its source, bit for bit" if packed else ""
     loss = f"quantized with relative error {_error(quantized)}" if quantized else ""
-    ratio = report.input_bytes / max(report.output_bytes, 1)
+    before, after = max(report.input_bytes, 1), max(report.output_bytes, 1)
+    change = (
+        f"{before / after:.1f}× smaller" if after <= before else f"{after / before:.1f}× larger"
+    )
     return {
         "detected": f"{found}, {len(quantized)} others, {plural(len(kept), 'tensor')} to keep",
         "packed": f"{len(packed)} packed losslessly, {len(quantized)} quantized, {len(kept)} kept",
         "checked": "; ".join(filter(None, (proof, loss))) or "nothing to check",
-        "size": f"{size(report.input_bytes)} → {size(report.output_bytes)} ({ratio:.1f}× smaller)",
+        "size": f"{size(report.input_bytes)} → {size(report.output_bytes)} ({change})",
     }
 
 

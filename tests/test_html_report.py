@@ -215,7 +215,7 @@ def test_labels_of_roles_never_collide():
     stack, labels = role_labels(roles)
     assert stack == ""
     assert len(set(labels)) == len(roles)
-    assert role_labels(["*.weight", "*.bias"]) == ("*", ["weight", "bias"])
+    assert role_labels(["*.weight", "*.bias"]) == ("*", ["*", "bias"])
     assert role_labels([]) == ("", [])
     assert role_labels(["layers.*"]) == ("", ["layers.*"])
     stack, labels = role_labels(["h.*.up.weight", "up.weight"])

@@ -157,6 +157,13 @@ def test_the_summary_of_convert_in_a_pipe(source, tmp_path):
     assert "\x1b" not in err
 
 
+def test_the_summary_says_so_when_nothing_became_smaller(tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    save_file({"fc.weight": make.trits(2, 2)}, path)
+    err = in_a_pipe("convert", path)[2]
+    assert re.search(r"^size .*\d+\.\d× larger\)$", err, re.MULTILINE)
+
+
 def test_ascii_output_is_no_bug(packed):
     environment = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     code, out, _ = in_a_pipe("inspect", packed, **environment)

@@ -113,18 +113,15 @@ def role_labels(roles: list[str]) -> tuple[str, list[str]]:
     numbered = [role for role in roles if "*" in role.split(".")[:-1]]
     stacks = {_stack(role) for role in numbered}
     stack = stacks.pop() if len(stacks) == 1 else ""
-    short = [
-        role.removeprefix(f"{stack}.") if stack and role.startswith(f"{stack}.") else role
-        for role in roles
-    ]
-    for labels in (_trimmed(short), short, _trimmed(roles)):
+    trimmed = [role.removesuffix(".weight") for role in roles]
+    for labels in (_without(stack, trimmed), _without(stack, roles), trimmed):
         if len(set(labels)) == len(roles):
             return stack, labels
     return stack, roles
 
 
-def _trimmed(names: list[str]) -> list[str]:
-    return [name.removesuffix(".weight") for name in names]
+def _without(stack: str, roles: list[str]) -> list[str]:
+    return [role.removeprefix(f"{stack}.") if stack else role for role in roles]
 
 
 def _stack(role: str) -> str:

@@ -2,7 +2,8 @@
 
 const ROW = 24;
 
-function heat(id, { title, value, domain, format, hue }) {
+/** Draw one; from ``turn`` on a cell is so full of its hue that its text must be light. */
+function heat(id, { title, value, domain, format, hue, turn }) {
   const top = 4;
   const foot = 46;
   const height = top + roles.length * ROW + foot;
@@ -37,7 +38,7 @@ function heat(id, { title, value, domain, format, hue }) {
       .attr("x", (c) => x(String(c.depth)) + x.bandwidth() / 2)
       .attr("y", (c) => y(c.role) + y.bandwidth() / 2)
       .attr("dy", "0.35em")
-      .classed("light", (c) => value(c) > 0 && share(value(c)) > 0.55)
+      .classed("light", (c) => value(c) > 0 && share(value(c)) > turn)
       .text((c) => format(value(c)));
   }
 
@@ -142,7 +143,7 @@ function around(values) {
 function drawZeros() {
   const domain = around(cells.map((c) => c.zeros));
   const title = "Share of zeros";
-  return heat("zeros", { title, value: (c) => c.zeros, domain, format: percent, hue: "--blue" });
+  return heat("zeros", { title, value: (c) => c.zeros, domain, format: percent, hue: "--blue", turn: 0.68 });
 }
 
 function drawError() {
@@ -151,5 +152,5 @@ function drawError() {
   const domain = around(lossy);
   const title = "Relative error";
   const format = (v) => (v === 0 ? "0" : v < 0.001 ? short(v) : v.toFixed(3));
-  return heat("error", { title, value: (c) => c.error, domain, format, hue: "--orange" });
+  return heat("error", { title, value: (c) => c.error, domain, format, hue: "--orange", turn: 0.82 });
 }
