@@ -31,7 +31,18 @@ LAYERS = (
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-TORCH = {"nn", "build", "pack", "reading", "parallel", "checkpoint", "demo", "hf", "sources.torch_source", "sources.dcp_source"}
+TORCH = {
+    "nn",
+    "build",
+    "pack",
+    "reading",
+    "parallel",
+    "checkpoint",
+    "demo",
+    "hf",
+    "sources.torch_source",
+    "sources.dcp_source",
+}
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
