@@ -27,11 +27,12 @@ _COLUMNS = (
 
 def render(facts: Facts) -> str:
     """The page of a checkpoint."""
+    data = chart_data(facts)
     parts = [
         "<main>",
         _header(facts),
         _totals(facts),
-        _charts(facts),
+        _charts(facts, data["stack"]),
         _table(facts),
         '<section><h2>LayerDefs</h2><p class="lead">The model as the file describes it, and the '
         f"PyTorch source generated from that.</p>{program_section(facts.inspection.program)}"
@@ -42,7 +43,7 @@ def render(facts: Facts) -> str:
         '<div id="dock" hidden><b></b><a href="#tensors-title">Show in the table</a>'
         '<button type="button">Clear</button></div>',
         '<p id="said" class="unseen" aria-live="polite"></p>',
-        json_block("data", chart_data(facts)),
+        json_block("data", data),
     ]
     return document(f"{facts.name} · tpack", "\n".join(parts))
 
@@ -104,7 +105,7 @@ def _trits(facts: Facts) -> str:
     )
 
 
-def _charts(facts: Facts) -> str:
+def _charts(facts: Facts, stack: str) -> str:
     """Places for the charts that have something to show."""
     tensors = facts.inspection.tensors
     exact = sum(t.method == "exact" for t in tensors)
@@ -117,7 +118,7 @@ def _charts(facts: Facts) -> str:
     zeros = _figure(
         "zeros",
         "Share of zeros",
-        "By layer and projection. Choose a cell to find its tensors below.",
+        f"{_by(stack)}. Choose a cell to find its tensors below.",
     )
     error = _figure(
         "error",
@@ -130,6 +131,11 @@ def _charts(facts: Facts) -> str:
         "Their magnitude: median, middle half and full range, on a logarithmic axis.",
     )
     return f'<div class="pair">{zeros}{error}</div>{scales}{sizes}'
+
+
+def _by(stack: str) -> str:
+    """What the axes are; labels leave out what all repeated layers begin with."""
+    return f"By layer of <code>{text(stack)}</code>" if stack else "By layer and projection"
 
 
 def _figure(name: str, title: str, lead: str) -> str:
