@@ -95,13 +95,22 @@ def work(mesh, folder):
     return found
 
 
-def run(rank, port, folder):
+def run(rank, port, folder, work=work):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
     with torch.no_grad():
         torch.save(work(mesh, folder), folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def spawn(folder, *more):
+    """Run two processes; what they found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(run, (port, folder, *more), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -112,13 +121,7 @@ def ranks(tmp_path_factory):
         module = build_module(mlp(*form))
         randomize(module, seed)
         tpack.save(module, folder / f"{case}.safetensors")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(run, (port, folder), nprocs=2)
-    return SimpleNamespace(
-        folder=folder, found=[torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
-    )
+    return SimpleNamespace(folder=folder, found=spawn(folder))
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -158,6 +161,53 @@ def test_attention_divides_its_heads(ranks):
     for found in ranks.found:
         torch.testing.assert_close(found["attention"]["output"], expected, rtol=1e-5, atol=1e-4)
         assert found["attention"]["bytes"] == size / 2
+
+
+# ---- a model of transformers
+
+IDS = torch.tensor([[5, 9, 17, 3], [8, 8, 1, 40]])
+
+
+def llama_work(mesh, folder):
+    import transformers
+
+    import tpack.hf  # noqa: F401
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "packed")
+    whole = {"logits": model(IDS).logits, "tokens": model.generate(IDS, max_new_tokens=5)}
+    before = sum(t.nbytes for name, t in model.named_buffers() if name.endswith("_packed"))
+    attention = {f"*.{name}_proj": "column" for name in "qkv"} | {"*.o_proj": "row"}
+    mlp = {"*.gate_proj": "column", "*.up_proj": "column", "*.down_proj": "row"}
+    parallelize(model, mesh, attention | mlp)
+    packed = [t for name, t in model.named_buffers() if name.endswith("_packed")]
+    return {
+        "whole": whole,
+        "logits": model(IDS).logits,
+        "tokens": model.generate(IDS, max_new_tokens=5),
+        "share": sum(t.untyped_storage().nbytes() for t in packed) / before,
+    }
+
+
+@pytest.mark.slow
+def test_a_model_of_transformers_is_cut_in_place(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        eos_token_id=None,
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "plain")
+    tpack.convert(tmp_path / "plain", tmp_path / "packed")
+    for found in spawn(tmp_path, llama_work):
+        assert found["share"] == 0.5
+        torch.testing.assert_close(found["logits"], found["whole"]["logits"], rtol=0, atol=1e-5)
+        assert torch.equal(found["tokens"], found["whole"]["tokens"])
 
 
 # ---- in this process

@@ -64,7 +64,7 @@ class TpackQuantizer(HfQuantizer):
             del config.transformers_weights
         return config
 
-    # transformers before 5.12 asks here, also before it looks for files
+    # older versions of transformers 5 ask here, also before they look for files
     update_tp_plan = update_attn_implementation
     update_ep_plan = update_attn_implementation
 
