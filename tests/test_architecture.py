@@ -22,7 +22,7 @@ LAYERS = (
     {"codegen", "dialects", "selection"},
     {"sources"},
     {"nn"},
-    {"build", "pack", "parallel"},
+    {"build", "pack", "parallel", "tracing"},
     {"reading"},
     {"conversion", "difference", "verification", "inspection", "unpacking", "export"},
     {"html_report"},
@@ -41,8 +41,7 @@ TORCH = {
     "demo",
     "hf",
     "sources.torch_source",
-    "sources.dcp_source",
-}
+    "sources.dcp_source", "tracing"}
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
