@@ -40,6 +40,7 @@ TORCH = {
     "checkpoint",
     "demo",
     "hf",
+    "sources.exported",
     "sources.torch_source",
     "sources.dcp_source", "tracing"}
 

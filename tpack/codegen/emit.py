@@ -273,7 +273,7 @@ class _Class:
         last = lowered.body[-1]
         if isinstance(last, Return):
             returns = _returned(last.value)
-        lines = lay_out(Items(arguments), INDENT, "def forward", f" -> {returns}:")
+        lines = lay_out(Call("def forward", arguments), INDENT, after=f" -> {returns}:")
         if not self.layer.body:
             lines.append(f'{_BODY}"""{_affine_shapes(self.layer, lowered.inputs[0])}"""')
         stored = {

@@ -115,7 +115,10 @@ class _Lowering:
             case UnaryOp(operator, operand):
                 return UnaryOp(operator, self.expression(operand))
             case BinaryOp("@", left, right):
-                return self.call(FunctionCall("matmul", (left, right)))
+                product = self.call(FunctionCall("matmul", (left, right)))
+                if isinstance(product, FunctionCall) and product.function == "matmul":
+                    return BinaryOp("@", *(value for _, value in product.kwargs))
+                return product
             case BinaryOp(operator, left, right):
                 operands = self.operands({"left": left, "right": right})
                 return BinaryOp(operator, operands["left"], operands["right"])

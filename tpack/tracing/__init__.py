@@ -21,7 +21,7 @@ from tpack.tracing.positions import rewrite_positions
 from tpack.tracing.reading import read_graph
 from tpack.tracing.simplify import merge_equal, simplify
 
-__all__ = ["Captured", "capture", "trace"]
+__all__ = ["Captured", "capture", "export", "trace"]
 
 
 class Captured:

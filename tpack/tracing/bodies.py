@@ -342,6 +342,7 @@ def _width(node: Expression, names: Mapping[str, str]) -> int:
             return _width(left, names) + len(operator) + 2 + _width(right, names)
         case FunctionCall(function, args, kwargs):
             named = sum(len(name) + 1 + _width(value, names) for name, value in kwargs)
+            named += 7 * any(name == "device" for name, _ in kwargs)
             inner = named + sum(_width(arg, names) for arg in args)
             commas = 2 * (len(args) + len(kwargs))
             spelling = OPS[function].spelling or function

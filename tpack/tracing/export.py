@@ -17,6 +17,8 @@ from tpack.errors import LayerDefError, UsageError
 
 #: Where ``meta["custom"]`` of a node keeps what callers call its value.
 NOTES = "tpack"
+#: Begins the notes on results: the position that a module returns a value at.
+RESULT = ">"
 
 
 def export(
@@ -103,10 +105,10 @@ def _fixed(value: Any) -> Any:
 @contextmanager
 def _noted(module: nn.Module) -> Iterator[None]:
     """While tracing, write on each value what the modules that take it call it."""
-    handles = [
-        child.register_forward_pre_hook(_noting(path), with_kwargs=True)
-        for path, child in module.named_modules()
-    ]
+    handles = []
+    for path, child in module.named_modules():
+        handles.append(child.register_forward_pre_hook(_noting(path), with_kwargs=True))
+        handles.append(child.register_forward_hook(_noting_results(path)))
     try:
         yield
     finally:
@@ -116,20 +118,32 @@ def _noted(module: nn.Module) -> Iterator[None]:
 
 def _noting(path: str) -> Any:
     def note(child: nn.Module, args: Any, kwargs: Any) -> None:
-        mode = get_proxy_mode()
-        if mode is None:
-            return
         try:
             bound = inspect.signature(child.forward).bind(*args, **kwargs)
         except (TypeError, ValueError):
             return
         for name, value in bound.arguments.items():
             for i, item in enumerate(value if isinstance(value, tuple | list) else [value]):
-                if isinstance(item, Tensor):
-                    proxy = mode.tracer.tensor_tracker.get(item)
-                    if proxy is not None:
-                        custom = proxy.proxy.node.meta.setdefault("custom", {})
-                        notes = custom.setdefault(NOTES, {})
-                        notes[path] = name if item is value else f"{name}.{i}"
+                _write(item, path, name if item is value else f"{name}.{i}")
 
     return note
+
+
+def _noting_results(path: str) -> Any:
+    def note(child: nn.Module, args: Any, result: Any) -> None:  # noqa: ARG001
+        items = tuple(result.values()) if isinstance(result, Mapping) else result
+        for i, item in enumerate(items if isinstance(items, tuple | list) else [items]):
+            _write(item, f"{RESULT}{path}", str(i))
+
+    return note
+
+
+def _write(value: Any, key: str, note: str) -> None:
+    """Write a note on the node of a tensor that is being traced."""
+    mode = get_proxy_mode()
+    if mode is None or not isinstance(value, Tensor):
+        return
+    proxy = mode.tracer.tensor_tracker.get(value)
+    if proxy is not None:
+        custom = proxy.proxy.node.meta.setdefault("custom", {})
+        custom.setdefault(NOTES, {})[key] = note

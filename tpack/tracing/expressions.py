@@ -29,6 +29,8 @@ def expression(value: Value, named: Named, sized: Sized, device: Expression | No
     """
     if value.op in _UNARY:
         return UnaryOp(_UNARY[value.op], named(value.args["x"]))
+    if value.op == "matmul":
+        return BinaryOp("@", named(value.args["x"]), named(value.args["y"]))
     if value.op in BINARY:
         left, right = (_operand(value.args[name], named, sized) for name in "xy")
         return BinaryOp(value.op, left, right)

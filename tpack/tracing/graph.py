@@ -55,7 +55,8 @@ class Value:
         lines: the source line of each of these calls, where it is known.
         name: of an input, a stored tensor or a constant.
         data: of a constant.
-        asked: what the callers of modules call it: path of the module → argument.
+        asked: what the callers of modules call it: path of the module → argument; and after
+            ``>`` and the path, its position in what the module returns.
     """
 
     op: str

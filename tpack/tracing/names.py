@@ -25,6 +25,12 @@ _NOUNS = {
     "where": "chosen",
     "sigmoid": "gate",
     "rsqrt": "inverse",
+    "+": "total",
+    "-": "difference",
+    "*": "product",
+    "/": "ratio",
+    "abs": "magnitude",
+    "topk": "best",
 }
 _NOUNS |= dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "&", "|", "~"), "mask")
 #: Ops that leave a thing what it is: their result keeps its name.

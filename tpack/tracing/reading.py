@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from tpack.errors import LayerDefError
 from tpack.layerdef.names import is_identifier
 from tpack.tracing.aten import ATEN, CHECKS, IN_PLACE, Row
-from tpack.tracing.export import NOTES
+from tpack.tracing.export import NOTES, RESULT
 from tpack.tracing.graph import (
     CONSTANT,
     INPUT,
@@ -334,7 +334,11 @@ _FRAME = re.compile(r'\s*File ".*", line \d+, in ')
 
 def _asked(node: fx.Node) -> dict[str, str]:
     notes = (node.meta.get("custom") or {}).get(NOTES) or {}
-    return {path: name for path, name in notes.items() if is_identifier(name.partition(".")[0])}
+    return {
+        path: name
+        for path, name in notes.items()
+        if path.startswith(RESULT) or is_identifier(name.partition(".")[0])
+    }
 
 
 def _place(node: fx.Node) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import sympy
 
+from tpack.tracing.export import RESULT
 from tpack.tracing.graph import (
     CONSTANT,
     INPUT,
@@ -177,6 +178,9 @@ def _connect(root: Scope, graph: Graph) -> None:
             for value in (item.outputs if isinstance(item, Scope) else [item])
             if value in returned or any(user not in inside for user in users.get(value, []))
         ]
+        key = f"{RESULT}{scope.path}"
+        scope.outputs.sort(key=lambda value: int(value.asked.get(key, 99)))
+        scope.inputs.sort(key=lambda value: value.op in (STORED, CONSTANT))
         return inside
 
     visit(root)

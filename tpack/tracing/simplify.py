@@ -149,7 +149,7 @@ def _batched_product(value: Value, x: Value) -> Value | None:
         return None
     if not same_size(inner.shape[-1], weight.shape[0]):
         return None
-    whole = product.like("matmul", {"x": inner, "y": weight}, shape=value.shape)
+    whole = value.like("matmul", {"x": inner, "y": weight}, asked={})
     return value.like("+", {"x": whole, "y": bias})
 
 

@@ -92,12 +92,15 @@ class _Namer:
                     lines.setdefault(step.line, []).append(mark)
         wishes: dict[str, str] = {}
         several = {mark for step in self.steps if len(step.marks) > 1 for mark in step.marks}
+        for step in self.steps:
+            if len(step.marks) > 1 and len(targets(step.line)) == len(step.marks):
+                wishes.update(zip(step.marks, targets(step.line), strict=True))
         for line, marks in lines.items():
             names = [name for name in targets(line) if name != "_"]
             if len(names) == 1:
                 if marks[-1] not in several:
                     wishes[marks[-1]] = names[0]
-            elif len(marks) <= len(names):
+            elif len(marks) <= len(names) and not several & set(marks):
                 wishes.update(zip(marks, names, strict=False))
         return wishes
 
@@ -124,6 +127,8 @@ class _Namer:
     def choose(self, step: Step, position: int, mark: str, index: int) -> tuple[str, bool]:
         """A name for a result, and whether the source gave it."""
         wish = self.wishes.get(mark)
+        if wish == "_":
+            wish = None
         if (
             wish is not None
             and len(step.marks) > 1
