@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch.export import ExportedProgram
@@ -27,9 +26,10 @@ def load_exported(path: Path) -> ExportedProgram:
     with open_input(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has opinions on its own formats
         try:
-            return cast("ExportedProgram", torch.export.load(file))
+            program: ExportedProgram = torch.export.load(file)
         except Exception as error:  # damaged, it fails wherever torch first stumbles
             raise InputError("is not a program saved by torch.export.save.") from error
+    return program
 
 
 def exported_source(path: Path) -> Source:
