@@ -41,9 +41,9 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
     Args:
         source: path of a ``.safetensors``, ``.gguf``, ``.pt2``, ``.pt``, ``.pth``, ``.bin`` or
             ``.ckpt`` file; of a folder as model hubs have them, or as
-            ``torch.distributed.checkpoint`` writes them; ``hf://org/name[@revision]`` or ``org/name`` for a repository of the
-            Hugging Face hub; an address with another scheme that fsspec knows; a state dict, or
-            an ``nn.Module``.
+            ``torch.distributed.checkpoint`` writes them; ``hf://org/name[@revision]`` or
+            ``org/name`` for a repository of the Hugging Face hub; an address with another
+            scheme that fsspec knows; a state dict, or an ``nn.Module``.
 
     Raises:
         InputError: missing, unreadable or malformed; a pickle that asks for code.
