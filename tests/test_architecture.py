@@ -42,7 +42,9 @@ TORCH = {
     "hf",
     "sources.exported",
     "sources.torch_source",
-    "sources.dcp_source", "tracing"}
+    "sources.dcp_source",
+    "tracing",
+}
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
