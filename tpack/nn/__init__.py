@@ -21,12 +21,7 @@ from tpack.nn.modules import (
     TernaryLinear,
     packed_zeros,
 )
-from tpack.nn.reference import (
-    rotary_frequencies,
-    rotate_half,
-    ternary_conv1d,
-    unpack_trits,
-)
+from tpack.nn.reference import ternary_conv1d, unpack_trits
 
 __all__ = [
     "BitLinear",
@@ -36,8 +31,6 @@ __all__ = [
     "TernaryLinear",
     "dequantize",
     "packed_zeros",
-    "rotary_frequencies",
-    "rotate_half",
     "ternary_bit_linear",
     "ternary_conv1d",
     "ternary_conv2d",
