@@ -365,7 +365,8 @@ def op_function(op: Op) -> Callable[..., Any]:
         return _slice if op.name == "slice" else _index
     home, _, name = op.spelling.rpartition(".")
     if op.spelling.startswith("."):
-        return getattr(Tensor, name)  # type: ignore[no-any-return]
+        # called on the tensor: some methods of the class itself are wrappers that call super()
+        return lambda x, *args, **options: getattr(x, name)(*args, **options)
     if not home:
         return getattr(tpack.nn, name)  # type: ignore[no-any-return]
     return getattr({"F": F, "torch": torch}[home], name)  # type: ignore[no-any-return]

@@ -21,7 +21,17 @@ from tpack.codegen.printer import (
     lay_out,
 )
 from tpack.codegen.standalone import definitions
-from tpack.layerdef import Dict, LayerDef, Lowered, Param, Program, Return, Tuple, lower
+from tpack.layerdef import (
+    Dict,
+    LayerDef,
+    Lowered,
+    Param,
+    Program,
+    Return,
+    Tuple,
+    Unspecified,
+    lower,
+)
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.names import is_position
@@ -36,7 +46,10 @@ _UNKNOWN = (
 
 def emit_program(program: Program, *, standalone: bool) -> str:
     """The source of a validated program."""
-    emitted = [_Class(lower(layer, program), layer) for layer in _children_first(program)]
+    # a forward that nothing calls need not say that it is not known
+    known = program.by_name[program.root].body[:1] != (Unspecified(),)
+    ordered = _children_first(program)
+    emitted = [_Class(lower(layer, program), layer, silent=known) for layer in ordered]
     classes = ["\n".join(item.lines) for item in emitted]
     used = set().union(*(item.used for item in emitted))
     ours = {name for name in used if "." not in name and not name.startswith(".")}
@@ -100,14 +113,16 @@ def _children_first(program: Program) -> list[LayerDef]:
 class _Class:
     """The lines of one class, and the names it uses of ``tpack.nn``."""
 
-    def __init__(self, lowered: Lowered, layer: LayerDef) -> None:
+    def __init__(self, lowered: Lowered, layer: LayerDef, *, silent: bool) -> None:
         self.lowered = lowered
         self.layer = layer
         self.used: set[str] = set()
         self.ternary = [p for p in lowered.stored if p.param_type == "TernaryTensor"]
         positions = [child for child in lowered.children if is_position(child.name)]
         self.positions = {int(child.name): child for child in positions}
-        self.lines = [*self.head(), *self.init(), "", *self.forward()]
+        self.lines = [*self.head(), *self.init()]
+        if lowered.body or not silent:
+            self.lines += ["", *self.forward()]
 
     def head(self) -> list[str]:
         bases = []
