@@ -9,7 +9,6 @@ from tpack.layerdef.mirror import mirror
 from tpack.layerdef.nodes import (
     Assignment,
     BinaryOp,
-    Dict,
     Expression,
     FunctionCall,
     Identifier,
@@ -22,7 +21,6 @@ from tpack.layerdef.nodes import (
     Statement,
     Tuple,
     UnaryOp,
-    Unpack,
     Unspecified,
 )
 from tpack.layerdef.ops import OPS
@@ -33,7 +31,6 @@ __all__ = [
     "OPS",
     "Assignment",
     "BinaryOp",
-    "Dict",
     "Expression",
     "FunctionCall",
     "Identifier",
@@ -48,7 +45,6 @@ __all__ = [
     "Statement",
     "Tuple",
     "UnaryOp",
-    "Unpack",
     "Unspecified",
     "as_program",
     "lower",
