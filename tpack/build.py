@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tpack.nn
-from tpack.codec import Scale
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
@@ -92,7 +91,6 @@ class BuiltModule(PackedModule):
         lowered = lower(program.by_name[layer_name])
         self.ternary_shapes = {}  # type: ignore[misc]
         self.ternary_layouts = {}  # type: ignore[misc]
-        self.ternary_groups = {}  # type: ignore[misc]
         for param in lowered.stored:
             _store(self, param)
         for name, child in _children(program, lowered):
@@ -149,7 +147,6 @@ def _store(module: BuiltModule, param: Param) -> None:
         module.register_parameter(f"{param.name}_scale", scale)
         module.ternary_shapes[param.name] = shape
         module.ternary_layouts[param.name] = param.layout
-        module.ternary_groups[param.name] = Scale.parse(param.scale).group_size
 
 
 #: Where the returned value stands among the local values; no identifier.

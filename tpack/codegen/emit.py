@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 from itertools import groupby
 
-from tpack.codec import Scale
 from tpack.codegen.expressions import ExpressionPrinter, number
 from tpack.codegen.printer import INDENT, WIDTH, Call, Generator, Items, Keyword, Text, lay_out
 from tpack.codegen.standalone import definitions
@@ -114,10 +113,6 @@ class _Class:
             ]
             if layouts:
                 lines += self.mapping("ternary_layouts: ClassVar[dict[str, str]]", layouts)
-            sizes = [(p.name, Scale.parse(p.scale).group_size) for p in self.ternary]
-            groups: list[tuple[str, Text]] = [(name, str(size)) for name, size in sizes if size]
-            if groups:
-                lines += self.mapping("ternary_groups: ClassVar[dict[str, int]]", groups)
             lines.append("")
         return lines
 

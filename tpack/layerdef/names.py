@@ -44,7 +44,7 @@ MODULE_NAMES = frozenset(
 #: Names that generated source uses, and may therefore not be given another meaning.
 SOURCE_NAMES = frozenset(
     {"self", "super", "range", "torch", "nn", "F", "Tensor", "math", "annotations"}
-    | {"Any", "ClassVar", "ternary_shapes", "ternary_layouts", "ternary_groups"}
+    | {"Any", "ClassVar", "ternary_shapes", "ternary_layouts"}
     | {"PackedModule", "PackedWeight", "packed_zeros", "scale_ones", "repack_trits"}
     | {"pack_trits", "unpack_trits", "spread_scale", "activation_gain", "infer_group_size"}
     | {row.spelling.removeprefix("nn.") for row in BUILTIN.values()}

@@ -1,8 +1,7 @@
 """Modules and ops on packed weights, for torch.
 
-``reference`` defines the ops, ``modules`` the layers, ``training`` how they train.
-Importing this package registers ``torch.ops.tpack.linear`` and
-``torch.ops.tpack.bit_linear``.
+``reference`` defines the ops, ``modules`` the layers, and importing this package
+registers ``torch.ops.tpack.linear`` and ``torch.ops.tpack.bit_linear``.
 """
 
 from tpack.nn import ops as _ops  # registers torch.ops.tpack
@@ -23,7 +22,6 @@ from tpack.nn.modules import (
     packed_zeros,
 )
 from tpack.nn.reference import ternary_conv1d, unpack_trits
-from tpack.nn.training import freeze, is_unfrozen, unfreeze
 
 __all__ = [
     "BitLinear",
@@ -32,8 +30,6 @@ __all__ = [
     "TernaryEmbedding",
     "TernaryLinear",
     "dequantize",
-    "freeze",
-    "is_unfrozen",
     "packed_zeros",
     "ternary_bit_linear",
     "ternary_conv1d",
@@ -41,7 +37,6 @@ __all__ = [
     "ternary_embedding",
     "ternary_linear",
     "ternary_matmul",
-    "unfreeze",
     "unpack_trits",
 ]
 

@@ -23,10 +23,7 @@ def unpack_trits(packed: Tensor, columns: int, layout: str = "t2") -> Tensor:
     Args:
         packed: uint8 ``(..., ceil(columns / 4))`` in layout t2, four trits a byte of
             two bits each; ``(..., ceil(columns / 5))`` in layout t5, five in base 3.
-            Floats ``(..., columns)``, which a weight in training is, stay as they are.
     """
-    if packed.is_floating_point():
-        return packed
     width = -(-columns // (4 if layout == "t2" else 5))
     if packed.shape[-1] != width or packed.dtype != torch.uint8:
         raise ValueError(
