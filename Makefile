@@ -35,6 +35,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard tpack/kernels/c
 # pages that tests compare with the code
 docs: $(INSTALLED)
 	$(BIN)/python -m tpack.cli.reference
+	$(BIN)/python examples/quantization_errors.py docs/quantization.md
 
 # The C code by itself: under the sanitizers, and for another processor.
 CSRC := tpack/kernels/csrc

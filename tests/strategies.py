@@ -52,7 +52,15 @@ LAYOUTS = ("t2", "t5")
 AWKWARD = (
     *("l", "I", "O", "xF", "my_math", "mytorch", "ann", "value", "layer", "layers"),
     *("args", "kwargs", "match", "case", "data", "weight", "bias", "scale", "shape", "inputs"),
-    *("layer_name", "ternary_layouts", "Any", "PackedWeight", "spread_scale", "scale_ones"),
+    *(
+        "layer_name",
+        "ternary_layouts",
+        "ternary_groups",
+        "Any",
+        "PackedWeight",
+        "spread_scale",
+        "scale_ones",
+    ),
     *("Model", "Block", "Net", "item", "value2", "layer2", "dtype", "true", "none", "names"),
     *("program", "split", "layout"),
 )

@@ -22,7 +22,7 @@ LAYERS = (
     {"codegen", "dialects", "selection"},
     {"sources"},
     {"nn"},
-    {"build", "pack", "parallel"},
+    {"build", "pack", "parallel", "tracing"},
     {"reading"},
     {"conversion", "difference", "verification", "inspection", "unpacking", "export"},
     {"html_report"},
@@ -40,8 +40,10 @@ TORCH = {
     "checkpoint",
     "demo",
     "hf",
+    "sources.exported",
     "sources.torch_source",
     "sources.dcp_source",
+    "tracing",
 }
 
 MODULES = {

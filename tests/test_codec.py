@@ -184,3 +184,21 @@ def test_scales_order_from_coarse_to_fine():
 )
 def test_scale_shapes(text, shape, split, wanted):
     assert Scale.parse(text).shape(shape, split) == wanted
+
+
+@pytest.mark.parametrize("shape", [(6, 80), (4, 3, 5, 5), (7,), (1, 1), (2, 33)])
+@pytest.mark.parametrize("text", ["tensor", "row", "group:32", "group:64", "group:5"])
+def test_the_shape_of_a_scale_tells_its_granularity(text, shape):
+    split = min(1, len(shape) - 1)
+    scale = Scale.parse(text)
+    found = Scale.of(scale.shape(shape, split), shape, split, scale.group_size)
+    assert found == scale or (text == "row" and found.shape(shape, split) == (1,))
+    if text in ("group:32", "group:64"):
+        inferred = Scale.of(scale.shape(shape, split), shape, split)
+        assert inferred.shape(shape, split) == scale.shape(shape, split)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (5, 1), (2,), (6, 81), (7, 2)])
+def test_a_scale_that_fits_no_granularity_is_refused(shape):
+    with pytest.raises(UsageError, match=r"tells no group size for a weight of shape \(6, 80\)"):
+        Scale.of(shape, (6, 80), 1, 48)

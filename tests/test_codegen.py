@@ -399,7 +399,15 @@ def test_source_has_only_names_of_the_tree_and_of_tables(example: Runnable):
     ours = names_of_tree(example.program)
     tree = ast.parse(generate_pytorch_code(example.program))
     torch_words = {"running_mean", "running_var", "normalized_shape", "ternary_shapes"}
-    torch_words |= {"ternary_layouts", "dtype", "split", "layout", "scale", "group_size"}
+    torch_words |= {
+        "ternary_layouts",
+        "ternary_groups",
+        "dtype",
+        "split",
+        "layout",
+        "scale",
+        "group_size",
+    }
     words = {p.name for op in (*OPS.values(), *PACKED_OPS.values()) for p in op.params}
     words |= {p.name for row in BUILTIN.values() for p in row.params} | torch_words
     for node in ast.walk(tree):

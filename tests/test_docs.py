@@ -1,6 +1,7 @@
 """Every code block of the README and of docs/ runs, and generated pages are up to date."""
 
 import doctest
+import importlib.util
 import re
 import runpy
 import shlex
@@ -8,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from tpack.cli.main import COMMANDS, cli
@@ -94,3 +96,64 @@ def test_quick_start_example_runs(capsys):
     runpy.run_path(str(ROOT / "examples" / "quick_start.py"))
     losses = re.findall(r"loss ([\d.]+)", capsys.readouterr().out)
     assert float(losses[-1]) < float(losses[0])
+
+
+@pytest.fixture
+def one_thread():
+    """For layers so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_fine_tuning_brings_damaged_models_back(demo_folder, tmp_path, capsys):
+    for name in ("mlp", "cnn"):
+        shutil.copy(demo_folder[0] / f"{name}.tpack.safetensors", tmp_path)
+    example("fine_tune").main(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        before, damaged, after = (float(figure) for figure in re.findall(r"([\d.]+)%", line))
+        assert damaged < before - 20
+        assert after >= before - 1
+        assert line.endswith("verified")
+
+
+def figures(line):
+    return [float(figure) for figure in re.findall(r"\b(\d+\.\d+)\b", line)]
+
+
+def same_table(made, page, tolerance):
+    """Whether tables have the same words, and figures that differ by no more than that."""
+    assert len(made) == len(page)
+    for first, second in zip(made, page, strict=True):
+        assert re.sub(r"[\d.]+", "", first) == re.sub(r"[\d.]+", "", second)
+        for one, other in zip(figures(first), figures(second), strict=True):
+            assert abs(one - other) <= tolerance * (100 if one > 1 else 1), (first, second)
+
+
+def test_errors_of_a_gaussian_are_up_to_date():
+    page = (ROOT / "docs" / "quantization.md").read_text()
+    module = example("quantization_errors")
+    sample = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0))
+    made = module.rows("Gaussian, 512×1024", sample)
+    same_table(made, [line for line in page.splitlines() if line.startswith("|")][-3:], 0.001)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_errors_of_trained_models_are_up_to_date():
+    module = example("quantization_errors")
+    page = (ROOT / "docs" / "quantization.md").read_text()
+    block = page[page.index(module.BEGIN) : page.index(module.END)]
+    # training ends a little elsewhere on another processor
+    same_table(module.table().splitlines(), block.splitlines()[2:-1], 0.04)

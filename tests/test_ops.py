@@ -10,8 +10,22 @@ import torch.nn.functional as F
 from running import dequantized, readings
 
 from tpack import LayerDefError
-from tpack.layerdef import FunctionCall, Identifier, LayerDef, Literal, Param, Return, Tuple
-from tpack.layerdef.ops import BINARY, OPS, REQUIRED, UNARY, torch_name
+from tpack.build import op_function
+from tpack.codegen import generate_pytorch_code
+from tpack.layerdef import (
+    Assignment,
+    BinaryOp,
+    FunctionCall,
+    Identifier,
+    LayerDef,
+    Literal,
+    Param,
+    Return,
+    Tuple,
+    UnaryOp,
+    Unpack,
+)
+from tpack.layerdef.ops import BINARY, COMPARISON, OPS, REQUIRED, SEVERAL, UNARY, torch_name
 
 
 def T(*shape, seed=0, positive=False):
@@ -65,7 +79,7 @@ def reduction(op):
         Case(op, plain(x, dim, keepdim=True), {"x": x}, {"dim": dim, "keepdim": True})
         for dim in dims
     ]
-    if op != "amax":
+    if op not in ("amax", "amin"):
         cases.append(Case(op, plain(x), {"x": x}))
     return cases
 
@@ -76,6 +90,7 @@ Q, K, V = T(2, 4, 5, 6), T(2, 4, 7, 6, seed=1), T(2, 4, 7, 6, seed=2)
 MASK = T(5, 7, seed=3)
 POSITIVE = T(4, seed=5, positive=True)
 LAYER = {"x": X, "weight": VECTOR}
+IDS = torch.tensor([[[0, 1], [1, 0], [1, 1]], [[1, 0], [0, 0], [0, 1]]])
 
 CASES = [
     Case("linear", X @ MATRIX.T, {"x": X, "weight": MATRIX}),
@@ -100,6 +115,12 @@ CASES = [
         "embedding",
         MATRIX[torch.tensor([[4, 0], [1, 1]])],
         {"ids": torch.tensor([[4, 0], [1, 1]]), "weight": MATRIX},
+    ),
+    Case(
+        "einsum",
+        torch.einsum("bij,kj->bki", X, MATRIX),
+        {"tensors": (X, MATRIX)},
+        {"equation": "bij,kj->bki"},
     ),
     Case("layer_norm", F.layer_norm(X, (4,)), {"x": X}, {"shape": (4,)}),
     Case("layer_norm", F.layer_norm(X, (3, 4)), {"x": X}, {"shape": (3, 4)}),
@@ -137,11 +158,21 @@ CASES = [
     Case("gelu", F.gelu(X, approximate="tanh"), {"x": X}, {"approximate": "tanh"}),
     Case("gelu", F.gelu(X), {"x": X}, {"approximate": "none"}),
     elementwise("silu", F.silu),
+    elementwise("elu", F.elu),
+    Case("elu", F.elu(X, 0.3), {"x": X}, {"alpha": 0.3}),
+    elementwise("relu6", F.relu6),
     elementwise("hardswish", F.hardswish),
+    elementwise("hardsigmoid", F.hardsigmoid),
+    elementwise("mish", F.mish),
+    Case("glu", F.glu(X), {"x": X}),
+    Case("glu", F.glu(T(4, 3), 0), {"x": T(4, 3)}, {"dim": 0}),
+    Case("prelu", F.prelu(IMAGE, VECTOR), {"x": IMAGE, "weight": VECTOR}),
     elementwise("sigmoid"),
     elementwise("tanh"),
     elementwise("softplus", F.softplus),
     Case("softmax", X.softmax(1), {"x": X}, {"dim": 1}),
+    Case("softmax", X.softmax(1, torch.float64), {"x": X}, {"dim": 1, "dtype": "float64"}),
+    Case("rotate_half", torch.cat((-X[..., 2:], X[..., :2]), -1), {"x": X}),
     Case("log_softmax", X.log_softmax(-1), {"x": X}, {"dim": -1}),
     elementwise("dropout", torch.clone),
     Case("dropout", X, {"x": X}, {"p": 0.9}),
@@ -167,6 +198,8 @@ CASES = [
     *two("mul", lambda x, y: x * y),
     *two("div", lambda x, y: x / y),
     *two("pow", lambda x, y: x**y),
+    Case("maximum", X.maximum(-X), {"x": X, "y": -X}),
+    Case("minimum", X.minimum(-X), {"x": X, "y": -X}),
     elementwise("square"),
     elementwise("sqrt", positive=True),
     elementwise("rsqrt", positive=True),
@@ -175,6 +208,26 @@ CASES = [
     elementwise("sin"),
     elementwise("cos"),
     elementwise("abs"),
+    elementwise("erf"),
+    elementwise("round"),
+    elementwise("floor"),
+    elementwise("ceil"),
+    elementwise("sign"),
+    Case("where", torch.where(X > 0, X, -X), {"condition": X > 0, "x": X, "y": -X}),
+    Case("where", torch.where(X > 0, 1.0, X), {"condition": X > 0, "y": X}, {"x": 1.0}),
+    Case(
+        "where",
+        torch.where(X > 0, 0.0, float("-inf")),
+        {"condition": X > 0},
+        {"x": 0.0, "y": "-inf"},
+    ),
+    Case("masked_fill", X.masked_fill(X > 0, 2), {"x": X, "mask": X > 0}, {"value": 2}),
+    Case(
+        "masked_fill",
+        X.masked_fill(X > 0, float("inf")),
+        {"x": X, "mask": X > 0},
+        {"value": "inf"},
+    ),
     Case("clamp", X.clamp(-0.5, 0.5), {"x": X}, {"min": -0.5, "max": 0.5}),
     Case("clamp", X.clamp(max=0.5), {"x": X}, {"max": 0.5}),
     Case("clamp", X.clamp(min=0), {"x": X}, {"min": 0}),
@@ -190,6 +243,36 @@ CASES = [
     Case("unsqueeze", X.unsqueeze(1), {"x": X}, {"dim": 1}),
     Case("squeeze", T(2, 1, 3).squeeze(1), {"x": T(2, 1, 3)}, {"dim": 1}),
     Case("expand", T(1, 3).expand(5, -1), {"x": T(1, 3)}, {"shape": (5, -1)}),
+    Case("unflatten", X.reshape(2, 3, 2, 2), {"x": X}, {"dim": -1, "sizes": (2, -1)}),
+    Case("repeat", X.repeat(1, 2, 1), {"x": X}, {"sizes": (1, 2, 1)}),
+    Case("repeat_interleave", X.repeat_interleave(2, 1), {"x": X}, {"repeats": 2, "dim": 1}),
+    Case("slice", X[1:], {"x": X}, {"dim": 0, "start": 1}),
+    Case("slice", X[:, :2], {"x": X}, {"dim": 1, "end": 2}),
+    Case("slice", X[..., 1:3], {"x": X}, {"dim": -1, "start": 1, "end": 3}),
+    Case("slice", X[..., ::2, :], {"x": X}, {"dim": -2, "step": 2}),
+    Case("slice", X[:, :, 1:-1], {"x": X}, {"dim": 2, "start": 1, "end": -1}),
+    Case("flip", X.flip(-1), {"x": X}, {"dims": (-1,)}),
+    Case("roll", X.roll((1, 2), (0, 2)), {"x": X}, {"shifts": (1, 2), "dims": (0, 2)}),
+    Case("pad", F.pad(X, (1, 0, 2, 1)), {"x": X}, {"pad": (1, 0, 2, 1)}),
+    Case("pad", F.pad(X, (1, 0), value=0.5), {"x": X}, {"pad": (1, 0), "value": 0.5}),
+    Case("gather", X.gather(2, IDS), {"x": X, "index": IDS}, {"dim": 2}),
+    Case(
+        "index_select",
+        X.index_select(1, IDS[0, :, 0]),
+        {"x": X, "index": IDS[0, :, 0]},
+        {"dim": 1},
+    ),
+    Case("index", X[IDS[:, 0, 0]], {"x": X, "indices": (IDS[:, 0, 0],)}),
+    Case(
+        "index",
+        X[IDS[0, :, 0], IDS[0, :, 1]],
+        {"x": X, "indices": (IDS[0, :, 0], IDS[0, :, 1])},
+    ),
+    Case("one_hot", F.one_hot(IDS, 5), {"x": IDS}, {"classes": 5}),
+    Case("tril", X.tril(), {"x": X}),
+    Case("tril", X.tril(-1), {"x": X}, {"diagonal": -1}),
+    Case("triu", X.triu(), {"x": X}),
+    Case("triu", X.triu(1), {"x": X}, {"diagonal": 1}),
     Case("narrow", X[:, :, 1:3], {"x": X}, {"dim": -1, "start": 1, "length": 2}),
     Case("select", X[:, 2], {"x": X}, {"dim": 1, "index": 2}),
     Case("cat", torch.cat([X, -X]), {"tensors": (X, -X)}),
@@ -201,6 +284,35 @@ CASES = [
     *reduction("amax"),
     Case("argmax", X.argmax(), {"x": X}),
     Case("argmax", X.argmax(1), {"x": X}, {"dim": 1}),
+    *reduction("amin"),
+    Case("cumsum", X.cumsum(1), {"x": X}, {"dim": 1}),
+    Case("logsumexp", X.logsumexp(-1), {"x": X}, {"dim": -1}),
+    Case("logsumexp", X.logsumexp((0, 1), True), {"x": X}, {"dim": (0, 1), "keepdim": True}),
+    Case("var", X.var(-1), {"x": X}, {"dim": -1}),
+    Case(
+        "var",
+        X.var(1, correction=0, keepdim=True),
+        {"x": X},
+        {"dim": 1, "correction": 0, "keepdim": True},
+    ),
+    Case(
+        "max_pool2d",
+        F.max_pool2d(IMAGE, 2, 2, 1, 2, True),
+        {"x": IMAGE},
+        {"kernel_size": 2, "stride": 2, "padding": 1, "dilation": 2, "ceil_mode": True},
+    ),
+    Case(
+        "avg_pool2d",
+        F.avg_pool2d(IMAGE, 3, 2, 1, True, False),
+        {"x": IMAGE},
+        {
+            "kernel_size": 3,
+            "stride": 2,
+            "padding": 1,
+            "ceil_mode": True,
+            "count_include_pad": False,
+        },
+    ),
     *pool("max_pool1d", LINE),
     *pool("max_pool2d", IMAGE),
     *pool("avg_pool1d", LINE),
@@ -216,7 +328,8 @@ CASES = [
 ]
 
 #: Ops whose examples need more than inputs and constants; tested below.
-ELSEWHERE = {"bit_linear", "size"}
+ELSEWHERE = {"bit_linear", "size", "chunk", "split", "unbind", "topk"}
+ELSEWHERE |= {"arange", "zeros", "ones", "full"}
 
 
 def test_every_op_has_an_example():
@@ -259,8 +372,10 @@ def test_op(case, positional):
         torch.testing.assert_close(module(*inputs.values()), case.expected, rtol=0, atol=1e-6)
 
 
-def torch_function(spelling):
+def torch_function(op, spelling):
     home, _, name = spelling.rpartition(".")
+    if spelling in ("[]", "rotate_half"):
+        return op_function(OPS[op])
     return getattr({"": torch.Tensor, "F": F, "torch": torch}[home], name)
 
 
@@ -276,6 +391,8 @@ def test_defaults_of_the_table_are_those_of_torch(case):
         if param.name in case.tensors or param.name in case.options:
             value = (case.tensors | case.options)[param.name]
             value = getattr(torch, value) if param.kind == "dtype" else value
+            infinite = param.kind == "value" and isinstance(value, str)
+            value = float(value) if infinite else value
             if case.op in ("layer_norm", "rms_norm") and param.name == "shape":
                 value = (value,) if isinstance(value, int) else value
         else:
@@ -285,8 +402,90 @@ def test_defaults_of_the_table_are_those_of_torch(case):
             positional.append(value)
         else:
             named[torch_name(op.name, param.name)] = value
-    result = torch_function(op.spelling)(*positional, **named)
+    result = torch_function(op.name, op.spelling)(*positional, **named)
     torch.testing.assert_close(result, case.expected, rtol=0, atol=1e-6)
+
+
+SEVERAL_CASES = [
+    ("chunk", {"chunks": 2, "dim": -1}, lambda x: x.chunk(2, -1)),
+    ("split", {"sizes": 2, "dim": 1}, lambda x: x.split(2, 1)),
+    ("split", {"sizes": (1, 2), "dim": 1}, lambda x: x.split((1, 2), 1)),
+    ("unbind", {}, lambda x: x.unbind()),
+    ("unbind", {"dim": 1}, lambda x: x.unbind(1)),
+    ("topk", {"k": 2}, lambda x: x.topk(2)),
+    ("topk", {"k": 1, "dim": 0}, lambda x: x.topk(1, 0)),
+]
+
+
+@pytest.mark.parametrize(("op", "options", "plain"), SEVERAL_CASES)
+def test_ops_with_several_results_are_unpacked(op, options, plain):
+    assert op in SEVERAL
+    expected = plain(X)
+    names = [f"r{i}" for i in range(len(expected))]
+    call = FunctionCall(op, [Identifier("x")], {k: constant(v) for k, v in options.items()})
+    body = [Unpack(names, call), Return(Tuple([Identifier(name) for name in names]))]
+    for module in readings(LayerDef("L", [Param("x", "Tensor")], body)).values():
+        torch.testing.assert_close(module(X), tuple(expected), rtol=0, atol=0)
+    with pytest.raises(LayerDefError, match="Unpack it"):
+        readings(LayerDef("L", [Param("x", "Tensor")], [Return(call)]))
+
+
+def test_results_that_nothing_uses_are_dropped():
+    call = FunctionCall("topk", [Identifier("x"), Literal(2)])
+    body = [Unpack(["best", "where_best"], call), Return(Identifier("best"))]
+    layer = LayerDef("L", [Param("x", "Tensor")], body)
+    for module in readings(layer).values():
+        assert torch.equal(module(X), X.topk(2)[0])
+    assert "best, _ = torch.topk(x, 2)" in generate_pytorch_code(layer)
+
+
+@pytest.mark.parametrize("op", ["arange", "zeros", "ones", "full"])
+@pytest.mark.parametrize("dtype", [None, "float64", "int64"])
+def test_new_tensors(op, dtype):
+    size = FunctionCall("size", [Identifier("x"), Literal(1)])
+    args = {"arange": [size], "full": [Tuple([size, Literal(2)]), Literal(3)]}
+    options = {"device": Identifier("x")} | ({"dtype": Literal(dtype)} if dtype else {})
+    call = FunctionCall(op, args.get(op, [Tuple([size, Literal(2)])]), options)
+    given = {} if dtype is None else {"dtype": getattr(torch, dtype)}
+    make = getattr(torch, op)
+    expected = {
+        "arange": lambda: make(3, **given),
+        "full": lambda: make((3, 2), 3, **given),
+    }.get(op, lambda: make((3, 2), **given))()
+    for module in readings(LayerDef("L", [Param("x", "Tensor")], [Return(call)])).values():
+        found = module(X)
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
+COMPARISONS = {"==": torch.eq, "!=": torch.ne, "<": torch.lt, "<=": torch.le, ">": torch.gt}
+COMPARISONS |= {">=": torch.ge}
+
+
+@pytest.mark.parametrize("sign", COMPARISONS)
+def test_comparisons(sign):
+    x, y = Identifier("x"), Identifier("y")
+    layer = LayerDef(
+        "L",
+        [Param("x", "Tensor"), Param("y", "Tensor")],
+        [
+            Assignment("first", BinaryOp(sign, x, y)),
+            Assignment("second", BinaryOp(sign, BinaryOp("+", x, y), Literal(0))),
+            Assignment("third", UnaryOp("~", BinaryOp(sign, y, x))),
+            Return(
+                BinaryOp(
+                    "|",
+                    BinaryOp("&", Identifier("first"), Identifier("second")),
+                    BinaryOp("==", Identifier("third"), BinaryOp(sign, x, y)),
+                )
+            ),
+        ],
+    )
+    compare = COMPARISONS[sign]
+    y = -X.round()
+    expected = (compare(X, y) & compare(X + y, 0)) | ((~compare(y, X)) == compare(X, y))
+    for module in readings(layer).values():
+        assert torch.equal(module(X, y), expected)
 
 
 def test_size_is_a_number():
@@ -349,9 +548,10 @@ def test_op_of_a_ternary_weight(op, scale, split):
 def test_operators_have_pythons_precedence():
     for operator, level in BINARY.items():
         for other, below in BINARY.items():
-            if operator == "**" or other == "**":
-                continue
+            if operator == "**" or other == "**" or operator in COMPARISON or other in COMPARISON:
+                continue  # ** groups to the right, comparisons chain: both in parentheses
             tree = ast.parse(f"a {operator} b {other} c", mode="eval").body
             left_first = isinstance(tree.left, ast.BinOp)
             assert left_first == (level >= below)
     assert BINARY["**"] > UNARY["-"] > BINARY["*"]
+    assert max(COMPARISON.values()) < min(BINARY[word] for word in BINARY if word not in COMPARISON)

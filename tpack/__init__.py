@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tpack.inspection import InspectionReport, inspect
     from tpack.pack import pack_ternary, unpack_ternary
     from tpack.report import ConversionReport
+    from tpack.tracing import capture
     from tpack.verification import VerificationReport, verify
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _LAZY = {
     "InspectionReport": "tpack.inspection",
     "PyTorchCodeGenerator": "tpack.codegen",
     "VerificationReport": "tpack.verification",
+    "capture": "tpack.tracing",
     "convert": "tpack.conversion",
     "diff": "tpack.difference",
     "generate_pytorch_code": "tpack.codegen",
@@ -74,6 +76,7 @@ __all__ = [
     "UsageError",
     "VerificationReport",
     "__version__",
+    "capture",
     "convert",
     "diff",
     "generate_pytorch_code",

@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tpack.nn
+from tpack.codec import Scale
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
+    Dict,
     Expression,
     FunctionCall,
     Identifier,
@@ -31,10 +33,12 @@ from tpack.layerdef import (
     Statement,
     Tuple,
     UnaryOp,
+    Unpack,
     as_program,
     lower,
 )
 from tpack.layerdef.builtin import BUILTIN
+from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.names import is_position
 from tpack.layerdef.ops import OPS, PACKED_OPS, Op, torch_name
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
@@ -52,14 +56,23 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "%": operator.mod,
     "**": operator.pow,
     "@": operator.matmul,
+    "&": operator.and_,
+    "|": operator.or_,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
 }
+_UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "~": operator.invert}
 
 
 def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -> nn.Module:
     """Make the module of a LayerDef or Program: packed weights of trits 0, scales 1.
 
     Args:
-        device: where its tensors are made; ``meta`` allocates none.
+        device: where its tensors are made; ``meta`` allocates none but constants.
 
     Raises:
         LayerDefError: the tree is malformed or does not fit its shapes.
@@ -88,9 +101,10 @@ class BuiltModule(PackedModule):
         super().__init__()
         self._tpack_program = program
         self._tpack_layer = layer_name
-        lowered = lower(program.by_name[layer_name])
+        lowered = lower(program.by_name[layer_name], program)
         self.ternary_shapes = {}  # type: ignore[misc]
         self.ternary_layouts = {}  # type: ignore[misc]
+        self.ternary_groups = {}  # type: ignore[misc]
         for param in lowered.stored:
             _store(self, param)
         for name, child in _children(program, lowered):
@@ -114,8 +128,12 @@ class BuiltModule(PackedModule):
         values.update(kwargs)
         if len(args) + len(kwargs) != len(inputs) or values.keys() != set(inputs):
             raise TypeError(f"{self._tpack_layer}.forward takes {', '.join(inputs)}.")
-        for target, step in body:
-            values[target] = step(self, values)
+        for targets, step in body:
+            value = step(self, values)
+            if isinstance(targets, str):
+                values[targets] = value
+            else:
+                values.update(zip(targets, value, strict=True))
         return values[_RESULT]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,7 +142,10 @@ class BuiltModule(PackedModule):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._tpack_steps = _compile(lower(self._tpack_program.by_name[self._tpack_layer]))
+        self._tpack_steps = _compile(self._lowered())
+
+    def _lowered(self) -> Lowered:
+        return lower(self._tpack_program.by_name[self._tpack_layer], self._tpack_program)
 
     def extra_repr(self) -> str:
         """The LayerDef and its packed weights, for ``print(module)``."""
@@ -135,7 +156,9 @@ class BuiltModule(PackedModule):
 def _store(module: BuiltModule, param: Param) -> None:
     """Register the tensors of one parameter."""
     shape, dtype = param.shape or (), getattr(torch, param.dtype)
-    if param.param_type == "Buffer":
+    if param.param_type == "Constant":
+        module.register_buffer(param.name, constant(param), persistent=False)
+    elif param.param_type == "Buffer":
         module.register_buffer(param.name, torch.zeros(shape, dtype=dtype))
     elif param.param_type == "Tensor":
         module.register_parameter(param.name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
@@ -147,6 +170,20 @@ def _store(module: BuiltModule, param: Param) -> None:
         module.register_parameter(f"{param.name}_scale", scale)
         module.ternary_shapes[param.name] = shape
         module.ternary_layouts[param.name] = param.layout
+        module.ternary_groups[param.name] = Scale.parse(param.scale).group_size
+
+
+def constant(param: Param) -> Tensor:
+    """The tensor of a validated Constant; on the CPU, where the device in force has no values."""
+    args = dict(param.args)
+    device = torch.get_default_device()
+    with torch.device("cpu" if device.type == "meta" else device):
+        if param.formula == "values":
+            values = torch.tensor(args["values"], dtype=getattr(torch, param.dtype))
+            return values.reshape(param.shape or ())
+        row = CONSTANTS[param.formula or ""]
+        made: Tensor = getattr(tpack.nn, row.spelling)(**args)
+        return made.to(getattr(torch, param.dtype))
 
 
 #: Where the returned value stands among the local values; no identifier.
@@ -154,16 +191,37 @@ _RESULT = "return"
 
 
 def _children(program: Program, lowered: Lowered) -> list[tuple[str, nn.Module]]:
-    children: dict[str, nn.Module] = {}
+    children: dict[str, Any] = {}
     for param in lowered.children:
         copies = [_child(program, param) for _ in range(param.repeat or 1)]
-        children[param.name] = copies[0] if param.repeat is None else nn.ModuleList(copies)
+        module = copies[0] if param.repeat is None else nn.ModuleList(copies)
+        _place(children, param.name.split("."), module)
+    children = {name: _container(child) for name, child in children.items()}
     positions = [int(name) for name in children if is_position(name)]
     for position in range(max(positions, default=0)):  # generated source fills gaps likewise
         children.setdefault(str(position), nn.Identity())
     # a list of layers is filled before anything else is added, in generated source too
     last = len(children) + len(positions)
     return sorted(children.items(), key=lambda item: int(item[0]) if is_position(item[0]) else last)
+
+
+def _place(children: dict[str, Any], path: list[str], module: nn.Module) -> None:
+    """Put a child where its dotted name says."""
+    *above, last = path
+    for name in above:
+        children = children.setdefault(name, {})
+    children[last] = module
+
+
+def _container(child: Any) -> nn.Module:
+    """A child, or the list or dict of layers that dotted names draw."""
+    if isinstance(child, nn.Module):
+        return child
+    members = {name: _container(item) for name, item in child.items()}
+    if not is_position(next(iter(members))):
+        return nn.ModuleDict(members)
+    count = max(map(int, members)) + 1
+    return nn.ModuleList([members.get(str(i)) or nn.Identity() for i in range(count)])
 
 
 def _child(program: Program, param: Param) -> nn.Module:
@@ -184,7 +242,7 @@ def _child(program: Program, param: Param) -> nn.Module:
 
 def _compile(
     lowered: Lowered,
-) -> tuple[tuple[str, ...], tuple[tuple[str, Step], ...] | None]:
+) -> tuple[tuple[str, ...], tuple[tuple[str | tuple[str, ...], Step], ...] | None]:
     stored = {
         name
         for param in lowered.stored
@@ -201,7 +259,9 @@ class _Compiler:
         self.stored = stored
         self.lists = lists
 
-    def statement(self, statement: Statement) -> tuple[str, Step]:
+    def statement(self, statement: Statement) -> tuple[str | tuple[str, ...], Step]:
+        if isinstance(statement, Unpack):
+            return statement.targets, self.expression(statement.value)
         assert isinstance(statement, Assignment | Return)
         target = statement.target if isinstance(statement, Assignment) else _RESULT
         return target, self.expression(statement.value)
@@ -210,6 +270,9 @@ class _Compiler:
         match node:
             case Identifier(name) if name in self.stored:
                 return lambda module, _: getattr(module, name)
+            case Identifier(name) if "." in name:
+                find = operator.attrgetter(name)
+                return lambda module, _: find(module)
             case Identifier(name):
                 return lambda _, values: values[name]
             case Literal(value):
@@ -217,9 +280,13 @@ class _Compiler:
             case Tuple(items):
                 steps = [self.expression(item) for item in items]
                 return lambda module, values: tuple(step(module, values) for step in steps)
-            case UnaryOp(_, operand):
+            case Dict(pairs):
+                named = [(name, self.expression(item)) for name, item in pairs]
+                return lambda module, values: {name: step(module, values) for name, step in named}
+            case UnaryOp(symbol, operand):
+                change = _UNARY[symbol]
                 inner = self.expression(operand)
-                return lambda module, values: -inner(module, values)
+                return lambda module, values: change(inner(module, values))
             case BinaryOp(symbol, left, right):
                 function = _BINARY[symbol]
                 first, second = self.expression(left), self.expression(right)
@@ -260,6 +327,11 @@ class _Compiler:
                 assert isinstance(value, Literal)
                 dtype = getattr(torch, str(value.value))
                 step = lambda *_, dtype=dtype: dtype  # noqa: E731
+            elif param.kind == "device":
+                step = lambda *at, step=step: step(*at).device  # noqa: E731
+            elif isinstance(value, Literal) and isinstance(value.value, str):
+                number = float(value.value) if param.kind == "value" else value.value
+                step = lambda *_, number=number: number  # noqa: E731
             if param.keyword or len(positional) < op.params.index(param):
                 named[torch_name(op.name, param.name)] = step
             else:
@@ -274,11 +346,27 @@ class _Compiler:
         return call
 
 
+def _slice(x: Tensor, dim: int, start: int = 0, end: int | None = None, step: int = 1) -> Tensor:
+    """``x[…, start:end:step, …]``."""
+    part = slice(start, end, step)
+    if dim >= 0:
+        return x[(*[slice(None)] * dim, part)]
+    return x[(..., part, *[slice(None)] * (-1 - dim))]
+
+
+def _index(x: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
+    """``x[first, second]``."""
+    return x[indices]
+
+
 def op_function(op: Op) -> Callable[..., Any]:
     """The function that a spelling of the table means."""
+    if op.spelling == "[]":
+        return _slice if op.name == "slice" else _index
     home, _, name = op.spelling.rpartition(".")
     if op.spelling.startswith("."):
-        return getattr(Tensor, name)  # type: ignore[no-any-return]
+        # called on the tensor: some methods of the class itself are wrappers that call super()
+        return lambda x, *args, **options: getattr(x, name)(*args, **options)
     if not home:
         return getattr(tpack.nn, name)  # type: ignore[no-any-return]
     return getattr({"F": F, "torch": torch}[home], name)  # type: ignore[no-any-return]

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from tpack import codec
 from tpack.build import build_module, program_of
+from tpack.codec import Scale
 from tpack.container import Checkpoint, Document, Piece, TernaryEntry, digest, write_checkpoint
 from tpack.container.document import NO_DIGEST
 from tpack.container.header import Entry
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
 from tpack.layerdef import LayerDef, Program, as_program, slots
+from tpack.layerdef.refine import Found, refine
+from tpack.nn import is_unfrozen
 from tpack.parallel import Part, split
 from tpack.reading import read_program
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
@@ -157,13 +160,20 @@ def save(
     Raises:
         LayerDefError: the module does not fit its description.
         InputError: a scale is not finite.
+        UsageError: the module is unfrozen.
         TpackError: as ``new_file``.
     """
+    if is_unfrozen(module):
+        raise UsageError(
+            "save: the module is unfrozen, expected packed weights. Use tpack.nn.freeze(module)."
+        )
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     if layerdef is not None:
         program = as_program(layerdef)
+    elif (built := program_of(module)) is not None:
+        program = _as_scaled(built, module, state)
     else:
-        program = program_of(module) or read_program(module)
-    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+        program = read_program(module)
     ternary: dict[str, TernaryEntry] = {}
     packed: dict[str, npt.NDArray[np.uint8]] = {}
     kept: dict[str, str] = {}
@@ -207,6 +217,25 @@ def save(
         Piece.of(f"{name}_packed", "uint8", data.shape, data) for name, data in packed.items()
     ]
     write_checkpoint(path, document, pieces, force=force)
+
+
+def _as_scaled(program: Program, module: nn.Module, state: Mapping[str, Tensor]) -> Program:
+    """The program of a built module with its scales as they lie now: training may change that."""
+    found: dict[str, Found] = {}
+    changed = False
+    for slot in slots(program):
+        param, scale = slot.param, None
+        shape = param.shape or ()
+        if param.param_type == "TernaryTensor":
+            scale = Scale.parse(param.scale)
+            stored = state.get(f"{slot.name}_scale")
+            if stored is not None and stored.shape != param.scale_shape:
+                prefix, _, own = slot.name.rpartition(".")
+                groups: Any = module.get_submodule(prefix).ternary_groups
+                scale = Scale.of(stored.shape, shape, param.rows_split, groups.get(own, 0))
+                changed = True
+        found[slot.name] = Found(shape, param.dtype, scale)
+    return refine(program, found)[0] if changed else program
 
 
 def repacked(

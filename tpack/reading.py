@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tpack.build import op_function
-from tpack.codec.shapes import GROUP_SIZES, Scale, default_split, rows_and_columns
+from tpack.codec.shapes import Scale, default_split
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
     Assignment,
@@ -120,6 +120,7 @@ def replace_name(layer: LayerDef, name: str) -> LayerDef:
 def _stored(module: nn.Module) -> list[Param]:
     shapes: dict[str, tuple[int, ...]] = getattr(module, "ternary_shapes", {})
     layouts: dict[str, str] = getattr(module, "ternary_layouts", {})
+    groups: dict[str, int] = getattr(module, "ternary_groups", {})
     hidden = {f"{name}_{part}" for name in shapes for part in ("packed", "scale")}
     found = []
     for name, shape in shapes.items():
@@ -131,7 +132,7 @@ def _stored(module: nn.Module) -> list[Param]:
                 "TernaryTensor",
                 shape,
                 dtype=_dtype(scale),
-                scale=_granularity(scale, shape, split),
+                scale=str(Scale.of(scale.shape, shape, split, groups.get(name, 0))),
                 layout=layouts.get(name, "t2"),
                 split=None if split == default_split(len(shape)) else split,
             )
@@ -146,17 +147,6 @@ def _stored(module: nn.Module) -> list[Param]:
     return found
 
 
-def _granularity(scale: Tensor, shape: tuple[int, ...], split: int, group_size: int = 0) -> str:
-    if scale.dim() == 1 and split:
-        return "tensor"
-    groups = scale.shape[-1]
-    if groups == 1:
-        return "row" if split else "tensor"
-    columns = rows_and_columns(shape, split)[1]
-    usual = [size for size in GROUP_SIZES if -(-columns // size) == groups]
-    return str(Scale.parse(f"group:{group_size or (usual or [columns // groups])[0]}"))
-
-
 def _argument(module: nn.Module, param: OpParam) -> Any:
     """What a built-in layer was constructed with, read off the instance."""
     if param.name == "bias" and param.kind == "bool":
@@ -166,7 +156,10 @@ def _argument(module: nn.Module, param: OpParam) -> Any:
     if param.name == "scale":
         shape = module.shape
         assert isinstance(weight, Tensor)
-        return _granularity(weight, shape, len(shape[:1]), module.group_size)  # type: ignore[index, arg-type]
+        size = module.group_size
+        return str(Scale.of(weight.shape, shape, len(shape[:1]), size))  # type: ignore[index, arg-type]
+    if param.name == "layout":
+        return module.ternary_layouts["weight"]  # type: ignore[index]
     if param.name == "scale_dtype":
         return _dtype(weight) if isinstance(weight, Tensor) else None
     if param.name == "dtype":

@@ -58,6 +58,38 @@ class Scale:
             return cls(2, -int(match[1]))
         raise UsageError(f"scale {text!r} is unknown, expected tensor, row or group:N.")
 
+    @classmethod
+    def of(
+        cls, scale_shape: Sequence[int], shape: Sequence[int], split: int, group_size: int = 0
+    ) -> Self:
+        """Tell from the shape of a scale what it belongs to; the inverse of ``shape``.
+
+        Args:
+            scale_shape: of the scale tensor.
+            shape: logical shape of the weight.
+            split: leading dimensions that index rows.
+            group_size: if known; else one of ``GROUP_SIZES``, or an even share of the columns.
+
+        Raises:
+            UsageError: no granularity gives this shape.
+
+        Example:
+            >>> str(Scale.of((64, 3), (64, 300), 1))
+            'group:128'
+        """
+        columns = math.prod(shape[split:])
+        groups = scale_shape[-1] if scale_shape else 1
+        sizes = [size for size in GROUP_SIZES if -(-columns // size) == groups]
+        size = group_size or (sizes[0] if sizes else max(columns // max(groups, 1), 1))
+        for text in ("tensor", "row", f"group:{size}")[2 if group_size else 0 :]:
+            found = cls.parse(text)
+            if found.shape(shape, split) == tuple(scale_shape):
+                return found
+        raise UsageError(
+            f"scale has shape {tuple(scale_shape)}, which tells no group size for a weight of "
+            f"shape {tuple(shape)}. Name the group size."
+        )
+
     @property
     def kind(self) -> Literal["tensor", "row", "group"]:
         """Which of the three it is."""

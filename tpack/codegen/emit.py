@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import ast
 from itertools import groupby
+from typing import Any
 
+from tpack.codec import Scale
 from tpack.codegen.expressions import ExpressionPrinter, number
-from tpack.codegen.printer import INDENT, WIDTH, Call, Generator, Items, Keyword, Text, lay_out
+from tpack.codegen.printer import (
+    INDENT,
+    WIDTH,
+    Call,
+    Generator,
+    Items,
+    Keyword,
+    List,
+    Pairs,
+    Text,
+    lay_out,
+)
 from tpack.codegen.standalone import definitions
-from tpack.layerdef import LayerDef, Lowered, Param, Program, Return, Tuple, lower
+from tpack.layerdef import (
+    Dict,
+    LayerDef,
+    Lowered,
+    Param,
+    Program,
+    Return,
+    Tuple,
+    Unspecified,
+    lower,
+)
 from tpack.layerdef.builtin import BUILTIN
+from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.names import is_position
 from tpack.layerdef.ops import OpParam
 
@@ -22,7 +46,10 @@ _UNKNOWN = (
 
 def emit_program(program: Program, *, standalone: bool) -> str:
     """The source of a validated program."""
-    emitted = [_Class(lower(layer), layer) for layer in _children_first(program)]
+    # a forward that nothing calls need not say that it is not known
+    known = program.by_name[program.root].body[:1] != (Unspecified(),)
+    ordered = _children_first(program)
+    emitted = [_Class(lower(layer, program), layer, silent=known) for layer in ordered]
     classes = ["\n".join(item.lines) for item in emitted]
     used = set().union(*(item.used for item in emitted))
     ours = {name for name in used if "." not in name and not name.startswith(".")}
@@ -86,14 +113,16 @@ def _children_first(program: Program) -> list[LayerDef]:
 class _Class:
     """The lines of one class, and the names it uses of ``tpack.nn``."""
 
-    def __init__(self, lowered: Lowered, layer: LayerDef) -> None:
+    def __init__(self, lowered: Lowered, layer: LayerDef, *, silent: bool) -> None:
         self.lowered = lowered
         self.layer = layer
         self.used: set[str] = set()
         self.ternary = [p for p in lowered.stored if p.param_type == "TernaryTensor"]
         positions = [child for child in lowered.children if is_position(child.name)]
         self.positions = {int(child.name): child for child in positions}
-        self.lines = [*self.head(), *self.init(), "", *self.forward()]
+        self.lines = [*self.head(), *self.init()]
+        if lowered.body or not silent:
+            self.lines += ["", *self.forward()]
 
     def head(self) -> list[str]:
         bases = []
@@ -113,6 +142,10 @@ class _Class:
             ]
             if layouts:
                 lines += self.mapping("ternary_layouts: ClassVar[dict[str, str]]", layouts)
+            sizes = [(p.name, Scale.parse(p.scale).group_size) for p in self.ternary]
+            groups: list[tuple[str, Text]] = [(name, str(size)) for name, size in sizes if size]
+            if groups:
+                lines += self.mapping("ternary_groups: ClassVar[dict[str, int]]", groups)
             lines.append("")
         return lines
 
@@ -131,25 +164,62 @@ class _Class:
     def init(self) -> list[str]:
         lines = [f"{INDENT}def __init__(self) -> None:"]
         if self.positions:
-            args: tuple[Text, ...] = (self.module_list(),)
+            texts = {position: self.child(child) for position, child in self.positions.items()}
+            args: tuple[Text, ...] = (self.listed(texts),)
             lines += lay_out(Call("super().__init__", args), _BODY)
         else:
             lines.append(f"{_BODY}super().__init__()")
         for param in self.lowered.stored:
             lines += self.stored(param)
+        children: dict[str, Any] = {}
         for child in self.lowered.children:
             if not is_position(child.name):
-                lines += lay_out(self.child(child), _BODY, f"self.{child.name} = ")
+                place(children, child)
+        for name, below in children.items():
+            lines += lay_out(self.members(below), _BODY, f"self.{name} = ")
         return lines
+
+    def members(self, child: Any) -> Text:
+        """A child, or the list or dict of layers that dotted names draw."""
+        if isinstance(child, Param):
+            return self.child(child)
+        inner = {name: self.members(below) for name, below in child.items()}
+        if is_position(next(iter(inner))):
+            return Call("nn.ModuleList", (self.listed({int(k): v for k, v in inner.items()}),))
+        return Call("nn.ModuleDict", (Pairs(tuple(inner.items())),))
 
     def stored(self, param: Param) -> list[str]:
         if param.param_type == "TernaryTensor":
             return self.packed(param)
+        if param.param_type == "Constant":
+            options = (f'"{param.name}"', self.constant(param), Keyword("persistent", "False"))
+            return lay_out(Call("self.register_buffer", options), _BODY)
         zeros = Call("torch.zeros", (*self.sizes(param.shape or ()), *_dtype(param.dtype)))
         if param.param_type == "Buffer":
             call = Call("self.register_buffer", (f'"{param.name}"', zeros))
             return lay_out(call, _BODY)
         return lay_out(Call("nn.Parameter", (zeros,)), _BODY, f"self.{param.name} = ")
+
+    def constant(self, param: Param) -> Text:
+        args = dict(param.args)
+        if param.formula == "values":
+            return self.listed_values(param, args["values"])
+        row = CONSTANTS[param.formula or ""]
+        self.used.add(row.spelling)
+        made = Call(row.spelling, tuple(number(args[item.name]) for item in row.params))
+        if param.dtype == "float32":
+            return made
+        return Call(f"{made}.to", (f"torch.{param.dtype}",))
+
+    def listed_values(self, param: Param, values: Any) -> Text:
+        """The numbers of a constant; ones that are all the same need no list."""
+        shape, dtype = param.shape or (), Keyword("dtype", f"torch.{param.dtype}")
+        if len(set(values)) == 1:
+            return Call("torch.full", (Items(_numbers(shape)), number(values[0]), dtype))
+        tensor = Call("torch.tensor", (List(tuple(map(number, values))), dtype))
+        if len(shape) == 1:
+            return tensor
+        return Call(f"{tensor}.reshape", _numbers(shape))
 
     def packed(self, param: Param) -> list[str]:
         shape = param.shape or ()
@@ -193,10 +263,11 @@ class _Class:
             args.append(Keyword(param.name, text) if param.keyword else text)
         return Call(row.spelling, tuple(args))
 
-    def module_list(self) -> Text:
+    def listed(self, members: dict[int, Text]) -> Text:
         """The layers at numbered positions; a gap is an Identity."""
         items: list[Text] = []
-        runs = groupby(range(max(self.positions) + 1), key=self.at)
+        every = (members.get(i, "nn.Identity()") for i in range(max(members) + 1))
+        runs = groupby(every)
         for one, run in runs:
             count = len(list(run))
             if count > 2:
@@ -204,10 +275,6 @@ class _Class:
             else:
                 items += [one] * count
         return List(tuple(items))
-
-    def at(self, position: int) -> Text:
-        child = self.positions.get(position)
-        return "nn.Identity()" if child is None else self.child(child)
 
     # ---- forward
 
@@ -224,9 +291,9 @@ class _Class:
         arguments = ("self", *(f"{name}: Tensor" for name in lowered.inputs))
         returns = "Tensor"
         last = lowered.body[-1]
-        if isinstance(last, Return) and isinstance(last.value, Tuple):
-            returns = "tuple[Tensor, ...]"
-        lines = lay_out(Items(arguments), INDENT, "def forward", f" -> {returns}:")
+        if isinstance(last, Return):
+            returns = _returned(last.value)
+        lines = lay_out(Call("def forward", arguments), INDENT, after=f" -> {returns}:")
         if not self.layer.body:
             lines.append(f'{_BODY}"""{_affine_shapes(self.layer, lowered.inputs[0])}"""')
         stored = {
@@ -247,11 +314,23 @@ class _Class:
         return lines
 
 
-class List(Items):
-    """``[a, b]``."""
+def place(children: dict[str, Any], child: Param) -> None:
+    """Put a child where its dotted name says."""
+    *above, last = child.name.split(".")
+    for name in above:
+        children = children.setdefault(name, {})
+    children[last] = child
 
-    def __str__(self) -> str:
-        return f"[{', '.join(map(str, self.items))}]"
+
+def _returned(value: object) -> str:
+    """The annotation of what forward returns."""
+    if isinstance(value, Dict):
+        plain = not any(isinstance(item, Tuple | Dict) for _, item in value.items)
+        return f"dict[str, {'Tensor' if plain else 'Any'}]"
+    if isinstance(value, Tuple):
+        plain = not any(isinstance(item, Tuple | Dict) for item in value.items)
+        return f"tuple[{'Tensor' if plain else 'Any'}, ...]"
+    return "Tensor"
 
 
 def _affine_shapes(layer: LayerDef, x: str) -> str:

@@ -11,6 +11,7 @@ from tpack.codegen.printer import (
     Call,
     Items,
     Keyword,
+    Pairs,
     Text,
     TooLongError,
     in_parentheses,
@@ -19,6 +20,7 @@ from tpack.codegen.printer import (
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
+    Dict,
     Expression,
     FunctionCall,
     Identifier,
@@ -29,9 +31,11 @@ from tpack.layerdef import (
     Statement,
     Tuple,
     UnaryOp,
+    Unpack,
 )
 from tpack.layerdef.names import is_position
-from tpack.layerdef.ops import BINARY, OPS, PACKED_OPS, UNARY, OpParam, torch_name
+from tpack.layerdef.ops import BINARY, COMPARISON, OPS, PACKED_OPS, UNARY, OpParam, torch_name
+from tpack.layerdef.walking import with_parts
 
 #: Binds tighter than any operator.
 _ATOM = 10
@@ -58,16 +62,20 @@ class ExpressionPrinter:
 
     def statement(self, statement: Statement, indent: str) -> list[str]:
         """The lines of one statement; what does not fit is computed in steps."""
-        assert isinstance(statement, Assignment | Return)
+        assert isinstance(statement, Assignment | Unpack | Return)
         earlier: list[str] = []
         value = self.hoist_loops(statement.value, indent, earlier)
         if isinstance(value, LayerCall) and self.repeats(value):
             returns = isinstance(statement, Return)
-            target = self.fresh() if isinstance(statement, Return) else statement.target
+            assert not isinstance(statement, Unpack)
+            target = self.fresh() if returns else statement.target  # type: ignore[union-attr]
             looped = self.loop(target, value, indent)
             return [*earlier, *looped, *[f"{indent}return {target}"] * returns]
         if isinstance(statement, Return):
             before = "return "
+        elif isinstance(statement, Unpack):
+            self.locals |= set(statement.targets)
+            before = f"{', '.join(statement.targets)} = "
         else:
             self.locals.add(statement.target)
             before = f"{statement.target} = "
@@ -80,7 +88,9 @@ class ExpressionPrinter:
         except TooLongError:
             return [*earlier, *self.in_steps(replace(statement, value=value), indent, before)]
 
-    def in_steps(self, statement: Assignment | Return, indent: str, before: str) -> list[str]:
+    def in_steps(
+        self, statement: Assignment | Unpack | Return, indent: str, before: str
+    ) -> list[str]:
         """Name the largest part of a value that cannot break, and go on with the rest."""
         parts = [
             (len(str(self.text(part))), rebuild, part)
@@ -126,7 +136,7 @@ class ExpressionPrinter:
             lines.extend(self.loop(name, inner, indent))
             return Identifier(name)
 
-        return _with_parts(node, hoist)
+        return with_parts(node, hoist)
 
     def repeats(self, call: LayerCall) -> bool:
         """Whether a call is of a repeated child, and so a loop."""
@@ -163,19 +173,23 @@ class ExpressionPrinter:
     def text(self, node: Expression) -> Text:
         """The text of a value."""
         match node:
+            case Identifier(name) if "." in name:
+                return self.child(name)
             case Identifier(name):
                 return f"self.{name}" if name in self.stored else name
             case Literal(value):
                 return number(value)
             case Tuple(items):
                 return Items(tuple(self.text(item) for item in items))
+            case Dict(pairs):
+                return Pairs(tuple((name, self.text(item)) for name, item in pairs))
             case UnaryOp(operator, operand):
                 # two signs in a row would read like a decrement, and ** is easy to misread
                 return f"{operator}{self.operand(operand, BINARY['**'] + 1)}"
             case BinaryOp(operator, left, right):
                 level = BINARY[operator]
                 # ** groups to the right, all others to the left
-                first = self.operand(left, level + (operator == "**"))
+                first = self.operand(left, level + (operator == "**" or operator in COMPARISON))
                 second = self.operand(right, level + (operator != "**"))
                 space = "" if operator == "**" and _is_simple(left) and _is_simple(right) else " "
                 return f"{first}{space}{operator}{space}{second}"
@@ -200,11 +214,14 @@ class ExpressionPrinter:
 
     def child(self, name: str) -> str:
         """How self reaches a child."""
-        return f"self[{name}]" if is_position(name) else f"self.{name}"
+        parts = (f"[{part}]" if is_position(part) else f".{part}" for part in name.split("."))
+        return f"self{''.join(parts)}"
 
     def call(self, node: FunctionCall) -> Text:
         op = OPS.get(node.function) or PACKED_OPS[node.function]
         given = dict(node.kwargs)
+        if op.spelling == "[]":
+            return f"{self.operand(given['x'], _ATOM)}[{self.position(op.name, given)}]"
         spelling = op.spelling
         self.used.add(spelling)
         params = list(op.params)
@@ -224,9 +241,35 @@ class ExpressionPrinter:
             args.append(Keyword(torch_name(op.name, param.name), value) if named else value)
         return Call(head, tuple(args), breaks)
 
+    def position(self, function: str, given: dict[str, Expression]) -> str:
+        """What stands between the brackets of an op that indexes."""
+        if function == "index":
+            indices = given["indices"]
+            assert isinstance(indices, Tuple)
+            return ", ".join(str(self.text(item)) for item in indices.items)
+        dim = given["dim"]
+        assert isinstance(dim, Literal)
+        assert isinstance(dim.value, int)
+        start, end, step = (
+            "" if given.get(name, free) in (free, Literal(None)) else self.bound(given[name])
+            for name, free in (("start", Literal(0)), ("end", Literal(None)), ("step", Literal(1)))
+        )
+        part = f"{start}:{end}:{step}" if step else f"{start}:{end}"
+        if dim.value >= 0:
+            return ", ".join([*[":"] * dim.value, part])
+        return ", ".join(["...", part, *[":"] * (-1 - dim.value)])
+
+    def bound(self, value: Expression) -> str:
+        """One end of a slice: ruff puts spaces around the colon of what is no name or number."""
+        return self.operand(value, _ATOM)
+
     def argument(self, param: OpParam, value: Expression) -> Text:
         if param.kind == "dtype" and isinstance(value, Literal):
             return f"torch.{value.value}"
+        if param.kind == "device":
+            return f"{self.operand(value, _ATOM)}.device"
+        if param.kind == "value" and isinstance(value, Literal) and isinstance(value.value, str):
+            return f'float("{value.value}")'
         if isinstance(value, Literal) and isinstance(value.value, str):
             return f'"{value.value}"'
         return self.text(value)
@@ -242,23 +285,6 @@ def _is_simple(node: Expression) -> bool:
     if isinstance(node, Literal):
         return not number(node.value).startswith("-")
     return isinstance(node, Identifier)
-
-
-def _with_parts(node: Expression, change: Callable[[Expression], Expression]) -> Expression:
-    """A value with each of its direct parts changed, first to last."""
-    match node:
-        case UnaryOp(operator, operand):
-            return UnaryOp(operator, change(operand))
-        case BinaryOp(operator, left, right):
-            return BinaryOp(operator, change(left), change(right))
-        case FunctionCall(function, args, kwargs):
-            return FunctionCall(function, args, [(name, change(part)) for name, part in kwargs])
-        case LayerCall(layer, args):
-            return LayerCall(layer, [change(part) for part in args])
-        case Tuple(items):
-            return Tuple([change(item) for item in items])
-        case _:
-            return node
 
 
 def _parts(
@@ -290,6 +316,12 @@ def _parts(
                 )
         case Tuple():
             yield from _inside(node, lambda new: new)
+        case Dict(pairs):
+            for i, (name, item) in enumerate(pairs):
+                yield (
+                    item,
+                    lambda new, i=i, name=name: Dict([*pairs[:i], (name, new), *pairs[i + 1 :]]),  # type: ignore[misc]
+                )
 
 
 def _inside(

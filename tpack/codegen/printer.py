@@ -6,6 +6,7 @@ Knows brackets and width, nothing of layers. A piece of text is a string or one 
 
 - ``Call``: ``head(a, b)``; breaks into one indented line of arguments, else one each
 - ``Items``: ``(a, b)``; breaks into one item a line
+- ``Pairs``: ``{"a": b}``; likewise
 - ``Generator``: ``item for … in …``; breaks before ``for``
 """
 
@@ -46,6 +47,24 @@ class Items:
         return inner if self.bare else f"({inner})"
 
 
+class List(Items):
+    """``[a, b]``."""
+
+    def __str__(self) -> str:
+        return f"[{', '.join(map(str, self.items))}]"
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A dict of words."""
+
+    items: tuple[tuple[str, Text], ...]
+
+    def __str__(self) -> str:
+        inner = ", ".join(f'"{name}": {value}' for name, value in self.items)
+        return f"{{{inner}}}"
+
+
 @dataclass(frozen=True)
 class Keyword:
     """``name=value``."""
@@ -68,7 +87,7 @@ class Generator:
         return f"{self.item} {self.loop}"
 
 
-Text = str | Call | Items | Keyword | Generator
+Text = str | Call | Items | Pairs | Keyword | Generator
 
 
 class TooLongError(Exception):
@@ -101,8 +120,15 @@ def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[
             if isinstance(args[0], Generator):
                 return [first, *lay_out(args[0], indent + INDENT), last]
             return [first, *_each(args, indent), last]
+        case List(items) if items:
+            return [f"{indent}{before}[", *_each(items, indent), f"{indent}]{after}"]
         case Items(items) if items:
             return [f"{indent}{before}(", *_each(items, indent), f"{indent}){after}"]
+        case Pairs(items):
+            inner = indent + INDENT
+            rows = [lay_out(value, inner, f'"{name}": ', ",") for name, value in items]
+            lines = [line for row in rows for line in row]
+            return [f"{indent}{before}{{", *lines, f"{indent}}}{after}"]
         case Call(_, (), True) if before.endswith(" = "):
             return in_parentheses(text, indent, before)
         case _:

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.writer import checkpoint_size, write_checkpoint
+from tpack.conversion.capturing import captured, captured_program
 from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.options import Options, Progress
@@ -45,6 +46,9 @@ def convert(
     keep_dtype: str | None = None,
     layout: str = "t2",
     layerdef: LayerDef | Program | str | os.PathLike[str] | None = None,
+    example_args: Sequence[Any] | None = None,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
     dry_run: bool = False,
     resume: bool = False,
     force: bool = False,
@@ -67,6 +71,10 @@ def convert(
         keep_dtype: ``f32``, ``f16`` or ``bf16`` for floats that are not packed.
         layout: ``t2`` or ``t5``.
         layerdef: the description of the model, or the path of its JSON; decides what is packed.
+        example_args: arguments for a module's forward: its computation is captured too, as
+            ``tpack.capture`` does it.
+        example_kwargs: keyword arguments likewise.
+        dynamic_shapes: which of their sizes are free.
         dry_run: write nothing.
         resume: go on with an interrupted conversion of a folder.
         force: replace an existing output.
@@ -92,11 +100,17 @@ def convert(
                 keep_dtype=keep_dtype,
                 layout=layout,
                 layerdef=layerdef,
+                example_args=example_args,
+                example_kwargs=example_kwargs,
+                dynamic_shapes=dynamic_shapes,
                 dry_run=dry_run,
                 progress=progress,
             )
         return replace(report, output=report.output and destination)
     program = None if layerdef is None else read_layerdef(layerdef)
+    trace = None
+    if program is None:
+        trace = captured(source, example_args, example_kwargs, dynamic_shapes)
     paths = [Path(p) for p in (source, layerdef) if isinstance(p, str | os.PathLike)]
     with ExitStack() as stack:
         opened = stack.enter_context(open_source(source))
@@ -118,6 +132,8 @@ def convert(
                 )
             check_target(target, force=force)
         with locate(file=opened.label), storage_errors(target):
+            if trace is not None:
+                program = captured_program(trace, opened, options)
             return _convert_file(opened, options, program, None if dry_run else target, force=force)
 
 

@@ -9,6 +9,7 @@ from tpack.layerdef.mirror import mirror
 from tpack.layerdef.nodes import (
     Assignment,
     BinaryOp,
+    Dict,
     Expression,
     FunctionCall,
     Identifier,
@@ -21,6 +22,7 @@ from tpack.layerdef.nodes import (
     Statement,
     Tuple,
     UnaryOp,
+    Unpack,
     Unspecified,
 )
 from tpack.layerdef.ops import OPS
@@ -31,6 +33,7 @@ __all__ = [
     "OPS",
     "Assignment",
     "BinaryOp",
+    "Dict",
     "Expression",
     "FunctionCall",
     "Identifier",
@@ -45,6 +48,7 @@ __all__ = [
     "Statement",
     "Tuple",
     "UnaryOp",
+    "Unpack",
     "Unspecified",
     "as_program",
     "lower",

@@ -17,6 +17,7 @@ from tpack.layerdef.affine import affine_body, input_names
 from tpack.layerdef.nodes import (
     Assignment,
     BinaryOp,
+    Dict,
     Expression,
     FunctionCall,
     Identifier,
@@ -24,14 +25,17 @@ from tpack.layerdef.nodes import (
     LayerDef,
     Literal,
     Param,
-    Return,
+    Program,
     Statement,
     Tuple,
     UnaryOp,
+    Unpack,
     Unspecified,
 )
 from tpack.layerdef.ops import OPS
+from tpack.layerdef.tensors import tensor_of
 from tpack.layerdef.validate import bind
+from tpack.layerdef.walking import identifiers
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Lowered:
     Attributes:
         name: of the LayerDef.
         inputs: arguments of forward.
-        stored: parameters that hold tensors, in order.
+        stored: parameters that hold tensors, in order; constants too.
         children: parameters that hold layers, in order.
         body: lowered statements; empty where the computation is not known.
     """
@@ -53,7 +57,7 @@ class Lowered:
     body: tuple[Statement, ...]
 
 
-def lower(layer: LayerDef) -> Lowered:
+def lower(layer: LayerDef, program: Program) -> Lowered:
     """Lower one layer of a validated program.
 
     Raises:
@@ -62,29 +66,34 @@ def lower(layer: LayerDef) -> Lowered:
     body: tuple[Statement, ...] = ()
     if not (layer.body and isinstance(layer.body[0], Unspecified)):
         statements = layer.body or affine_body(layer)
-        body = _alive(_Lowering(layer, statements).statements(statements))
+        body = _alive(_Lowering(layer, statements, program).statements(statements))
     return Lowered(
         layer.name,
         input_names(layer),
-        tuple(param for param in layer.params if param.is_stored),
+        tuple(p for p in layer.params if p.is_stored or p.param_type == "Constant"),
         tuple(param for param in layer.params if param.param_type == "Layer"),
         body,
     )
 
 
 class _Lowering:
-    def __init__(self, layer: LayerDef, statements: Sequence[Statement]) -> None:
+    def __init__(self, layer: LayerDef, statements: Sequence[Statement], program: Program) -> None:
         self.name = layer.name
-        self.ternary = {p.name: p for p in layer.params if p.param_type == "TernaryTensor"}
-        self.taken = {param.name for param in layer.params}
+        values = [item.value for item in statements if not isinstance(item, Unspecified)]
+        dotted = {name for value in values for name in identifiers(value) if "." in name}
+        below = [tensor_of(layer, name, program.by_name) for name in sorted(dotted)]
+        tensors = [*layer.params, *(param for param in below if param is not None)]
+        self.ternary = {p.name: p for p in tensors if p.param_type == "TernaryTensor"}
+        self.taken = {param.name.partition(".")[0] for param in layer.params}
         self.taken |= {name for p in self.ternary for name in (f"{p}_packed", f"{p}_scale")}
         self.taken |= {item.target for item in statements if isinstance(item, Assignment)}
+        self.taken |= {n for item in statements if isinstance(item, Unpack) for n in item.targets}
         self.taken.add("x")
         self.before: list[Statement] = []
 
     def statements(self, statements: Sequence[Statement]) -> Iterator[Statement]:
         for statement in statements:
-            assert isinstance(statement, Assignment | Return)
+            assert not isinstance(statement, Unspecified)
             lowered = replace(statement, value=self.expression(statement.value))
             yield from self.before
             self.before = []
@@ -99,12 +108,17 @@ class _Lowering:
                 return node
             case Tuple(items):
                 return Tuple([self.expression(item, like) for item in items])
+            case Dict(pairs):
+                return Dict([(name, self.expression(item)) for name, item in pairs])
             case UnaryOp("-", UnaryOp("-", operand)):
                 return self.expression(operand, like)
             case UnaryOp(operator, operand):
                 return UnaryOp(operator, self.expression(operand))
             case BinaryOp("@", left, right):
-                return self.call(FunctionCall("matmul", (left, right)))
+                product = self.call(FunctionCall("matmul", (left, right)))
+                if isinstance(product, FunctionCall) and product.function == "matmul":
+                    return BinaryOp("@", *(value for _, value in product.kwargs))
+                return product
             case BinaryOp(operator, left, right):
                 operands = self.operands({"left": left, "right": right})
                 return BinaryOp(operator, operands["left"], operands["right"])
@@ -210,27 +224,16 @@ def _alive(statements: Iterable[Statement]) -> tuple[Statement, ...]:
             if statement.target not in read or statement.value == Identifier(statement.target):
                 continue
             read.discard(statement.target)
-        assert isinstance(statement, Assignment | Return)
-        read |= _names(statement.value)
+        if isinstance(statement, Unpack):
+            kept_names = ["_" if name not in read else name for name in statement.targets]
+            if not set(kept_names) - {"_"}:
+                continue
+            read -= set(kept_names)
+            statement = Unpack(kept_names, statement.value)  # noqa: PLW2901
+        assert not isinstance(statement, Unspecified)
+        read |= set(identifiers(statement.value))
         kept.append(statement)
     return tuple(reversed(kept))
-
-
-def _names(node: Expression) -> set[str]:
-    """Every identifier in a value."""
-    match node:
-        case Identifier(name):
-            return {name}
-        case UnaryOp(_, operand):
-            return _names(operand)
-        case BinaryOp(_, left, right):
-            return _names(left) | _names(right)
-        case Tuple(parts) | LayerCall(_, parts):
-            return set().union(*map(_names, parts))
-        case FunctionCall(_, _, kwargs):
-            return set().union(*(_names(value) for _, value in kwargs))
-        case _:
-            return set()
 
 
 #: Dims of the weight that the op on packed bytes takes.

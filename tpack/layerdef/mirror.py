@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from tpack.errors import LayerDefError
-from tpack.layerdef.names import check_identifier, is_identifier, is_position
+from tpack.layerdef.names import check_attribute, check_identifier, is_identifier, is_position
 from tpack.layerdef.nodes import (
     FunctionCall,
     Identifier,
@@ -105,7 +105,7 @@ class _Namer:
 
     def child(self, name: str, module: _Module) -> Param:
         if not is_position(name):
-            check_identifier(name, repr(module.path))
+            check_attribute(name, repr(module.path))
         if builtin := _builtin(module):
             layer, args = builtin
             return Param(name, "Layer", layer=layer, args=args)
@@ -116,14 +116,14 @@ class _Namer:
             first = replace(items[0], name=name)
             if all(replace(item, name=name) == first for item in items) and not first.repeat:
                 return replace(first, repeat=len(items))
-        return Param(name, "Layer", layer=self.layer(module, _class_name(module.path)))
+        return Param(name, "Layer", layer=self.layer(module, class_name(module.path)))
 
 
-def _class_name(path: str) -> str:
+def class_name(path: str) -> str:
     """A class name from the path of a module: ``layers.0.self_attn`` → ``SelfAttn``.
 
     Example:
-        >>> _class_name("encoder.layers.11"), _class_name("model.mlp")
+        >>> class_name("encoder.layers.11"), class_name("model.mlp")
         ('Layer', 'Mlp')
     """
     parts = path.split(".")

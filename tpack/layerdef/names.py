@@ -12,7 +12,11 @@ import re
 
 from tpack.errors import LayerDefError
 from tpack.layerdef.builtin import BUILTIN
-from tpack.layerdef.ops import PACKED_OPS
+from tpack.layerdef.constants import CONSTANTS
+from tpack.layerdef.ops import OPS, PACKED_OPS
+
+#: Names of children that models have and that mean something in source, but not after a dot.
+_ATTRIBUTES = frozenset({"self", "F", "torch", *BUILTIN, *PACKED_OPS})
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}", re.ASCII)
 _POSITION = re.compile(r"0|[1-9][0-9]{0,4}", re.ASCII)
@@ -44,13 +48,29 @@ MODULE_NAMES = frozenset(
 #: Names that generated source uses, and may therefore not be given another meaning.
 SOURCE_NAMES = frozenset(
     {"self", "super", "range", "torch", "nn", "F", "Tensor", "math", "annotations"}
-    | {"Any", "ClassVar", "ternary_shapes", "ternary_layouts"}
+    | {"Any", "ClassVar", "ternary_shapes", "ternary_layouts", "ternary_groups"}
     | {"PackedModule", "PackedWeight", "packed_zeros", "scale_ones", "repack_trits"}
     | {"pack_trits", "unpack_trits", "spread_scale", "activation_gain", "infer_group_size"}
     | {row.spelling.removeprefix("nn.") for row in BUILTIN.values()}
     | set(BUILTIN)
     | set(PACKED_OPS)
+    | {row.spelling for row in CONSTANTS.values() if row.spelling}
+    | {op.spelling for op in OPS.values() if op.spelling.isidentifier()}
 )
+
+
+#: Attributes of nn.ModuleDict besides those of nn.Module.
+CONTAINER_NAMES = frozenset({"clear", "items", "keys", "update", "values"})
+
+
+def check_word(name: str, node: str) -> None:
+    """Make sure that the key of a result is an ASCII identifier; it stands in quotes.
+
+    Raises:
+        LayerDefError: at ``node``.
+    """
+    if not _IDENTIFIER.fullmatch(name):
+        raise LayerDefError(f"key {name!r:.60} is not an ASCII identifier.", node=node)
 
 
 def check_identifier(name: str, node: str) -> None:
@@ -72,6 +92,17 @@ def check_identifier(name: str, node: str) -> None:
     else:
         return
     raise LayerDefError(f"name {name!r:.60} {reason}. Rename it.", node=node)
+
+
+def check_attribute(name: str, node: str) -> None:
+    """Make sure that a child may be called so: an identifier, or a name that only stands
+    after ``self.`` and so hides nothing, like ``LayerNorm``.
+
+    Raises:
+        LayerDefError: at ``node``, saying which rule it breaks.
+    """
+    if name not in _ATTRIBUTES:
+        check_identifier(name, node)
 
 
 def check_class_name(name: str, node: str) -> None:

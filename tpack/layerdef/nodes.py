@@ -4,8 +4,8 @@
 
     Program    = LayerDef+ , root
     LayerDef   = name, Param*, Statement*
-    Statement  = Assignment | Return | Unspecified
-    Expression = Identifier | Literal | Tuple | UnaryOp | BinaryOp | FunctionCall | LayerCall
+    Statement  = Assignment | Unpack | Return | Unspecified
+    Expression = Identifier | Literal | Tuple | Dict | UnaryOp | BinaryOp | FunctionCall | LayerCall
 
 Nodes may be built from lists; they store tuples, so they are hashable and compare by value.
 Building one checks nothing: ``validate`` does, with the path of the offending node.
@@ -19,13 +19,16 @@ from typing import Any
 
 from tpack.codec.shapes import Scale, default_split
 
-#: Arguments of a built-in layer: name → integer, float, bool, tuple of integers or word.
-Arg = bool | int | float | str | tuple[int, ...]
+#: Arguments of a built-in layer or a constant: name → number, bool, tuple of numbers or word.
+Arg = bool | int | float | str | tuple[int | float, ...]
 
 
 @dataclass(frozen=True)
 class Identifier:
-    """A name: an input, a stored tensor of the layer, or a value assigned before."""
+    """A name: an input, a stored tensor of the layer, or a value assigned before.
+
+    A dotted name is a tensor that a child stores, such as ``embed.weight``.
+    """
 
     name: str
 
@@ -48,8 +51,19 @@ class Tuple:
 
 
 @dataclass(frozen=True)
+class Dict:
+    """Results under names, ``{"key": value}``: what a Return may give instead of a Tuple."""
+
+    items: tuple[tuple[str, Expression], ...]
+
+    def __init__(self, items: Mapping[str, Expression] | Sequence[tuple[str, Expression]]) -> None:
+        pairs = items.items() if isinstance(items, Mapping) else items
+        object.__setattr__(self, "items", tuple((name, value) for name, value in pairs))
+
+
+@dataclass(frozen=True)
 class UnaryOp:
-    """``-operand``."""
+    """``-operand`` or ``~operand``."""
 
     operator: str
     operand: Expression
@@ -88,6 +102,8 @@ class FunctionCall:
 class LayerCall:
     """A call of a child layer. A repeated child is applied n times: its first argument is the
     result of the one before, the others are the same each time.
+
+    The result of one that returns several values must be unpacked.
     """
 
     layer: str
@@ -98,7 +114,7 @@ class LayerCall:
         object.__setattr__(self, "args", tuple(args))
 
 
-Expression = Identifier | Literal | Tuple | UnaryOp | BinaryOp | FunctionCall | LayerCall
+Expression = Identifier | Literal | Tuple | Dict | UnaryOp | BinaryOp | FunctionCall | LayerCall
 
 
 @dataclass(frozen=True)
@@ -110,8 +126,20 @@ class Assignment:
 
 
 @dataclass(frozen=True)
+class Unpack:
+    """``first, second = value`` for a call with several results; ``_`` drops one."""
+
+    targets: tuple[str, ...]
+    value: Expression
+
+    def __init__(self, targets: Sequence[str], value: Expression) -> None:
+        object.__setattr__(self, "targets", tuple(targets))
+        object.__setattr__(self, "value", value)
+
+
+@dataclass(frozen=True)
 class Return:
-    """``return value``, the last statement; a Tuple returns several values."""
+    """``return value``, the last statement; a Tuple or Dict returns several values."""
 
     value: Expression
 
@@ -123,7 +151,7 @@ class Unspecified:
     """
 
 
-Statement = Assignment | Return | Unspecified
+Statement = Assignment | Unpack | Return | Unspecified
 
 
 @dataclass(frozen=True)
@@ -131,10 +159,12 @@ class Param:
     """A parameter of a layer.
 
     Args:
-        name: identifier; for a Layer also a decimal number: a position in a list of layers.
+        name: identifier; for a Layer also a decimal number, a position in a list of layers, or
+            a dotted path through lists and dicts of layers, such as ``blocks.0``.
         param_type: ``TernaryTensor`` (packed weight), ``Tensor`` without shape (an argument
             of forward) or with shape (a stored float parameter), ``Buffer`` (stored, not
-            trained) or ``Layer`` (a child).
+            trained), ``Constant`` (computed when the layer is made, in no file) or ``Layer``
+            (a child).
         shape: logical shape of what is stored.
         dtype: of the stored tensor; for a TernaryTensor, of its scale.
         scale: TernaryTensor: ``tensor``, ``row`` or ``group:N``.
@@ -142,7 +172,8 @@ class Param:
         split: TernaryTensor: leading dims that index rows; None for 1 (0 for one dimension).
         layer: Layer: the LayerDef of the program, or the built-in layer, that it is.
         repeat: Layer: how many copies, as a list; None for a single layer.
-        args: Layer: arguments of a built-in layer.
+        args: Layer: arguments of a built-in layer; Constant: of its formula.
+        formula: Constant: a row of ``constants.CONSTANTS``.
     """
 
     name: str
@@ -155,6 +186,7 @@ class Param:
     layer: str | None = None
     repeat: int | None = None
     args: tuple[tuple[str, Arg], ...] = ()
+    formula: str | None = None
 
     def __init__(
         self,
@@ -169,6 +201,7 @@ class Param:
         layer: str | None = None,
         repeat: int | None = None,
         args: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
+        formula: str | None = None,
     ) -> None:
         pairs = args.items() if isinstance(args, Mapping) else args
         frozen = tuple(
@@ -185,6 +218,7 @@ class Param:
             ("layer", layer),
             ("repeat", repeat),
             ("args", tuple(sorted(frozen))),
+            ("formula", formula),
         )
         for field_name, value in values:
             object.__setattr__(self, field_name, value)

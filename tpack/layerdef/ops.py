@@ -8,14 +8,17 @@ printed cannot differ. One row adds an op::
 A parameter reads ``name:kind`` or ``name:kind=default``; ``*`` before a name makes it
 keyword-only in the generated source. Kinds:
 
-- ``tensor``: an expression; ``value``: also a number; ``tensor?``: also None; ``tensors``: a Tuple
+- ``tensor``: an expression; ``tensor?``: also None; ``tensors``: a Tuple
+- ``value``: an expression, a number, or the word inf or -inf
 - ``int``, ``float``, ``bool``: a number; an int may be an expression (a size)
 - ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them
+- ``device``: an expression: the device of that tensor
+- ``equation``: dims as letters, such as ``bij,bjk->bik``
 - ``dtype``: a word of ``dtypes.BY_NAME``; ``scale``: tensor, row or group:N (built-in layers)
 - ``a|b``: one of these words
 
-A spelling is a function of ``torch``, ``torch.nn.functional`` (``F``), or, with a leading dot, a
-method of the first argument.
+A spelling is a function of ``torch``, ``torch.nn.functional`` (``F``) or, without prefix, of
+``tpack.nn``; with a leading dot, a method of the first argument; ``[]`` indexes it.
 """
 
 from __future__ import annotations
@@ -56,6 +59,9 @@ class Op:
 
 _CONV = "x:tensor weight:tensor bias:tensor?=None *stride:ints=1 *padding:ints=0 *dilation:ints=1"
 _POOL = "x:tensor kernel_size:ints *stride:ints=None *padding:ints=0"
+_MAX_POOL = f"{_POOL} *dilation:ints=1 *ceil_mode:bool=False"
+_AVG_POOL = f"{_POOL} *ceil_mode:bool=False *count_include_pad:bool=True"
+_MAKE = "*dtype:dtype=None *device:device=None"
 
 _ROWS = (
     # name, parameters, spelling, what it computes
@@ -71,6 +77,12 @@ _ROWS = (
     ("conv1d", f"{_CONV} *groups:int=1", "F.conv1d", "convolution over (batch, channels, length)"),
     ("conv2d", f"{_CONV} *groups:int=1", "F.conv2d", "convolution over (…, height, width)"),
     ("embedding", "ids:tensor weight:tensor", "F.embedding", "rows of weight"),
+    (
+        "einsum",
+        "equation:equation tensors:tensors",
+        "torch.einsum",
+        "sums of products, as the equation names the dims",
+    ),
     # -- normalization
     (
         "layer_norm",
@@ -102,12 +114,29 @@ _ROWS = (
     ("leaky_relu", "x:tensor *negative_slope:float=0.01", "F.leaky_relu", "x or slope · x"),
     ("gelu", "x:tensor *approximate:none|tanh=none", "F.gelu", "x · Φ(x)"),
     ("silu", "x:tensor", "F.silu", "x · sigmoid(x)"),
+    ("elu", "x:tensor *alpha:float=1.0", "F.elu", "x, or alpha · (exp(x) - 1) below 0"),
+    ("relu6", "x:tensor", "F.relu6", "x between 0 and 6"),
     ("hardswish", "x:tensor", "F.hardswish", "x · relu6(x + 3) / 6"),
+    ("hardsigmoid", "x:tensor", "F.hardsigmoid", "relu6(x + 3) / 6"),
+    ("mish", "x:tensor", "F.mish", "x · tanh(softplus(x))"),
+    ("glu", "x:tensor dim:int=-1", "F.glu", "first half · sigmoid(second half)"),
+    ("prelu", "x:tensor weight:tensor", "F.prelu", "x, or weight · x below 0"),
     ("sigmoid", "x:tensor", "torch.sigmoid", "1 / (1 + exp(-x))"),
     ("tanh", "x:tensor", "torch.tanh", "hyperbolic tangent"),
     ("softplus", "x:tensor", "F.softplus", "log(1 + exp(x))"),
-    ("softmax", "x:tensor *dim:int", "F.softmax", "exp(x) / Σ exp(x) along dim"),
-    ("log_softmax", "x:tensor *dim:int", "F.log_softmax", "log of softmax"),
+    (
+        "softmax",
+        "x:tensor *dim:int *dtype:dtype=None",
+        "F.softmax",
+        "exp(x) / Σ exp(x) along dim",
+    ),
+    ("log_softmax", "x:tensor *dim:int *dtype:dtype=None", "F.log_softmax", "log of softmax"),
+    (
+        "rotate_half",
+        "x:tensor",
+        "rotate_half",
+        "the halves of the last dim swapped, the first negated: half of a rotary embedding",
+    ),
     ("dropout", "x:tensor p:float=0.5", "", "x: the identity at inference"),
     (
         "scaled_dot_product_attention",
@@ -122,6 +151,8 @@ _ROWS = (
     ("mul", "x:tensor y:value", "torch.mul", "x · y"),
     ("div", "x:tensor y:value", "torch.div", "x / y"),
     ("pow", "x:tensor y:value", "torch.pow", "x ** y"),
+    ("maximum", "x:tensor y:tensor", "torch.maximum", "the larger of x and y"),
+    ("minimum", "x:tensor y:tensor", "torch.minimum", "the smaller of x and y"),
     ("square", "x:tensor", "torch.square", "x²"),
     ("sqrt", "x:tensor", "torch.sqrt", "square root"),
     ("rsqrt", "x:tensor", "torch.rsqrt", "1 / sqrt(x)"),
@@ -130,6 +161,13 @@ _ROWS = (
     ("sin", "x:tensor", "torch.sin", "sine"),
     ("cos", "x:tensor", "torch.cos", "cosine"),
     ("abs", "x:tensor", "torch.abs", "|x|"),
+    ("erf", "x:tensor", "torch.erf", "error function"),
+    ("round", "x:tensor", "torch.round", "nearest integer, halves to even"),
+    ("floor", "x:tensor", "torch.floor", "largest integer not above x"),
+    ("ceil", "x:tensor", "torch.ceil", "smallest integer not below x"),
+    ("sign", "x:tensor", "torch.sign", "-1, 0 or 1"),
+    ("where", "condition:tensor x:value y:value", "torch.where", "x where condition, else y"),
+    ("masked_fill", "x:tensor mask:tensor value:value", ".masked_fill", "value where mask, else x"),
     ("clamp", "x:tensor *min:float=None *max:float=None", "torch.clamp", "x within bounds"),
     ("to", "x:tensor dtype:dtype", ".to", "x in another dtype"),
     # -- shapes
@@ -140,24 +178,63 @@ _ROWS = (
     ("permute", "x:tensor dims:ints", ".permute", "dims in another order"),
     ("unsqueeze", "x:tensor dim:int", ".unsqueeze", "a new dim of size 1"),
     ("squeeze", "x:tensor dim:int", ".squeeze", "without a dim of size 1"),
+    ("unflatten", "x:tensor dim:int sizes:ints", ".unflatten", "one dim split into several"),
     ("expand", "x:tensor shape:ints", ".expand", "dims of size 1 repeated; -1 stays"),
+    ("repeat", "x:tensor sizes:ints", ".repeat", "copies along each dim"),
+    (
+        "repeat_interleave",
+        "x:tensor repeats:int *dim:int",
+        ".repeat_interleave",
+        "each index along dim several times",
+    ),
+    (
+        "slice",
+        "x:tensor dim:int start:int=0 end:int=None step:int=1",
+        "[]",
+        "indices start to end along dim",
+    ),
     ("narrow", "x:tensor dim:int start:int length:int", ".narrow", "a slice along dim"),
     ("select", "x:tensor dim:int index:int", ".select", "one index along dim"),
+    ("chunk", "x:tensor chunks:int dim:int=0", ".chunk", "several results: equal parts of dim"),
+    ("split", "x:tensor sizes:ints dim:int=0", ".split", "several results: parts of dim by size"),
+    ("unbind", "x:tensor dim:int=0", ".unbind", "several results: each index along dim"),
+    ("flip", "x:tensor dims:ints", "torch.flip", "dims in reverse"),
+    ("roll", "x:tensor shifts:ints dims:ints", "torch.roll", "dims shifted around"),
+    ("pad", "x:tensor pad:ints *value:float=None", "F.pad", "the last dims grown by a value"),
     ("cat", "tensors:tensors dim:int=0", "torch.cat", "joined along dim"),
     ("stack", "tensors:tensors dim:int=0", "torch.stack", "joined along a new dim"),
+    ("gather", "x:tensor dim:int index:tensor", "torch.gather", "x at an index along dim"),
+    ("index_select", "x:tensor dim:int index:tensor", ".index_select", "x at indices along dim"),
+    ("index", "x:tensor indices:tensors", "[]", "x at indices of its first dims"),
+    ("one_hot", "x:tensor classes:int", "F.one_hot", "1 at each index, else 0"),
+    ("tril", "x:tensor diagonal:int=0", "torch.tril", "0 above a diagonal"),
+    ("triu", "x:tensor diagonal:int=0", "torch.triu", "0 below a diagonal"),
+    # -- new tensors
+    ("arange", f"end:int {_MAKE}", "torch.arange", "0 to end - 1"),
+    ("zeros", f"shape:sizes {_MAKE}", "torch.zeros", "zeros"),
+    ("ones", f"shape:sizes {_MAKE}", "torch.ones", "ones"),
+    ("full", f"shape:sizes value:value {_MAKE}", "torch.full", "one value"),
     # -- reductions and pooling
     ("mean", "x:tensor dim:ints=None *keepdim:bool=False", "torch.mean", "mean over dims"),
     ("sum", "x:tensor dim:ints=None *keepdim:bool=False", "torch.sum", "sum over dims"),
     ("amax", "x:tensor dim:ints *keepdim:bool=False", "torch.amax", "largest over dims"),
+    ("amin", "x:tensor dim:ints *keepdim:bool=False", "torch.amin", "smallest over dims"),
     ("argmax", "x:tensor dim:int=None", "torch.argmax", "index of the largest along dim"),
-    ("max_pool1d", _POOL, "F.max_pool1d", "largest in each window"),
-    ("max_pool2d", _POOL, "F.max_pool2d", "largest in each window"),
-    ("avg_pool1d", _POOL, "F.avg_pool1d", "mean of each window"),
-    ("avg_pool2d", _POOL, "F.avg_pool2d", "mean of each window"),
+    ("cumsum", "x:tensor dim:int", "torch.cumsum", "sums of all before and at an index"),
+    ("logsumexp", "x:tensor dim:ints *keepdim:bool=False", "torch.logsumexp", "log Σ exp(x)"),
+    ("var", "x:tensor dim:ints *correction:int=1 *keepdim:bool=False", "torch.var", "variance"),
+    ("topk", "x:tensor k:int dim:int=-1", "torch.topk", "two results: largest values, indices"),
+    ("max_pool1d", _MAX_POOL, "F.max_pool1d", "largest in each window"),
+    ("max_pool2d", _MAX_POOL, "F.max_pool2d", "largest in each window"),
+    ("avg_pool1d", _AVG_POOL, "F.avg_pool1d", "mean of each window"),
+    ("avg_pool2d", _AVG_POOL, "F.avg_pool2d", "mean of each window"),
     ("adaptive_avg_pool1d", "x:tensor size:ints", "F.adaptive_avg_pool1d", "mean, to a size"),
     ("adaptive_avg_pool2d", "x:tensor size:ints", "F.adaptive_avg_pool2d", "mean, to a size"),
     ("adaptive_max_pool2d", "x:tensor size:ints", "F.adaptive_max_pool2d", "largest, to a size"),
 )
+
+#: Ops whose result must be unpacked.
+SEVERAL = frozenset({"chunk", "split", "unbind", "topk"})
 
 _CONSTANTS = {"None": None, "True": True, "False": False}
 
@@ -229,6 +306,7 @@ _TORCH_NAMES = {
     ("batch_norm", "var"): "running_var",
     ("rms_norm", "shape"): "normalized_shape",
     ("layer_norm", "shape"): "normalized_shape",
+    ("one_hot", "classes"): "num_classes",
 }
 
 
@@ -238,5 +316,7 @@ def torch_name(op: str, param: str) -> str:
 
 
 #: Operators of BinaryOp with their precedence in Python, and of UnaryOp.
-BINARY = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "%": 2, "@": 2, "**": 4}
-UNARY = {"-": 3}
+COMPARISON = dict.fromkeys(("==", "!=", "<", "<=", ">", ">="), 1)
+BINARY = COMPARISON | {"|": 2, "&": 3}
+BINARY |= {"+": 4, "-": 4, "*": 5, "/": 5, "//": 5, "%": 5, "@": 5, "**": 7}
+UNARY = {"-": 6, "~": 6}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from tpack.codec import LAYOUTS, Scale
 from tpack.dtypes import BY_NAME, SCALE_DTYPES
 from tpack.errors import LayerDefError, UsageError
 from tpack.layerdef.builtin import BUILTIN
-from tpack.layerdef.names import check_identifier, is_position
+from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
+from tpack.layerdef.names import check_attribute, check_identifier, is_position
 from tpack.layerdef.nodes import Arg, Param
 from tpack.layerdef.ops import REQUIRED, OpParam
 from tpack.layerdef.serialize import MAX_INT
@@ -18,7 +20,9 @@ from tpack.layerdef.serialize import MAX_INT
 MAX_INSTANCES = 100_000
 MAX_RANK = 16
 
-PARAM_TYPES = ("TernaryTensor", "Tensor", "Buffer", "Layer")
+_EQUATION = re.compile(r"[A-Za-z]{0,16}(,[A-Za-z]{0,16}){0,7}->[A-Za-z]{0,16}", re.ASCII)
+
+PARAM_TYPES = ("TernaryTensor", "Tensor", "Buffer", "Constant", "Layer")
 
 
 def check_number(value: object, path: str) -> None:
@@ -42,14 +46,24 @@ def check_constant(param: OpParam, value: object, path: str) -> None:
         good = isinstance(value, str) and _is_scale(value)
     elif kind == "bool":
         good = isinstance(value, bool)
+    elif kind == "equation":
+        good = isinstance(value, str) and _EQUATION.fullmatch(value) is not None
+    elif kind == "numbers":
+        good = isinstance(value, tuple) and all(map(_is_finite, value))
+    elif kind == "value" and isinstance(value, str):
+        good = value in ("inf", "-inf")
     elif kind == "ints" and isinstance(value, tuple):
         good = all(type(item) is int and abs(item) <= MAX_INT for item in value)
     elif kind in ("int", "ints"):
         good = type(value) is int and abs(value) <= MAX_INT
     else:
-        good = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+        good = _is_finite(value)
     if not good:
         raise LayerDefError(f"is {value!r:.40}, expected {kind}.", node=path)
+
+
+def _is_finite(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _is_scale(text: str) -> bool:
@@ -72,24 +86,52 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
             f"param_type {kind!r:.40} is unknown, expected {', '.join(PARAM_TYPES)}.", node=path
         )
     if kind == "Layer":
-        if not is_position(param.name):
-            check_identifier(param.name, path)
+        check_child_name(param.name, path)
         _check_child(param, path, layers)
         return
     check_identifier(param.name, path)
-    if param.layer is not None or param.repeat is not None or param.args:
+    if param.layer is not None or param.repeat is not None:
         raise LayerDefError(f"has fields of a Layer, but is a {kind}.", node=path)
+    if kind == "Constant":
+        _check_formula(param, path)
+    elif param.args or param.formula is not None:
+        raise LayerDefError(f"has fields of a Constant, but is a {kind}.", node=path)
     if kind == "TernaryTensor":
         _check_ternary(param, path)
     elif (param.scale, param.layout, param.split) != ("tensor", "t2", None):
         raise LayerDefError(f"has fields of a TernaryTensor, but is a {kind}.", node=path)
     elif param.dtype not in BY_NAME:
         raise LayerDefError(f"dtype {param.dtype!r:.40} is unknown.", node=path)
-    elif kind == "Buffer" and param.shape is None:
+    elif kind in ("Buffer", "Constant") and param.shape is None:
         raise LayerDefError("a Buffer needs a shape.", node=path)
     elif kind == "Tensor" and param.shape is not None and not BY_NAME[param.dtype].is_float:
         raise LayerDefError(f"a stored Tensor is float, not {param.dtype}. Use Buffer.", node=path)
     _check_shape(param.shape or (), path, lowest=1 if kind == "TernaryTensor" else 0)
+
+
+def _check_formula(param: Param, path: str) -> None:
+    row = CONSTANTS.get(param.formula or "")
+    args = dict(param.args)
+    if row is None:
+        raise LayerDefError(
+            f"formula {param.formula!r:.40} is unknown, expected {', '.join(CONSTANTS)}.",
+            node=path,
+        )
+    if set(args) != {item.name for item in row.params}:
+        raise LayerDefError(f"formula {row.name} takes other arguments.", node=path)
+    for item in row.params:
+        check_constant(item, args[item.name], path)
+    shape = param.shape
+    if shape is None or shape != constant_shape(row.name, args, shape):
+        raise LayerDefError(f"shape {shape!r:.60} is not that of its formula.", node=path)
+    _check_shape(shape, path, lowest=1)
+    count = math.prod(shape)
+    if count > MAX_VALUES or len(args.get("values", ())) not in (0, count):  # type: ignore[arg-type]
+        raise LayerDefError(
+            f"shape {shape!r:.60} does not fit its values, of which there are at most "
+            f"{MAX_VALUES}.",
+            node=path,
+        )
 
 
 def _check_ternary(param: Param, path: str) -> None:
@@ -126,9 +168,23 @@ def _check_shape(shape: tuple[int, ...], path: str, lowest: int) -> None:
         raise LayerDefError("shape has over 2^63 elements.", node=path)
 
 
+def check_child_name(name: str, path: str) -> None:
+    """Make sure that a child is named by identifiers and positions, the last of them its own.
+
+    Raises:
+        LayerDefError: with the part that is neither.
+    """
+    parts = name.split(".")
+    if len(parts) > 1 and is_position(parts[0]):
+        raise LayerDefError(f"name {name!r:.60} begins with a position.", node=path)
+    for part in parts:
+        if not is_position(part):
+            check_attribute(part, path)
+
+
 def _check_child(param: Param, path: str, layers: set[str]) -> None:
-    if param.shape is not None or param.split is not None:
-        raise LayerDefError("a Layer has no shape.", node=path)
+    if param.shape is not None or param.split is not None or param.formula is not None:
+        raise LayerDefError("a Layer has no shape and no formula.", node=path)
     if param.repeat is not None and not (
         type(param.repeat) is int and 1 <= param.repeat <= MAX_INSTANCES
     ):

@@ -45,12 +45,17 @@ def match_slots(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> dict
 
 
 def refine(
-    program: Program, found: Mapping[str, Found], layout: str
+    program: Program, found: Mapping[str, Found], layout: str | None = None
 ) -> tuple[Program, dict[str, Scale]]:
     """Rewrite a program to describe what was found.
 
     Copies of one layer share its description: where their scales lie differently, all take
     the finest, which loses nothing, since a coarse scale can be repeated.
+
+    Args:
+        program: the description so far.
+        found: by tensor, before packing.
+        layout: of the packed bytes; that of the program, if not given.
 
     Returns:
         The program, and the granularity of each ternary tensor.
@@ -78,14 +83,14 @@ def refine(
 
 
 def _refine_layer(
-    layer: LayerDef, homes: Mapping[tuple[str, str, str], Found], layout: str
+    layer: LayerDef, homes: Mapping[tuple[str, str, str], Found], layout: str | None
 ) -> LayerDef:
     params = []
     for param in layer.params:
         if param.is_stored:
             one = homes[layer.name, param.name, ""]
             ternary: dict[str, Any] = (
-                {"scale": str(one.scale), "layout": layout} if one.scale else {}
+                {"scale": str(one.scale), "layout": layout or param.layout} if one.scale else {}
             )
             params.append(replace(param, dtype=one.dtype, **ternary))
         elif param.layer in BUILTIN:
@@ -98,7 +103,7 @@ def _refine_layer(
     return LayerDef(layer.name, params, layer.body)
 
 
-def _refine_builtin(param: Param, tensors: Mapping[str, Found], layout: str) -> Param:
+def _refine_builtin(param: Param, tensors: Mapping[str, Found], layout: str | None) -> Param:
     weight = tensors.get("weight")
     args: dict[str, Any] = dict(param.args)
     floats = {one.dtype for name, one in tensors.items() if name != "num_batches_tracked"}
@@ -107,7 +112,7 @@ def _refine_builtin(param: Param, tensors: Mapping[str, Found], layout: str) -> 
         args |= {
             "dtype": bias.dtype,
             "scale": str(weight.scale),
-            "layout": layout,
+            "layout": layout or args.get("layout", "t2"),
             "scale_dtype": weight.dtype if weight.dtype != bias.dtype else None,
         }
     elif len(floats) > 1:

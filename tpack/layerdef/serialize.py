@@ -13,6 +13,7 @@ from tpack.errors import LayerDefError
 from tpack.layerdef.nodes import (
     Assignment,
     BinaryOp,
+    Dict,
     Expression,
     FunctionCall,
     Identifier,
@@ -25,6 +26,7 @@ from tpack.layerdef.nodes import (
     Statement,
     Tuple,
     UnaryOp,
+    Unpack,
     Unspecified,
 )
 
@@ -74,6 +76,9 @@ def _statement_to_dict(statement: Statement) -> dict[str, Any]:
     match statement:
         case Assignment(target, value):
             return {"node": "Assignment", "target": target, "value": _expression_to_dict(value)}
+        case Unpack(targets, value):
+            data = {"node": "Unpack", "targets": list(targets)}
+            return data | {"value": _expression_to_dict(value)}
         case Return(value):
             return {"node": "Return", "value": _expression_to_dict(value)}
         case Unspecified():
@@ -89,6 +94,8 @@ def _expression_to_dict(node: Expression) -> dict[str, Any]:
             return {"node": "Literal", "value": value}
         case Tuple(items):
             return {"node": "Tuple", "items": [each(item) for item in items]}
+        case Dict(items):
+            return {"node": "Dict", "items": {name: each(item) for name, item in items}}
         case UnaryOp(operator, operand):
             return {"node": "UnaryOp", "operator": operator, "operand": each(operand)}
         case BinaryOp(operator, left, right):
@@ -213,6 +220,7 @@ _PARAM_FIELDS = (
     ("split", int),
     ("layer", str),
     ("repeat", int),
+    ("formula", str),
 )
 
 
@@ -224,7 +232,12 @@ def _shape(value: list[Any] | None, path: str) -> list[int] | None:
 
 
 def _arg(value: Any, path: str) -> Any:
-    return _shape(value, path) if isinstance(value, list) else value
+    for i, item in enumerate(value if isinstance(value, list) else ()):
+        if type(item) not in (int, float):
+            raise LayerDefError(f"is {item!r:.40}, expected a number.", node=f"{path}[{i}]")
+        if abs(item) > MAX_INT:
+            raise LayerDefError("is beyond 64 bits.", node=f"{path}[{i}]")
+    return value
 
 
 def _statement_from_dict(data: object, path: str) -> Statement:
@@ -235,6 +248,14 @@ def _statement_from_dict(data: object, path: str) -> Statement:
         case "Assignment":
             target = fields.take("target", str)
             statement = Assignment(target, _expression(fields, "value", 1))
+        case "Unpack":
+            targets = fields.take("targets", list)
+            for i, target in enumerate(targets):
+                if not isinstance(target, str):
+                    raise LayerDefError(
+                        f"is {_kind(target)}, expected a string.", node=f"{path}.targets[{i}]"
+                    )
+            statement = Unpack(targets, _expression(fields, "value", 1))
         case "Return":
             statement = Return(_expression(fields, "value", 1))
         case "Unspecified":
@@ -270,6 +291,9 @@ def _expression_from_dict(data: object, path: str, depth: int) -> Expression:
             node = Literal(fields.take("value", bool, int, float, str, type(None)))
         case "Tuple":
             node = Tuple(_expressions(fields, "items", depth + 1))
+        case "Dict":
+            items = _Fields(fields.take("items", dict), f"{path}.items")
+            node = Dict({name: _expression(items, name, depth + 1) for name in list(items.rest)})
         case "UnaryOp":
             node = UnaryOp(fields.take("operator", str), _expression(fields, "operand", depth + 1))
         case "BinaryOp":

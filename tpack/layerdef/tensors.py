@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from tpack.layerdef.builtin import BUILTIN, stored_by
+from tpack.layerdef.names import is_position
 from tpack.layerdef.nodes import LayerDef, Param, Program
 
 
@@ -52,3 +53,36 @@ def slots(program: Program) -> Iterator[Slot]:
                         yield from walk(layers[param.layer or ""], below)
 
     yield from walk(layers[program.root], "")
+
+
+def tensor_of(layer: LayerDef, path: str, layers: Mapping[str, LayerDef]) -> Param | None:
+    """What a dotted name says of a layer: the tensor that a child stores, under that name.
+
+    Args:
+        layer: where the name is used.
+        path: such as ``blocks.0.fc.weight``.
+        layers: the LayerDefs of the program.
+
+    Returns:
+        The parameter, called by the whole path; None if no child stores it.
+    """
+    for param in layer.params:
+        if param.param_type != "Layer" or not path.startswith(f"{param.name}."):
+            continue
+        rest = path[len(param.name) + 1 :]
+        if param.repeat is not None:
+            position, _, rest = rest.partition(".")
+            if not (is_position(position) and int(position) < param.repeat):
+                continue
+        if param.layer in BUILTIN:
+            stored = stored_by(param)
+        else:
+            child = layers[param.layer or ""]
+            stored = tuple(item for item in child.params if item.is_stored)
+            if "." in rest:
+                below = tensor_of(child, rest, layers)
+                stored = () if below is None else (below,)
+        for item in stored:
+            if item.name == rest:
+                return replace(item, name=path)
+    return None

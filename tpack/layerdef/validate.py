@@ -7,10 +7,17 @@ Each check raises LayerDefError with the path of the node, such as
 from __future__ import annotations
 
 from tpack.errors import LayerDefError
-from tpack.layerdef.names import check_class_name, check_identifier
+from tpack.layerdef.names import (
+    CONTAINER_NAMES,
+    check_class_name,
+    check_identifier,
+    check_word,
+    is_position,
+)
 from tpack.layerdef.nodes import (
     Assignment,
     BinaryOp,
+    Dict,
     Expression,
     FunctionCall,
     Identifier,
@@ -21,11 +28,13 @@ from tpack.layerdef.nodes import (
     Return,
     Tuple,
     UnaryOp,
+    Unpack,
     Unspecified,
 )
-from tpack.layerdef.ops import BINARY, OPS, REQUIRED, UNARY, Op, OpParam
-from tpack.layerdef.params import MAX_INSTANCES, check_constant, check_number, check_param
+from tpack.layerdef.ops import BINARY, OPS, REQUIRED, SEVERAL, UNARY, Op, OpParam
+from tpack.layerdef.params import MAX_INSTANCES, MAX_RANK, check_constant, check_number, check_param
 from tpack.layerdef.serialize import MAX_DEPTH
+from tpack.layerdef.tensors import tensor_of
 
 #: Statements a layer may have.
 MAX_STATEMENTS = 20_000
@@ -57,8 +66,11 @@ def validate(program: Program) -> None:
     if program.root not in names:
         raise LayerDefError(f"root {program.root!r:.60} is not defined.", node="program")
     for layer in program.layers:
-        _Checker(layer, names).check()
+        for i, param in enumerate(layer.params):
+            check_param(param, f"{layer.name}.params[{i}]", names)
     _check_instances(program)
+    for layer in program.layers:
+        _Checker(layer, program.by_name).check()
 
 
 def _check_instances(program: Program) -> None:
@@ -91,7 +103,7 @@ def _check_instances(program: Program) -> None:
 class _Checker:
     """Checks one layer: parameters first, then the body against them."""
 
-    def __init__(self, layer: LayerDef, layers: set[str]) -> None:
+    def __init__(self, layer: LayerDef, layers: dict[str, LayerDef]) -> None:
         self.layer = layer
         self.layers = layers
         self.params = {param.name: param for param in layer.params}
@@ -100,9 +112,8 @@ class _Checker:
         self.known = {name for name, param in self.params.items() if param.param_type != "Layer"}
 
     def check(self) -> None:
-        for i, param in enumerate(self.layer.params):
-            check_param(param, f"{self.layer.name}.params[{i}]", self.layers)
         self.check_unique()
+        self.check_containers()
         if not self.layer.body:
             return  # the natural affine map, checked when it is expanded
         if not any(param.is_input for param in self.layer.params):
@@ -122,6 +133,26 @@ class _Checker:
                     raise LayerDefError(f"name {name!r} is taken already.", node=node)
                 self.taken.add(name)
 
+    def check_containers(self) -> None:
+        """Check that dotted names draw lists of positions and dicts of identifiers."""
+        members: dict[str, set[str]] = {}
+        for name in self.params:
+            parts = name.split(".")
+            if len(parts) > MAX_DEPTH:
+                raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=name[:200])
+            for i in range(1, len(parts)):
+                members.setdefault(".".join(parts[:i]), set()).add(parts[i])
+        for container, names in members.items():
+            node = f"{self.layer.name}.{container}"
+            if container in self.params:
+                raise LayerDefError("is a parameter, and has parameters of its own.", node=node)
+            if len(set(map(is_position, names))) > 1 or names & CONTAINER_NAMES:
+                raise LayerDefError(
+                    f"holds {', '.join(sorted(names)[:5])}, expected positions or identifiers.",
+                    node=node,
+                )
+            self.taken.add(container)
+
     def check_body(self) -> None:
         body = self.layer.body
         path = f"{self.layer.name}.body"
@@ -139,25 +170,53 @@ class _Checker:
                         raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
                     self.check_expression(value, f"{node}.value", 1)
                     self.known.add(target)
-                case Return(Tuple(items)) if last:
-                    for j, item in enumerate(items):
-                        self.check_expression(item, f"{node}.value.items[{j}]", 2)
-                    if not items:
-                        raise LayerDefError("returns nothing.", node=node)
+                case Unpack(targets, value) if not last:
+                    self.check_unpack(targets, value, node)
                 case Return(value) if last:
-                    self.check_expression(value, f"{node}.value", 1)
+                    self.check_result(value, f"{node}.value", 1)
                 case _:
                     kind = type(statement).__name__
                     wanted = "a Return" if last else "an Assignment"
                     raise LayerDefError(f"is {kind}, expected {wanted}.", node=node)
 
-    def check_expression(self, node: Expression, path: str, depth: int) -> None:
+    def check_unpack(self, targets: tuple[str, ...], value: Expression, node: str) -> None:
+        names = [target for target in targets if target != "_"]
+        if not names or len(targets) < 2 or len(set(names)) < len(names):
+            raise LayerDefError("unpacks to fewer than two names.", node=node)
+        for target in names:
+            check_identifier(target, node)
+            if target in self.taken and target not in self.inputs:
+                raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
+        function = value.function if isinstance(value, FunctionCall) else ""
+        if not isinstance(value, LayerCall) and function not in SEVERAL:
+            raise LayerDefError("unpacks what has one result.", node=f"{node}.value")
+        self.check_expression(value, f"{node}.value", 1, several=True)
+        self.known |= set(names)
+
+    def check_result(self, value: Expression, path: str, depth: int) -> None:
+        """Check what forward returns: a value, or several in a Tuple or Dict."""
+        if not isinstance(value, Tuple | Dict):
+            self.check_expression(value, path, depth)
+            return
+        if not value.items or depth > MAX_DEPTH:
+            raise LayerDefError("returns nothing.", node=path[:200])
+        for i, item in enumerate(value.items):
+            if isinstance(item, tuple):
+                check_word(item[0], path)
+                self.check_result(item[1], f"{path}.{item[0]}", depth + 1)
+            else:
+                self.check_result(item, f"{path}.items[{i}]", depth + 1)
+
+    def check_expression(
+        self, node: Expression, path: str, depth: int, *, several: bool = False
+    ) -> None:
         """Check a value that stands for a tensor or a number."""
         if depth > MAX_DEPTH:
             raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=path[:200])
         match node:
             case Identifier(name):
-                if name not in self.known:
+                dotted = "." in name and tensor_of(self.layer, name, self.layers) is not None
+                if name not in self.known and not dotted:
                     raise LayerDefError(f"name {name!r:.60} is not defined here.", node=path)
             case Literal(value):
                 check_number(value, path)
@@ -176,6 +235,8 @@ class _Checker:
                         f"op {function!r:.60} is unknown. docs/layerdef.md lists the ops.",
                         node=path,
                     )
+                if function in SEVERAL and not several:
+                    raise LayerDefError(f"{function} has several results. Unpack it.", node=path)
                 for argument, given in bind(OPS[function], node, path):
                     self.check_argument(argument, given, f"{path}.{argument.name}", depth + 1)
                 if function == "bit_linear":
@@ -193,7 +254,8 @@ class _Checker:
 
     def check_ternary(self, call: FunctionCall, path: str) -> None:
         weight = {p.name: v for p, v in bind(OPS["bit_linear"], call, path)}["weight"]
-        param = self.params.get(weight.name) if isinstance(weight, Identifier) else None
+        name = weight.name if isinstance(weight, Identifier) else ""
+        param = self.params.get(name) or tensor_of(self.layer, name, self.layers)
         if param is None or param.param_type != "TernaryTensor" or param.rows_split != 1:
             raise LayerDefError("weight must be a TernaryTensor parameter, split 1.", node=path)
 
@@ -205,7 +267,13 @@ class _Checker:
             case "tensor" | "tensor?" if is_literal:
                 if literal is not None or param.kind == "tensor":
                     raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
-            case "tensor" | "tensor?" | "value":
+            case "value" if isinstance(literal, str):
+                check_constant(param, literal, path)
+            case "device" if is_literal and literal is not None:
+                raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
+            case "device" if is_literal:
+                pass
+            case "tensor" | "tensor?" | "value" | "device":
                 self.check_expression(value, path, depth)
             case "tensors":
                 if not isinstance(value, Tuple) or not value.items:
@@ -217,7 +285,9 @@ class _Checker:
                     self.check_size(item, f"{path}.items[{i}]", depth + 1)
             case "sizes":
                 raise LayerDefError("expected a Tuple of sizes.", node=path)
-            case "int" | "ints" if not is_literal:
+            case "int" if param.name == "dim" and type(literal) is int and abs(literal) > MAX_RANK:
+                raise LayerDefError(f"is {literal}, beyond {MAX_RANK} dims.", node=path)
+            case "int" | "ints" if not is_literal and param.name != "dim":
                 self.check_size(value, path, depth)
             case _ if is_literal:
                 check_constant(param, literal, path)

@@ -1,7 +1,8 @@
 """Modules and ops on packed weights, for torch.
 
-``reference`` defines the ops, ``modules`` the layers, and importing this package
-registers ``torch.ops.tpack.linear`` and ``torch.ops.tpack.bit_linear``.
+``reference`` defines the ops, ``modules`` the layers, ``training`` how they train.
+Importing this package registers ``torch.ops.tpack.linear`` and
+``torch.ops.tpack.bit_linear``.
 """
 
 from tpack.nn import ops as _ops  # registers torch.ops.tpack
@@ -21,7 +22,13 @@ from tpack.nn.modules import (
     TernaryLinear,
     packed_zeros,
 )
-from tpack.nn.reference import ternary_conv1d, unpack_trits
+from tpack.nn.reference import (
+    rotary_frequencies,
+    rotate_half,
+    ternary_conv1d,
+    unpack_trits,
+)
+from tpack.nn.training import freeze, is_unfrozen, unfreeze
 
 __all__ = [
     "BitLinear",
@@ -30,13 +37,18 @@ __all__ = [
     "TernaryEmbedding",
     "TernaryLinear",
     "dequantize",
+    "freeze",
+    "is_unfrozen",
     "packed_zeros",
+    "rotary_frequencies",
+    "rotate_half",
     "ternary_bit_linear",
     "ternary_conv1d",
     "ternary_conv2d",
     "ternary_embedding",
     "ternary_linear",
     "ternary_matmul",
+    "unfreeze",
     "unpack_trits",
 ]
 

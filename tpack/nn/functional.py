@@ -33,6 +33,7 @@ def serves(x: Tensor, packed: Tensor, scale: Tensor, layout: str) -> bool:
     """Whether the operators of ``torch.ops.tpack`` compute this in C."""
     return (
         layout == "t2"
+        and packed.dtype == torch.uint8
         and x.is_cpu
         and x.dtype in CODES
         and scale.dtype in CODES

@@ -74,14 +74,16 @@ class PackedModule(nn.Module):
     """A module with packed weights.
 
     A weight ``p`` is a uint8 buffer ``p_packed`` and a parameter ``p_scale``;
-    ``ternary_shapes`` maps ``p`` to its logical shape and ``ternary_layouts`` to its
-    layout, t2 if it is not there. Assigning ``module.p_packed = pack_ternary(weight)``
+    ``ternary_shapes`` maps ``p`` to its logical shape, ``ternary_layouts`` to its
+    layout, t2 if it is not there, and ``ternary_groups`` to its group size, if columns
+    share a scale in groups. Assigning ``module.p_packed = pack_ternary(weight)``
     replaces the weight; its shape is checked. Bytes of the stored shape are taken as
     they are, in the layout of the weight.
     """
 
     ternary_shapes: ClassVar[dict[str, tuple[int, ...]]] = {}
     ternary_layouts: ClassVar[dict[str, str]] = {}
+    ternary_groups: ClassVar[dict[str, int]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a packed buffer is brought to its stored shape."""
@@ -130,6 +132,7 @@ class PackedWeight(PackedModule):
         self.ternary_shapes = {"weight": shape}  # type: ignore[misc]
         self.ternary_layouts = {"weight": layout}  # type: ignore[misc]
         self.group_size = int(scale.partition(":")[2] or 0)
+        self.ternary_groups = {"weight": self.group_size}  # type: ignore[misc]
         # what the shapes of the stored tensors do not tell the ops
         self.options = {"layout": layout, "group_size": self.group_size}
         self.register_buffer("weight_packed", packed_zeros(*shape, layout=layout))

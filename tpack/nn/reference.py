@@ -23,7 +23,10 @@ def unpack_trits(packed: Tensor, columns: int, layout: str = "t2") -> Tensor:
     Args:
         packed: uint8 ``(..., ceil(columns / 4))`` in layout t2, four trits a byte of
             two bits each; ``(..., ceil(columns / 5))`` in layout t5, five in base 3.
+            Floats ``(..., columns)``, which a weight in training is, stay as they are.
     """
+    if packed.is_floating_point():
+        return packed
     width = -(-columns // (4 if layout == "t2" else 5))
     if packed.shape[-1] != width or packed.dtype != torch.uint8:
         raise ValueError(
@@ -228,3 +231,27 @@ def ternary_conv2d(
     weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
     bias = None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """Swap the halves of the last dim and negate the first of the result.
+
+    With the angles of a rotary embedding, ``x * cos + rotate_half(x) * sin`` turns each
+    pair ``(x[i], x[i + d / 2])`` in its plane.
+
+    Source: Su et al. 2021, RoFormer, section 3.4.2.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def rotary_frequencies(dim: int, base: float) -> Tensor:
+    """The angles per position of a rotary embedding: ``1 / base ** (2i / dim)``.
+
+    Returns:
+        float32 ``(dim / 2,)``, the same bits as transformers computes.
+
+    Source: Su et al. 2021, RoFormer, section 3.2.2.
+    """
+    exponents = torch.arange(0, dim, 2, dtype=torch.int64).float() / dim
+    return 1.0 / base**exponents

@@ -39,11 +39,11 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
     """Open a checkpoint of any kind that tpack reads.
 
     Args:
-        source: path of a ``.safetensors``, ``.gguf``, ``.pt``, ``.pth``, ``.bin`` or ``.ckpt``
-            file; of a folder as model hubs have them, or as ``torch.distributed.checkpoint``
-            writes them; ``hf://org/name[@revision]`` or ``org/name`` for a repository of the
-            Hugging Face hub; an address with another scheme that fsspec knows; a state dict, or
-            an ``nn.Module``.
+        source: path of a ``.safetensors``, ``.gguf``, ``.pt2``, ``.pt``, ``.pth``, ``.bin`` or
+            ``.ckpt`` file; of a folder as model hubs have them, or as
+            ``torch.distributed.checkpoint`` writes them; ``hf://org/name[@revision]`` or
+            ``org/name`` for a repository of the Hugging Face hub; an address with another
+            scheme that fsspec knows; a state dict, or an ``nn.Module``.
 
     Raises:
         InputError: missing, unreadable or malformed; a pickle that asks for code.
@@ -97,12 +97,16 @@ def _open_file(path: Path) -> Source:
         from tpack.sources.gguf_source import gguf_source
 
         return gguf_source(path)
+    if path.suffix == ".pt2":
+        from tpack.sources.exported import exported_source
+
+        return exported_source(path)
     if path.suffix in PICKLES:
         from tpack.sources.torch_source import pickle_source
 
         return pickle_source(path)
     raise UnsupportedError(
-        f"has suffix {path.suffix!r}, expected .safetensors, .gguf or one of "
+        f"has suffix {path.suffix!r}, expected .safetensors, .gguf, .pt2 or one of "
         f"{', '.join(PICKLES)}. Rename it if it is one of these."
     )
 

@@ -1,0 +1,207 @@
+"""Whole models: captured, converted, loaded and printed, they compute what they did."""
+
+import llama_page
+import pytest
+import torch
+from captured_models import FAMILIES, Example, Trained, llama, mlp, quantized
+from torch import nn
+
+import tpack
+from tpack import LayerDefError, UsageError
+from tpack.build import build_module, program_of
+from tpack.cli.reference import ops_reference
+from tpack.codegen import generate_pytorch_code
+from tpack.layerdef import slots
+from tpack.tracing import capture
+
+
+def flat(result):
+    """The tensors of a result, in order."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    items = result.values() if isinstance(result, dict) else result
+    return [tensor for item in items for tensor in flat(item)]
+
+
+def from_text(source, name):
+    namespace = {"__name__": "generated"}
+    exec(compile(source, "generated.py", "exec"), namespace)
+    return namespace[name]().eval()
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request, tmp_path_factory):
+    """A model, its conversion, and the file."""
+    example = FAMILIES[request.param]()
+    path = tmp_path_factory.mktemp("captured") / "model.tpack.safetensors"
+    report = tpack.convert(example.model, path, exact=True, **example.arguments())
+    return example, report, path
+
+
+def check(example: Example, modules, sizes):
+    for batch, length in sizes:
+        inputs = example.inputs(batch, length)
+        with torch.no_grad():
+            expected = flat(example.model(**inputs, **example.constants))
+            for module in modules:
+                found = flat(module(**inputs))
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_loaded_models_and_their_source_equal_the_original(family):
+    example, report, path = family
+    loaded = tpack.load(path)
+    source = generate_pytorch_code(program_of(loaded), standalone=True)
+    assert "tpack.nn" not in source
+    written = from_text(source, program_of(loaded).root)
+    written.load_state_dict(loaded.state_dict(), strict=True)
+    assert any(tensor.action == "packed" for tensor in report.tensors)
+    check(example, [loaded, written], [(1, 3), (3, 9)])
+    assert tpack.verify(path).ok
+
+
+def test_keys_are_those_of_the_original(family):
+    example, report, path = family
+    state = example.model.state_dict()
+    packed = {tensor.name for tensor in report.tensors if tensor.action == "packed"}
+    tied = {note.partition(" ")[0] for note in report.notes if "shares the storage" in note}
+    expected = {name for name in state if name not in packed | tied}
+    expected |= {f"{name}_{part}" for name in packed for part in ("packed", "scale")}
+    assert set(tpack.load(path).state_dict()) == expected
+
+
+@pytest.mark.parametrize("name", ["mlp", "mobilenet", "llama", "t5 encoder", "lstm"])
+def test_plain_capture_describes_plain_weights(name):
+    example = FAMILIES[name]()
+    given = example.arguments()
+    program = capture(
+        example.model, given["example_args"], given["example_kwargs"], given["dynamic_shapes"]
+    )
+    kinds = {slot.param.param_type for slot in slots(program)}
+    assert "TernaryTensor" not in kinds
+    module = build_module(program)
+    wanted = {slot.name for slot in slots(program)}
+    state = {k: v for k, v in example.model.state_dict().items() if k in wanted}
+    module.load_state_dict(state, strict=True)
+    check(example, [module], [(1, 4)])
+
+
+def test_source_has_no_names_of_the_tracer(family):
+    _, _, path = family
+    source = generate_pytorch_code(program_of(tpack.load(path)))
+    for word in ("getitem", "aten", "sym_size", "add_1", "view_"):
+        assert word not in source
+    assert "NotImplementedError" not in source
+
+
+def test_linear_layers_that_round_activations_are_bit_linear(tmp_path):
+    example = quantized()
+    program = capture(example.model, (torch.randn(2, 5, 24),))
+    layers = {p.name: p.layer for p in program.by_name["Trained"].params if p.layer}
+    assert layers == {"norm": "RMSNorm", "up": "BitLinear", "down": "BitLinear"}
+    path = tmp_path / "m.tpack.safetensors"
+    tpack.convert(example.model, path, example_args=(torch.randn(2, 5, 24),))
+    check(example, [tpack.load(path)], [(1, 3), (4, 2)])
+    assert "relu_squared" in str(program)
+
+
+def test_exported_programs_are_sources(tmp_path):
+    example = mlp()
+    x = torch.randn(2, 24)
+    exported = torch.export.export(
+        example.model, (x,), dynamic_shapes={"x": {0: torch.export.Dim.AUTO}}
+    )
+    torch.export.save(exported, tmp_path / "mlp.pt2")
+    report = tpack.convert(tmp_path / "mlp.pt2", exact=True)
+    check(example, [tpack.load(report.output)], [(1, 1), (5, 1)])
+    assert tpack.verify(report.output, against=tmp_path / "mlp.pt2").ok
+
+
+def test_damaged_exports_are_refused(tmp_path):
+    (tmp_path / "m.pt2").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(tpack.InputError, match=r"torch\.export\.save"):
+        tpack.convert(tmp_path / "m.pt2")
+
+
+def test_weights_that_are_kept_stay_plain(tmp_path):
+    example = mlp()
+    path = tmp_path / "m.tpack.safetensors"
+    tpack.convert(example.model, path, exclude=["fc2.*"], **example.arguments())
+    loaded = tpack.load(path)
+    assert isinstance(loaded.fc2, nn.Linear)
+    check(example, [loaded], [(3, 1)])
+
+
+def test_copies_that_are_packed_differently_become_layers_of_their_own(tmp_path):
+    example = llama()
+    path = tmp_path / "m.tpack.safetensors"
+    tpack.convert(example.model, path, exclude=["model.layers.0.*"], **example.arguments())
+    loaded = tpack.load(path)
+    assert isinstance(loaded.get_submodule("model.layers.0.mlp.up_proj"), nn.Linear)
+    check(example, [loaded], [(2, 6)])
+
+
+def test_compiled_models_match_eager_ones():
+    example = llama()
+    given = example.arguments()
+    module = build_module(capture(example.model, (), given["example_kwargs"]))
+    module.load_state_dict(example.model.state_dict(), strict=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="eager")
+    inputs = example.inputs(2, 7)
+    with torch.no_grad():
+        torch.testing.assert_close(flat(compiled(**inputs)), flat(module(**inputs)))
+
+
+# ---- errors
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Sorter()
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Sorter(nn.Module):
+    def forward(self, x):
+        return torch.sort(x)[0]
+
+
+def test_an_op_outside_the_table_is_named_with_its_module():
+    with pytest.raises(LayerDefError) as caught:
+        capture(Odd().eval(), (torch.randn(2, 3),))
+    text = str(caught.value)
+    assert text.startswith("inner: uses sort.default")
+    assert "A row in tpack/tracing/aten.py adds an op" in text
+
+
+def test_modules_in_training_mode_are_refused():
+    with pytest.raises(UsageError, match="eval"):
+        capture(Trained().train(), (torch.randn(2, 24),))
+
+
+def test_arguments_that_do_not_fit_are_refused(tmp_path):
+    model = mlp().model
+    with pytest.raises(UsageError, match="forward"):
+        capture(model, ())
+    with pytest.raises(UsageError, match="dynamic_shapes names 'y'"):
+        capture(model, (torch.randn(2, 24),), dynamic_shapes={"y": {}})
+    with pytest.raises(UsageError, match="state dict"):
+        tpack.convert(model.state_dict(), tmp_path / "m", example_args=(torch.randn(2, 24),))
+    with pytest.raises(UsageError, match="path"):
+        tpack.convert(tmp_path / "m.pt", tmp_path / "m", example_args=(torch.randn(2, 24),))
+
+
+@pytest.mark.slow
+def test_the_page_that_shows_a_captured_model_is_up_to_date():
+    source = llama_page.page()
+    assert source == llama_page.PAGE.read_text()
+    assert source.count("\n") < 400
+
+
+def test_the_page_of_ops_is_up_to_date():
+    page = llama_page.PAGE.parent / "ops.md"
+    assert page.read_text() == ops_reference()

@@ -1,0 +1,76 @@
+"""Walk the expressions of a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from tpack.layerdef.nodes import (
+    BinaryOp,
+    Dict,
+    Expression,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    Tuple,
+    UnaryOp,
+)
+
+
+def parts(node: Expression) -> tuple[Expression, ...]:
+    """The direct parts of an expression, first to last.
+
+    Example:
+        >>> parts(BinaryOp("+", Identifier("x"), Identifier("y")))
+        (Identifier(name='x'), Identifier(name='y'))
+    """
+    match node:
+        case UnaryOp(_, operand):
+            return (operand,)
+        case BinaryOp(_, left, right):
+            return (left, right)
+        case FunctionCall(_, args, kwargs):
+            return (*args, *(value for _, value in kwargs))
+        case LayerCall(_, args) | Tuple(args):
+            return args
+        case Dict(pairs):
+            return tuple(value for _, value in pairs)
+        case _:
+            return ()
+
+
+def with_parts(node: Expression, change: Callable[[Expression], Expression]) -> Expression:
+    """An expression with each of its direct parts changed, first to last."""
+    match node:
+        case UnaryOp(operator, operand):
+            return UnaryOp(operator, change(operand))
+        case BinaryOp(operator, left, right):
+            return BinaryOp(operator, change(left), change(right))
+        case FunctionCall(function, args, kwargs):
+            return FunctionCall(
+                function,
+                [change(part) for part in args],
+                [(name, change(part)) for name, part in kwargs],
+            )
+        case LayerCall(layer, args):
+            return LayerCall(layer, [change(part) for part in args])
+        case Tuple(items):
+            return Tuple([change(item) for item in items])
+        case Dict(pairs):
+            return Dict([(name, change(item)) for name, item in pairs])
+        case _:
+            return node
+
+
+def identifiers(node: Expression) -> Iterator[str]:
+    """Every name in an expression, as often as it stands there."""
+    if isinstance(node, Identifier):
+        yield node.name
+    for part in parts(node):
+        yield from identifiers(part)
+
+
+def renamed(node: Expression, names: Mapping[str, str]) -> Expression:
+    """The expression with names replaced."""
+    if isinstance(node, Identifier):
+        return Identifier(names.get(node.name, node.name))
+    return with_parts(node, lambda part: renamed(part, names))

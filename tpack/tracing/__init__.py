@@ -1,0 +1,79 @@
+"""Whole models as LayerDefs: what a module computes, read from its trace by torch.export.
+
+``export`` traces, ``reading`` makes a graph of values, ``simplify``, ``positions`` and
+``patterns`` say it the way a person would, ``scopes`` and ``layers`` give it back its modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from tpack.layerdef import Program
+from tpack.tracing.export import export
+from tpack.tracing.graph import Graph
+from tpack.tracing.layers import make_program
+from tpack.tracing.patterns import find_patterns
+from tpack.tracing.positions import rewrite_positions
+from tpack.tracing.reading import read_graph
+from tpack.tracing.simplify import merge_equal, simplify
+
+__all__ = ["Captured", "capture", "export", "trace"]
+
+
+class Captured:
+    """A traced module, whose weights may be described as packed or not."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+
+    def program(self, ternary: Collection[str] = ()) -> Program:
+        """The LayerDefs, with the weights named as ternary ones.
+
+        Raises:
+            LayerDefError: a name or structure that no LayerDef says.
+        """
+        return make_program(self.graph, ternary)
+
+
+def trace(program: ExportedProgram) -> Captured:
+    """Read an exported program.
+
+    Raises:
+        LayerDefError: it computes something that no LayerDef says.
+    """
+    graph = read_graph(program)
+    simplify(graph)
+    rewrite_positions(graph)
+    simplify(graph)
+    find_patterns(graph)
+    simplify(graph)
+    merge_equal(graph)
+    return Captured(graph)
+
+
+def capture(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Program:
+    """The LayerDefs of a live module: its layers, and what their forwards compute.
+
+    Args:
+        module: in eval mode.
+        args: example arguments of its forward.
+        kwargs: example keyword arguments.
+        dynamic_shapes: which sizes are free, as ``torch.export.export`` takes it; of a dict,
+            arguments may be left out. If not given: the first dim of each tensor, and the
+            second of matrices of integers.
+
+    Raises:
+        LayerDefError: it computes something that no LayerDef says; names the op, the module
+            and how to add the op.
+        UsageError: the module is in training mode, or arguments do not fit its forward.
+    """
+    return trace(export(module, args, kwargs, dynamic_shapes)).program()

@@ -1,0 +1,229 @@
+"""Spellings of layers that LayerDef has a word for: RMS norm, gelu, relu², rotary and BitNet.
+
+A pattern is replaced only where the op computes the same: to rounding, in the same dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from tpack.tracing.graph import ITEM, STORED, Arg, Graph, Value, same_size, same_sizes
+
+
+def find_patterns(graph: Graph) -> None:
+    """Replace the spellings that are known."""
+    graph.rewrite(_pattern)
+
+
+def _pattern(value: Value) -> Value | None:
+    for rule in _RULES.get(value.op, ()):
+        if (made := rule(value)) is not None:
+            return made
+    return None
+
+
+def _is(arg: Arg, op: str) -> bool:
+    return isinstance(arg, Value) and arg.op == op
+
+
+def _number(arg: Arg) -> float | None:
+    return float(arg) if isinstance(arg, int | float) and not isinstance(arg, bool) else None
+
+
+def _sides(value: Value) -> tuple[tuple[Arg, Arg], tuple[Arg, Arg]]:
+    """The operands in both orders."""
+    x, y = value.args["x"], value.args["y"]
+    return (x, y), (y, x)
+
+
+def _with_number(value: Arg, op: str, number: float | None = None) -> tuple[Value, float] | None:
+    """The value and the number of ``value op number``, in either order where op has none."""
+    if not _is(value, op):
+        return None
+    for part, other in _sides(value) if op in "+*" else _sides(value)[:1]:
+        found = _number(other)
+        if isinstance(part, Value) and found is not None and number in (None, found):
+            return part, found
+    return None
+
+
+# ---- normalization and activations
+
+
+def _rms_norm(value: Value) -> Value | None:
+    """``weight * (x * rsqrt(mean(x²) + eps))``, or without weight, in float32 and wider."""
+    if value.dtype not in (torch.float32, torch.float64):
+        return None
+    for weight, inner in _sides(value):
+        width = value.shape[-1] if value.shape else 0
+        bare = _is(inner, "rms_norm") and "weight" not in inner.args and _is(weight, STORED)
+        if bare and weight.shape == inner.args["shape"]:
+            return value.like("rms_norm", inner.args | {"weight": weight})
+        if isinstance(width, int) and (found := _root(inner, weight)) is not None:
+            return value.like("rms_norm", {"x": found[0], "shape": (width,), "eps": found[1]})
+    return None
+
+
+def _root(root: Arg, x: Arg) -> tuple[Value, float] | None:
+    """x and eps of ``rsqrt(mean(x²) + eps)``."""
+    if not _is(root, "rsqrt") or not isinstance(x, Value):
+        return None
+    shifted = _with_number(root.args["x"], "+")
+    if shifted is None or not _is(shifted[0], "mean"):
+        return None
+    mean, eps = shifted
+    if mean.args.get("dim") not in ((-1,), (len(x.shape) - 1,)) or not mean.args.get("keepdim"):
+        return None
+    squared = mean.args["x"]
+    if _is(squared, "square"):
+        return (x, eps) if squared.args["x"] is x else None
+    power = _with_number(squared, "**", 2.0)
+    product = _is(squared, "*") and squared.args["x"] is squared.args["y"] is x
+    return (x, eps) if product or (power is not None and power[0] is x) else None
+
+
+def _gelu(value: Value) -> Value | None:
+    """``0.5 * x * (1 + tanh(√(2/π) * (x + 0.044715 * x³)))``: gelu, by a tanh."""
+    for half, shifted in _sides(value):
+        scaled, plus = _with_number(half, "*", 0.5), _with_number(shifted, "+", 1.0)
+        if scaled is None or plus is None or not _is(plus[0], "tanh"):
+            continue
+        x = scaled[0]
+        inner = _with_number(plus[0].args["x"], "*", math.sqrt(2 / math.pi))
+        if inner is None or not _is(inner[0], "+"):
+            continue
+        for first, cubed in _sides(inner[0]):
+            part = _with_number(cubed, "*", 0.044715)
+            power = None if part is None else _with_number(part[0], "**", 3.0)
+            if first is x and power is not None and power[0] is x:
+                return value.like("gelu", {"x": x, "approximate": "tanh"})
+    return None
+
+
+def _relu_squared(value: Value) -> Value | None:
+    x = value.args["x"]
+    squared = value.op == "square" or value.args.get("y") == 2
+    return value.like("relu_squared", {"x": x.args["x"]}) if squared and _is(x, "relu") else None
+
+
+def _silu(value: Value) -> Value | None:
+    for x, gate in _sides(value):
+        if _is(gate, "sigmoid") and gate.args["x"] is x:
+            return value.like("silu", {"x": x})
+    return None
+
+
+def _rotate_half(value: Value) -> Value | None:
+    """``cat((-second, first), dim=-1)`` of the halves of x."""
+    parts = value.args["tensors"]
+    if len(parts) != 2 or value.args.get("dim", 0) not in (-1, len(value.shape) - 1):
+        return None
+    if not _is(parts[0], "neg"):
+        return None
+    second, first = parts[0].args["x"], parts[1]
+    if not (_is(first, second.op) and isinstance(second, Value)) or first.op not in ("slice", ITEM):
+        return None
+    x = first.args["x"]
+    if second.args["x"] is not x:
+        return None
+    if first.op == ITEM:
+        halves = x.op == "chunk" and x.args["chunks"] == 2
+        ordered = (first.args["index"], second.args["index"]) == (0, 1)
+        x = x.args["x"]
+        good = halves and ordered and same_sizes(x.shape, value.shape)
+    else:
+        half = value.shape[-1] // 2
+        dims = {one.args["dim"] % len(value.shape) for one in (first, second)}
+        starts = (first.args["start"], second.args["start"])
+        good = starts == (0, half) and same_size(first.args["end"] or -1, half)
+        good = good and second.args["end"] is None and dims == {len(value.shape) - 1}
+    return value.like("rotate_half", {"x": x}) if good else None
+
+
+# ---- BitNet
+
+
+def _bit_linear(value: Value) -> Value | None:
+    """A linear layer of what was rounded to int8 per token, and maybe to trits."""
+    x, weight = value.args["x"], _master(value.args["weight"])
+    rounded = _rounded(_straight(x))
+    if rounded is None or weight is None:
+        return None
+    return value.like("bit_linear", value.args | {"x": rounded, "weight": weight})
+
+
+def _straight(value: Arg) -> Arg:
+    """q of ``x + (q - x)``: a straight-through estimator, which changes no value."""
+    if not _is(value, "+"):
+        return value
+    for x, change in _sides(value):
+        if _is(change, "-") and change.args["y"] is x:
+            return change.args["x"]
+    return value
+
+
+def _rounded(value: Arg) -> Value | None:
+    """x of ``clamp(round(x * a), -128, 127) / a`` with ``a = 127 / max|x|`` per token."""
+    if not (_is(value, "/") and _is(value.args["x"], "clamp")):
+        return None
+    gain, clamped = value.args["y"], value.args["x"]
+    bounds = (clamped.args.get("min"), clamped.args.get("max"))
+    inner = clamped.args["x"]
+    if bounds != (-128, 127) or not (_is(inner, "round") and _is(inner.args["x"], "*")):
+        return None
+    for x, other in _sides(inner.args["x"]):
+        if other is gain and isinstance(x, Value) and _largest(gain, 127.0) is x:
+            return x
+    return None
+
+
+def _largest(gain: Arg, levels: float) -> Arg:
+    """x of ``levels / clamp(max|x|, tiny)`` along the last dim."""
+    if _is(gain, "*"):  # torch takes 127 / y apart
+        part = _with_number(gain, "*", levels)
+        gain = None if part is None else part[0]
+        if not (_is(gain, "/") and _number(gain.args["x"]) == 1.0):
+            return None
+    elif not (_is(gain, "/") and _number(gain.args["x"]) == levels):
+        return None
+    clamped = gain.args["y"]
+    if _is(clamped, "clamp") and (clamped.args.get("min") or 0) <= 1e-5:
+        clamped = clamped.args["x"]
+    if not _is(clamped, "amax") or not clamped.args.get("keepdim"):
+        return None
+    inside = clamped.args["x"]
+    dim = clamped.args["dim"]
+    dim = dim[0] if isinstance(dim, tuple) and len(dim) == 1 else dim
+    if dim not in (-1, len(inside.shape) - 1):
+        return None
+    return inside.args["x"] if _is(inside, "abs") else None
+
+
+def _master(weight: Arg) -> Value | None:
+    """The stored weight behind ``clamp(round(w / s), -1, 1) * s`` with ``s = mean|w|``."""
+    found = _straight(weight)
+    if _is(found, "/") or _is(found, "*"):
+        for clamped, scale in _sides(found):
+            if not _is(clamped, "clamp"):
+                continue
+            bounds = (clamped.args.get("min"), clamped.args.get("max"))
+            inner = clamped.args["x"]
+            if bounds != (-1, 1) or not _is(inner, "round"):
+                continue
+            scaled = inner.args["x"]
+            if (_is(scaled, "*") or _is(scaled, "/")) and scale in scaled.args.values():
+                found = scaled.args["x"]
+                break
+    return found if _is(found, STORED) and len(found.shape) == 2 else None
+
+
+_RULES: dict[str, tuple[Callable[[Value], Value | None], ...]] = {
+    "*": (_rms_norm, _gelu, _silu),
+    "**": (_relu_squared,),
+    "square": (_relu_squared,),
+    "cat": (_rotate_half,),
+    "linear": (_bit_linear,),
+}
