@@ -11,8 +11,9 @@ import tpack
 from tpack import codec
 from tpack.errors import InputError, UnsupportedError
 from tpack.quantize import widen
-from tpack.sources import PackedTensor, dialects, open_source
+from tpack.sources import PackedTensor, dialects
 from tpack.sources.compressed_tensors import adapt
+from tpack.sources.torch_source import state_dict_source
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SHAPE = (6, 70)
@@ -55,7 +56,7 @@ def config(strategy="channel", **weights):
 
 
 def read(state, found):
-    return adapt(open_source(state).tensors, found)
+    return adapt(state_dict_source(state).tensors, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -239,5 +240,5 @@ def test_a_folder(tmp_path):
 
 
 def test_it_is_recognised():
-    tensors, _ = dialects.adapt(open_source(state_of()).tensors, config())
+    tensors, _ = dialects.adapt(state_dict_source(state_of()).tensors, config())
     assert list(tensors) == [NAME, "model.norm.weight"]

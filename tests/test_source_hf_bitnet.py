@@ -12,8 +12,9 @@ import tpack
 from tpack import codec
 from tpack.errors import InputError, UnsupportedError
 from tpack.quantize import widen
-from tpack.sources import PackedTensor, dialects, open_source
+from tpack.sources import PackedTensor, open_source
 from tpack.sources.hf_bitnet import adapt
+from tpack.sources.torch_source import state_dict_source
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 WEIGHT = torch.randint(-1, 2, (24, 10), generator=torch.Generator().manual_seed(0)).float()
@@ -35,7 +36,7 @@ def packed(weight=WEIGHT, scale=3.0, dtype=torch.bfloat16, name=NAME):
 
 
 def read(state, found):
-    return adapt(open_source(state).tensors, found)
+    return adapt(state_dict_source(state).tensors, found)
 
 
 def trits_of(weight):
@@ -108,7 +109,7 @@ def test_any_range_of_rows(first, last):
 
 def test_only_what_is_asked_for_is_read():
     state = packed()
-    tensors = dict(open_source(state).tensors)
+    tensors = dict(state_dict_source(state).tensors)
     whole, spans = tensors[NAME], []
 
     def watch(start, stop):
@@ -185,7 +186,7 @@ def test_an_unknown_convention_is_refused(settings):
 
 def test_packed_weights_without_a_config_are_refused():
     with pytest.raises(UnsupportedError, match="may multiply or divide") as caught:
-        dialects.adapt(open_source(packed()).tensors, {"model_type": "llama"})
+        open_source(packed())
     assert caught.value.tensor == NAME
 
 

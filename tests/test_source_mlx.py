@@ -11,8 +11,9 @@ import tpack
 from tpack import codec
 from tpack.errors import InputError, UnsupportedError
 from tpack.quantize import widen
-from tpack.sources import PackedTensor, dialects, open_source
+from tpack.sources import PackedTensor, dialects
 from tpack.sources.mlx import adapt
+from tpack.sources.torch_source import state_dict_source
 
 LAYER = "model.layers.0.mlp.up_proj"
 
@@ -38,7 +39,7 @@ def config(size=128, bits=2, **more):
 
 
 def read(state, found):
-    return adapt(open_source(state).tensors, found)
+    return adapt(state_dict_source(state).tensors, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -192,4 +193,6 @@ def test_a_folder_with_an_embedding(tmp_path):
 
 def test_it_is_recognised():
     _, state = layer()
-    assert list(dialects.adapt(open_source(state).tensors, config())[0]) == [f"{LAYER}.weight"]
+    assert list(dialects.adapt(state_dict_source(state).tensors, config())[0]) == [
+        f"{LAYER}.weight"
+    ]

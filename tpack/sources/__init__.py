@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tpack.container.opening import input_errors, open_input
-from tpack.errors import InputError, UnsupportedError, locate
+from tpack.errors import InputError, TpackError, UnsupportedError, locate
 from tpack.sources.names import clean_names
+from tpack.sources.packed_layouts import refuse_packed
 from tpack.sources.source import (
     PackedTensor,
     Source,
@@ -47,15 +48,26 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
 
     Raises:
         InputError: missing, unreadable or malformed; a pickle that asks for code.
-        UnsupportedError: another kind of file, or tensors of a kind that cannot be stored.
+        UnsupportedError: another kind of file, tensors of a kind that cannot be stored, or
+            weights that are packed in a way that nothing tells.
     """
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         with locate(file=text), input_errors():
-            return _open_text(text)
+            return _plain(_open_text(text))
     from tpack.sources.torch_source import state_dict_source
 
-    return state_dict_source(source)
+    return _plain(state_dict_source(source))
+
+
+def _plain(source: Source) -> Source:
+    """A source in which no weight is packed in a way that nothing tells."""
+    try:
+        refuse_packed(source.tensors)
+    except TpackError:
+        source.resources.close()
+        raise
+    return source
 
 
 def _open_text(text: str) -> Source:

@@ -51,22 +51,9 @@ def adapt(
         )
     if isinstance(config.get("quantization"), dict) and any(n.endswith(".scales") for n in tensors):
         return _reader("tpack.sources.mlx")(tensors, config)
-    _refuse_packed(tensors)
     return tensors, []
 
 
 def _reader(module: str) -> Adapt:
     found: Adapt = import_module(module).adapt
     return found
-
-
-def _refuse_packed(tensors: Mapping[str, SourceTensor]) -> None:
-    """Refuse weights that look packed where nothing says how."""
-    for name, tensor in tensors.items():
-        packed = tensor.dtype == "uint8" and len(tensor.shape) == 2 and name.endswith(".weight")
-        if packed and f"{name}_scale" in tensors:
-            raise UnsupportedError(
-                "looks packed, but no config.json beside it says in which convention: its scale "
-                "may multiply or divide. Give the folder with its config.json.",
-                tensor=name,
-            )

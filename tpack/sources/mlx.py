@@ -66,9 +66,14 @@ def _group_size(settings: Mapping[str, Any], prefix: str) -> int:
     """The columns that share a scale in a layer, whose own settings go first.
 
     Raises:
+        InputError: it is not quantized by the config.
         UnsupportedError: it is not quantized in two bits.
     """
     own = settings.get(prefix)
+    if own is False:
+        raise InputError(
+            "is packed, but config.json says that it is not. Download the checkpoint again."
+        )
     if isinstance(own, Mapping):
         settings = own
     bits, size = settings.get("bits"), settings.get("group_size")
