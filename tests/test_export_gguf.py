@@ -257,6 +257,7 @@ def test_a_bitnet_folder(tmp_path, stated, act, wanted):
     }
     weights = {k: v for k, v in hf_weights().items() if "lm_head" not in k and "bias" not in k}
     config = CONFIG | {"architectures": [stated], "hidden_act": act, "rope_scaling": None}
+    config |= {"tie_word_embeddings": True}
     export(folder(tmp_path, weights | norms, config), tmp_path / "m.gguf")
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
     assert fields["general.architecture"].contents() == wanted
@@ -295,7 +296,16 @@ def test_a_file_beside_a_config(tmp_path):
     ("change", "error", "words"),
     [
         ({"architectures": ["Qwen3ForCausalLM"]}, UnsupportedError, "model of 'Qwen3ForCausalLM'"),
-        ({"architectures": None}, UnsupportedError, "model of ''"),
+        ({"architectures": None}, InputError, "names no architectures in its config.json"),
+        ({"architectures": []}, InputError, "names no architectures in its config.json"),
+        ({"architectures": [3]}, UnsupportedError, "model of 3"),
+        ({"rope_scaling": "linear"}, InputError, "RoPE 'linear' in its config.json, expected an"),
+        ({"rope_scaling": {"rope_type": "linear"}}, InputError, "factor None"),
+        (
+            {"rope_parameters": {"rope_theta": 7.0}, "rope_scaling": {"type": "default"}},
+            UnsupportedError,
+            "has rope_parameters and other rope_scaling",
+        ),
         ({"rope_scaling": {"rope_type": "llama3"}}, UnsupportedError, "RoPE scaling 'llama3'"),
         ({"num_hidden_layers": "2"}, InputError, "num_hidden_layers '2'"),
         ({"vocab_size": None}, InputError, "vocab_size None"),
@@ -325,10 +335,125 @@ def test_rope(tmp_path, change, scaling, base):
     assert (None if factor is None else factor.contents()) == scaling
 
 
-def test_names_that_gguf_does_not_know(tmp_path):
-    weights = hf_weights() | {"model.layers.0.self_attn.q_norm.weight": torch.ones(64)}
-    with pytest.raises(UnsupportedError, match="has no name in GGUF files of llama"):
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_act": "gelu"},
+        {"hidden_act": "relu"},
+        {"hidden_act": "relu2"},
+        {"hidden_act": ["silu"]},
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_theta": 500000.0, "partial_rotary_factor": 0.5}},
+        {"rope_parameters": {"full_attention": {"rope_theta": 500000.0}}},
+        {"sliding_window": 64},
+        {"layer_types": ["sliding_attention"]},
+        {"attn_logit_softcapping": 30.0},
+        {"final_logit_softcapping": 30.0},
+        {"clip_qkv": 8.0},
+        {"embedding_multiplier": 12},
+        {"residual_multiplier": 0.22},
+        {"logits_scaling": 8.0},
+        {"num_local_experts": 4},
+        {"use_rope": False},
+        {"is_causal": False},
+        {"some_new_field": "on"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["LlamaForCausalLM", "BitNetForCausalLM"])
+def test_what_a_config_says_and_gguf_cannot_is_refused_by_name(tmp_path, kind, change):
+    usual = {"hidden_act": "silu", "architectures": [kind], "tie_word_embeddings": True}
+    weights = hf_weights()
+    del weights["lm_head.weight"], weights["model.layers.0.self_attn.q_proj.bias"]
+    path = folder(tmp_path, weights, CONFIG | usual | change)
+    if kind.startswith("BitNet") and change == {"hidden_act": "relu2"}:
+        export(path, tmp_path / "m.gguf")
+        return
+    *_, key = change.get("rope_parameters", change)
+    with pytest.raises(UnsupportedError, match=rf"has {key} .* in its config.json"):
+        export(path, tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_fields_that_change_nothing_are_no_hindrance(tmp_path):
+    """What LlamaConfig and the configs of published ternary models state besides."""
+    usual = {
+        "transformers_version": "5.23.0",
+        "_name_or_path": "",
+        "torch_dtype": "bfloat16",
+        "dtype": None,
+        "output_hidden_states": False,
+        "return_dict": True,
+        "chunk_size_feed_forward": 0,
+        "is_encoder_decoder": False,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "hidden_act": "silu",
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "pad_token_id": None,
+        "pretraining_tp": 1,
+        "attention_dropout": 0.1,
+        "mlp_bias": False,
+        "head_dim": 64,
+        "sliding_window": None,
+        "use_sliding_window": False,
+        "partial_rotary_factor": 1.0,
+        "activation": "swiglu",
+        "input_bits": 8,
+        "weight_bits": 1,
+        "is_causal": True,
+        "auto_map": {"AutoConfig": "configuration.Config"},
+        "unsloth_fixed": True,
+        "attention_bias": True,
+    }
+    export(folder(tmp_path, config=usual | CONFIG), tmp_path / "m.gguf")
+
+
+def test_biases_that_bitnet_does_not_have(tmp_path):
+    config = CONFIG | {"architectures": ["BitNetForCausalLM"], "hidden_act": "relu2"}
+    with pytest.raises(UnsupportedError, match=r"q_proj.bias' has no place in GGUF files of bit"):
+        export(folder(tmp_path, config=config), tmp_path / "m.gguf")
+    weights = {k: v for k, v in hf_weights().items() if "bias" not in k}
+    path = folder(tmp_path, weights, config | {"attention_bias": True}, name="stated")
+    with pytest.raises(UnsupportedError, match=r"has attention_bias True in its config"):
+        export(path, tmp_path / "m.gguf")
+    path = folder(tmp_path, weights, config | {"hidden_act": "silu"}, name="head")
+    with pytest.raises(UnsupportedError, match=r"lm_head.weight' has no place in GGUF files of b"):
+        export(path, tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("field", ["hidden_act", "rms_norm_eps", "rope_theta"])
+def test_what_versions_of_bitnet_differ_in_must_be_stated(tmp_path, field):
+    config = CONFIG | {"architectures": ["BitNetForCausalLM"], "hidden_act": "relu2"}
+    with pytest.raises(InputError, match=f"has no {field}|has {field} None"):
+        export(folder(tmp_path, config=config | {field: None}), tmp_path / "m.gguf")
+
+
+def test_a_factor_without_linear_scaling_is_not_written(tmp_path):
+    config = CONFIG | {"architectures": ["BitNetForCausalLM"], "hidden_act": "relu2"}
+    rope = {"rope_type": "default", "factor": 4.0}
+    weights = {k: v for k, v in hf_weights().items() if "bias" not in k}
+    export(folder(tmp_path, weights, config | {"rope_scaling": rope}), tmp_path / "m.gguf")
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["bitnet-b1.58.rope.scaling.factor"].contents() == 1.0
+
+
+def test_a_head_that_is_missing(tmp_path):
+    weights = hf_weights()
+    del weights["lm_head.weight"]
+    with pytest.raises(InputError, match=r"lm_head.weight' is missing"):
         export(folder(tmp_path, weights), tmp_path / "m.gguf")
+    tied = CONFIG | {"tie_word_embeddings": True}
+    export(folder(tmp_path, weights, tied, name="tied"), tmp_path / "m.gguf")
+
+
+def test_names_that_gguf_does_not_know(tmp_path):
+    names = ("model.layers.0.self_attn.q_norm.weight", "lm_head.bias", "score.weight")
+    for number, name in enumerate(names):
+        weights = hf_weights() | {name: torch.ones(64)}
+        with pytest.raises(UnsupportedError, match=f"{name}' has no place in GGUF files of llama"):
+            export(folder(tmp_path, weights, name=str(number)), tmp_path / "m.gguf")
 
 
 def test_two_names_that_are_one_in_gguf(tmp_path):
@@ -336,8 +461,10 @@ def test_two_names_that_are_one_in_gguf(tmp_path):
         "model.layers.0.mlp.ffn_layernorm.weight": torch.ones(512),
         "model.layers.0.mlp.ffn_sub_norm.weight": torch.ones(512),
     }
+    weights = {name: tensor for name, tensor in weights.items() if "bias" not in name}
+    config = CONFIG | {"architectures": ["BitNetForCausalLM"], "hidden_act": "relu2"}
     with pytest.raises(InputError, match=r"would both be 'blk\.0\.ffn_sub_norm\.weight'"):
-        export(folder(tmp_path, weights), tmp_path / "m.gguf")
+        export(folder(tmp_path, weights, config), tmp_path / "m.gguf")
 
 
 def test_nothing_that_describes_the_model(tmp_path):
@@ -561,16 +688,23 @@ def test_other_ranks(tmp_path, rank):
 
 
 @pytest.mark.parametrize(
-    ("name", "tensor", "words"),
+    ("tensor", "words"),
     [
-        ("x.weight", torch.zeros(2, dtype=torch.uint8), "is uint8, expected"),
-        ("x.weight", torch.zeros(3, 1, 1, 1, 1, dtype=torch.int32), "at most 4 dimensions"),
-        ("x" * 64, torch.zeros(2), "a name of 64 bytes"),
+        (torch.zeros(2, dtype=torch.uint8), "is uint8, expected"),
+        (torch.zeros(3, 1, 1, 1, 1, dtype=torch.int32), "at most 4 dimensions"),
     ],
 )
-def test_tensors_that_gguf_has_no_room_for(tmp_path, name, tensor, words):
+def test_tensors_that_gguf_has_no_room_for(tmp_path, tensor, words):
+    weights = hf_weights() | {"model.norm.weight": tensor}
     with pytest.raises(UnsupportedError, match=words):
-        export(folder(tmp_path, hf_weights() | {name: tensor}), tmp_path / "m.gguf")
+        export(folder(tmp_path, weights), tmp_path / "m.gguf")
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_names_that_gguf_has_no_room_for(tmp_path):
+    path = packed(tmp_path, ternary((4, 256), 0.5), name="x" * 64)
+    with pytest.raises(UnsupportedError, match="a name of 64 bytes"):
+        export(path, tmp_path / "m.gguf")
     assert not (tmp_path / "m.gguf").exists()
 
 

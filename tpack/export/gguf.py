@@ -146,6 +146,7 @@ class _Export:
         self.notes += self.model.notes
         seen: dict[str, str] = {}
         document = self.checkpoint.document
+        self.model.check_head({*document.tensors, *document.kept, *document.aliases})
         for name in self.ordered():
             if self.model.is_left_out(name):
                 self.notes.append(f"{name} is left out: llama.cpp has no use for it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tpack.container import Checkpoint, digest, parse_json
 from tpack.dialects.gguf_names import Naming, family
 from tpack.dialects.gguf_values import Value, alignment_of, from_json, value
 from tpack.errors import InputError, UnsupportedError
+from tpack.export.gguf_architecture import architecture, check_fields, check_rope, takes
 from tpack.export.gguf_tokenizer import tokenizer_metadata
 from tpack.hfconfig import plain_config
 from tpack.sources.folder_source import read_config
@@ -19,6 +21,9 @@ from tpack.sources.folder_source import read_config
 #: Tensors that are no weights: llama.cpp computes them.
 _LEFT_OUT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias)")
 _QUANTIZATION_VERSION = 2
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+#: What LlamaConfig takes for granted; versions of BitNet differ in it.
+_USUAL: Mapping[str, Mapping[str, float]] = {"llama": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}}
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Model:
         naming: of its tensors.
         kinds: the type that each tensor had in the GGUF file that it came from, by its name there.
         names: name in that file, by name outside.
+        tied: whether the head is the embedding; None where nothing says.
         notes: what is missing.
     """
 
@@ -38,6 +44,7 @@ class Model:
     kinds: Mapping[str, str] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    tied: bool | None = None
 
     def name(self, outside: str) -> str:
         """What a tensor is called in the file.
@@ -46,13 +53,30 @@ class Model:
             UnsupportedError: nothing that the architecture knows.
         """
         found = self.names.get(outside) or self.naming.inside(outside)
-        if found is None:
+        # what a GGUF file had is not for us to judge
+        if found is None or not (self.names or takes(self.naming.architecture, found)):
             raise UnsupportedError(
-                f"has no name in GGUF files of {self.naming.architecture}: llama.cpp could not use "
-                "it.",
+                f"has no place in GGUF files of {self.naming.architecture}: llama.cpp could not "
+                "use it.",
                 tensor=outside,
             )
         return found
+
+    def check_head(self, there: AbstractSet[str]) -> None:
+        """Refuse a model without its head: llama.cpp would take the embedding for it.
+
+        Args:
+            there: names of all its tensors.
+
+        Raises:
+            InputError: naming the head.
+        """
+        if self.tied is False and _EMBEDDING in there and _HEAD not in there:
+            raise InputError(
+                'is missing, and config.json does not say "tie_word_embeddings": true. Add that '
+                "if the model has no other head than its embedding.",
+                tensor=_HEAD,
+            )
 
     def is_left_out(self, outside: str) -> bool:
         """Whether a tensor does not belong into the file."""
@@ -108,6 +132,11 @@ def _from_gguf(text: str) -> Model:
 def _from_config(config: Mapping[str, Any], folder: Path) -> Model:
     architectures = config.get("architectures")
     stated = architectures[0] if isinstance(architectures, list) and architectures else ""
+    if not stated:
+        raise InputError(
+            "names no architectures in its config.json, expected ['LlamaForCausalLM'] or "
+            "['BitNetForCausalLM']. Add the class of the model."
+        )
     kind = family(stated) if isinstance(stated, str) else None
     if kind is None:
         raise UnsupportedError(
@@ -115,23 +144,15 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> Model:
             "it and use llama.cpp's own converter."
         )
     name = architecture(config, kind)
+    check_fields(config, name)
     metadata = {"general.architecture": value("string", name)} | {
         key if key.startswith("general.") else f"{name}.{key}": item
         for key, item in _hyperparameters(config, kind).items()
     }
     tokenizer, notes = tokenizer_metadata(folder, config)
     metadata |= tokenizer
-    return Model(metadata, Naming.of(metadata), notes=tuple(notes))
-
-
-def architecture(config: Mapping[str, Any], kind: str) -> str:
-    """The architecture that runs a model: BitNet with squared ReLU is bitnet.cpp's own.
-
-    Example:
-        >>> architecture({"hidden_act": "relu2"}, "bitnet"), architecture({}, "llama")
-        ('bitnet-b1.58', 'llama')
-    """
-    return "bitnet-b1.58" if kind == "bitnet" and config.get("hidden_act") == "relu2" else kind
+    tied = config.get("tie_word_embeddings") is True
+    return Model(metadata, Naming.of(metadata), notes=tuple(notes), tied=tied)
 
 
 def _hyperparameters(config: Mapping[str, Any], kind: str) -> dict[str, Value]:
@@ -143,11 +164,14 @@ def _hyperparameters(config: Mapping[str, Any], kind: str) -> dict[str, Value]:
         return found
 
     def real(key: str, default: Any, values: Mapping[str, Any] = config) -> float:
-        found = values.get(key, default)
+        found = values.get(key)
+        found = default if found is None else found
         if type(found) not in (int, float) or not 0 < found < 1e30:
             raise InputError(f"has {key} {found!r:.40} in its config.json, expected a number.")
         return float(found)
 
+    usual = _USUAL.get(kind, {})
+    epsilon = real("rms_norm_eps", usual.get("rms_norm_eps"))
     heads = number("num_attention_heads")
     width = number("hidden_size")
     size = number("head_dim", width // heads)
@@ -163,27 +187,41 @@ def _hyperparameters(config: Mapping[str, Any], kind: str) -> dict[str, Value]:
         "attention.head_count_kv": value("uint32", number("num_key_value_heads", heads)),
         "attention.key_length": value("uint32", size),
         "attention.value_length": value("uint32", size),
-        "attention.layer_norm_rms_epsilon": value("float32", real("rms_norm_eps", 1e-6)),
+        "attention.layer_norm_rms_epsilon": value("float32", epsilon),
         "rope.dimension_count": value("uint32", size),
     }
     rope = _rope(config)
-    base = real("rope_theta", config.get("rope_theta", 10000.0), rope)
+    base = real("rope_theta", config.get("rope_theta", usual.get("rope_theta")), rope)
     found["rope.freq_base"] = value("float32", base)
     scaling = rope.get("rope_type", rope.get("type", "default"))
-    if scaling == "linear" or (kind == "bitnet" and scaling == "default"):
-        found["rope.scaling.type"] = value("string", "linear")
-        found["rope.scaling.factor"] = value("float32", real("factor", 1.0, rope))
-    elif scaling != "default":
+    if scaling not in ("default", "linear"):
         raise UnsupportedError(
             f"has RoPE scaling {scaling!r:.40}, expected none or linear. Unpack it and use "
             "llama.cpp's own converter."
         )
+    check_rope(rope, kind)
+    if scaling == "linear" or kind == "bitnet":
+        factor = real("factor", None, rope) if scaling == "linear" else 1.0
+        found["rope.scaling.type"] = value("string", "linear")
+        found["rope.scaling.factor"] = value("float32", factor)
     return found
 
 
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How positions are encoded; newer configs say all of it under rope_parameters."""
-    for key in ("rope_parameters", "rope_scaling"):
-        if isinstance(found := config.get(key), dict):
-            return found
-    return {}
+    """How positions are encoded; newer configs say all of it under rope_parameters.
+
+    Raises:
+        InputError: something else than an object.
+        UnsupportedError: two that differ, of which versions of transformers take either.
+    """
+    found = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
+    if not found:
+        return {}
+    if found[1:] and found[0] != found[1]:
+        raise UnsupportedError(
+            "has rope_parameters and other rope_scaling in its config.json, expected one of them. "
+            "Take out the one that the model was not trained with."
+        )
+    if not isinstance(found[0], dict):
+        raise InputError(f"has RoPE {found[0]!r:.40} in its config.json, expected an object.")
+    return found[0]
