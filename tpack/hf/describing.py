@@ -14,7 +14,7 @@ from tpack.codec import Scale
 from tpack.container import Document, Piece, Shard, TernaryEntry
 from tpack.container.document import NO_DIGEST
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError, LayerDefError, locate
+from tpack.errors import InputError, LayerDefError, UnsupportedError, locate
 from tpack.layerdef import Param, Program, Slot, mirror, validate
 from tpack.layerdef.refine import Found, match_slots, refine
 from tpack.nn.modules import PackedWeight
@@ -41,7 +41,9 @@ class Described:
         self._weights = {f"{name}_{part}": name for name in ternary for part in ("packed", "scale")}
         names = {self._weights.get(name, name) for name in tensors}
         self.aliases = {alias: name for alias, name in old.aliases.items() if name in names}
-        self.program = self._program(old.program)
+        # a program that calls a weight kept, or packed, that is so no longer is of no use
+        same = old.kept.keys().isdisjoint(ternary)
+        self.program = self._program(old.program if same else None)
 
     @property
     def nbytes(self) -> int:
@@ -135,6 +137,7 @@ def describe(
 
     Raises:
         InputError: a scale is not finite.
+        UnsupportedError: a packed layer was replaced by one of floats.
         NotTernaryError: a byte without valid codes.
     """
     old = origin or Document(None, {}, {})
@@ -149,6 +152,13 @@ def describe(
             name = names[packed.data_ptr()].removesuffix("_packed")
             with locate(tensor=name):
                 ternary[name] = _entry(module, packed, scale, old.tensors.get(name))
+    for name in tensors:
+        if name in old.tensors:
+            raise UnsupportedError(
+                "was packed when the model was loaded, and is floats now. Put a layer of tpack.nn "
+                "in its place, or save the plain weights and convert them: tpack convert.",
+                tensor=name,
+            )
     return Described(tensors, ternary, old)
 
 
