@@ -73,8 +73,8 @@ class PackedConv1D(PackedWeight):
         return f"{self.nx}, {self.nf}"
 
 
-class TiedHead(nn.Module):
-    """An output head that multiplies with the table of a packed embedding.
+class Tied(nn.Module):
+    """What uses the table of a packed embedding that stands elsewhere in the model.
 
     It has no tensors of its own, so that the table is stored and counted once.
     """
@@ -83,7 +83,38 @@ class TiedHead(nn.Module):
         super().__init__()
         self._table = (table,)  # in a tuple: no child, the model holds it already
 
+    @property
+    def table(self) -> TernaryEmbedding:
+        """The embedding."""
+        return self._table[0]
+
+
+class TiedEmbedding(Tied):
+    """A second embedding with the same table, as encoders and decoders share one."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Integers (...) → (..., embedding_dim)."""
+        found: Tensor = self.table(ids)
+        return found
+
+
+class TiedHead(Tied):
+    """An output head that multiplies with the table.
+
+    Args:
+        table: what it multiplies with.
+        bias: its own, if it has one.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, table: TernaryEmbedding, bias: nn.Parameter | None = None) -> None:
+        super().__init__(table)
+        self.register_parameter("bias", bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., embedding_dim) → (..., num_embeddings), in the dtype of x."""
-        table = self._table[0]
-        return ternary_linear(x, table.weight_packed, table.weight_scale, **table.options)
+        table = self.table
+        return ternary_linear(
+            x, table.weight_packed, table.weight_scale, self.bias, **table.options
+        )

@@ -16,8 +16,14 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tpack.container import Checkpoint, TernaryEntry
-from tpack.errors import InputError, UnsupportedError, UsageError, locate
-from tpack.hf.layers import NormedBitLinear, PackedConv1D, PackedEmbedding, TiedHead
+from tpack.errors import InputError, UnsupportedError, locate
+from tpack.hf.layers import (
+    NormedBitLinear,
+    PackedConv1D,
+    PackedEmbedding,
+    TiedEmbedding,
+    TiedHead,
+)
 from tpack.nn import BitLinear, TernaryEmbedding, TernaryLinear
 
 
@@ -38,6 +44,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
     there = _stored(file, names)
     _check_complete(model, there, names)
     bit_linear = _bit_linear(settings)
+    rounded = None if bit_linear is None else _rounded(model, settings)
     placed: dict[str, nn.Module] = {}
     for name, entry in file.ternary():
         target, merged = names.target(name)
@@ -54,13 +61,19 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
                     f"has no place in {type(model).__name__}. The config.json belongs to another "
                     "checkpoint: convert the folder again."
                 )
-            path = target.rpartition(".")[0]
+            path, _, last = target.rpartition(".")
+            if last != "weight":
+                raise UnsupportedError(
+                    f"is no weight of a layer in {type(model).__name__}, and has no packed form "
+                    f"there. Convert with --exclude '{name}'."
+                )
             dtype = file.entries[f"{name}_scale"].dtype
-            placed[target] = _packed(model.get_submodule(path), entry, dtype, bit_linear)
+            make = bit_linear if rounded is not None and path in rounded else None
+            placed[target] = _packed(model.get_submodule(path), entry, dtype, make)
             model.set_submodule(path, placed[target])
     _mark_loaded(model, there, placed)
-    if bit_linear is not None:
-        _check_rounding(model, settings)
+    if rounded is not None:
+        _check_rounding(model, settings, rounded)
     _tie(model, placed)
 
 
@@ -123,19 +136,26 @@ def _packed(
         "layout": entry.layout,
         "dtype": weight.dtype,
     }
-    kind, rounds = type(module), "BitLinear" in type(module).__name__
-    rows, columns = entry.shape
-    with torch.device("meta"):
-        if isinstance(module, nn.Linear) and (rounds or kind.forward is nn.Linear.forward):
-            make = bit_linear or (BitLinear if rounds else TernaryLinear)
-            return make(columns, rows, bias is not None, **options)
-        if kind.forward is nn.Embedding.forward:
-            return PackedEmbedding(rows, columns, output=weight.dtype, **options)
-        if kind.forward is Conv1D.forward:
-            return PackedConv1D(rows, columns, **options)
+    if len(entry.shape) == 2:
+        rows, columns = entry.shape
+        rounds = "BitLinear" in type(module).__name__
+        with torch.device("meta"):
+            if rounds or _runs_as(module, nn.Linear):
+                make = bit_linear or (BitLinear if rounds else TernaryLinear)
+                return make(columns, rows, bias is not None, **options)
+            if _runs_as(module, nn.Embedding):
+                return PackedEmbedding(rows, columns, output=weight.dtype, **options)
+            if _runs_as(module, Conv1D):
+                return PackedConv1D(rows, columns, **options)
     raise UnsupportedError(
-        f"is the weight of a {kind.__name__}, which has no packed form. Convert with --exclude."
+        f"is the weight of a {type(module).__name__}, which has no packed form. Convert with "
+        "--exclude."
     )
+
+
+def _runs_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer computes what its base class does: a subclass may scale, or round."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def _bit_linear(settings: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
@@ -197,7 +217,21 @@ def _mark_loaded(model: PreTrainedModel, there: set[str], placed: Mapping[str, n
             parent._is_hf_initialized = True  # noqa: SLF001
 
 
-def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
+def _rounded(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[str]:
+    """The linear layers that round their inputs, by the rules of transformers' own bitnet."""
+    kept = HfQuantizer.get_modules_to_not_convert(
+        model,
+        _bitnet(settings).get("modules_to_not_convert"),
+        model._keep_in_fp32_modules,  # noqa: SLF001
+    )
+    return {
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and should_convert_module(path, kept)
+    }
+
+
+def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any], rounded: set[str]) -> None:
     """Refuse a float weight that the original model makes ternary while it runs."""
     bitnet = _bitnet(settings)
     if (
@@ -205,13 +239,8 @@ def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any]) -> None
         or bitnet.get("quantization_mode") == "offline"
     ):
         return
-    kept = HfQuantizer.get_modules_to_not_convert(
-        model,
-        bitnet.get("modules_to_not_convert"),
-        model._keep_in_fp32_modules,  # noqa: SLF001
-    )
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Linear) and should_convert_module(path, kept):
+    for path in sorted(rounded):
+        if isinstance(model.get_submodule(path), nn.Linear):
             raise UnsupportedError(
                 "is kept as floats, but the model rounds it to trits as it runs. Convert the "
                 "folder again, without --exclude for it.",
@@ -230,10 +259,24 @@ def _tie(model: PreTrainedModel, placed: Mapping[str, nn.Module]) -> None:
         del model.all_tied_weights_keys[head]
         if head in placed:
             continue
-        module = placed[table]
+        module, path = placed[table], head.rpartition(".")[0]
         if not isinstance(module, TernaryEmbedding):
-            raise UsageError("is shared, but is no embedding.", tensor=table)
-        model.set_submodule(head.rpartition(".")[0], TiedHead(module))
+            raise UnsupportedError(
+                f"is shared with {head!r}, which packed weights of a layer other than an embedding "
+                f"cannot be. Convert with --exclude '{table}'.",
+                tensor=table,
+            )
+        user = model.get_submodule(path)
+        if _runs_as(user, nn.Embedding):
+            model.set_submodule(path, TiedEmbedding(module))
+        elif _runs_as(user, nn.Linear):
+            model.set_submodule(path, TiedHead(module, user.bias))
+        else:
+            raise UnsupportedError(
+                f"is shared with {head!r}, a {type(user).__name__}, which has no packed form. "
+                f"Convert with --exclude '{table}'.",
+                tensor=table,
+            )
     if tied:
         rest = model._tied_weights_keys or {}  # noqa: SLF001
         model._tied_weights_keys = {k: v for k, v in rest.items() if k not in tied}  # noqa: SLF001
