@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 
@@ -18,8 +19,14 @@ from safetensors.torch import load_file, save_file
 import tpack
 import tpack.hf
 from tpack.container import Checkpoint
-from tpack.errors import InputError, UnsupportedError, UsageError
-from tpack.hf.layers import NormedBitLinear, PackedConv1D, PackedEmbedding, TiedHead
+from tpack.errors import InputError, TpackError, UnsupportedError, UsageError
+from tpack.hf.layers import (
+    NormedBitLinear,
+    PackedConv1D,
+    PackedEmbedding,
+    TiedEmbedding,
+    TiedHead,
+)
 from tpack.hfconfig import packed_config, plain_config
 from tpack.nn import BitLinear, TernaryLinear
 
@@ -206,6 +213,89 @@ def test_packed_embeddings_and_the_head_that_shares_them(tmp_path, dtype):
         assert same_bytes(tmp_path / "again", folder)
 
 
+def tables(model):
+    """Make the tables of embeddings ternary."""
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.weight.copy_(torch.randint(-1, 2, module.weight.shape) * 0.125)
+    return model
+
+
+def test_an_embedding_that_encoder_and_decoder_share(tmp_path):
+    config = transformers.T5Config(
+        vocab_size=96, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_heads=4
+    )
+    model = tables(make(config, transformers.AutoModelForSeq2SeqLM))
+    folder = packed_folder(model, tmp_path, include=["*shared.weight", "*.[qkvo].weight"])
+    packed = load(folder, "AutoModelForSeq2SeqLM")
+    assert isinstance(packed.shared, PackedEmbedding)
+    assert isinstance(packed.encoder.embed_tokens, TiedEmbedding)
+    assert isinstance(packed.decoder.embed_tokens, TiedEmbedding)
+    assert isinstance(packed.lm_head, TiedHead)
+    with torch.no_grad():
+        found, expected = (m(IDS, decoder_input_ids=IDS).logits for m in (packed, model))
+    close(found, expected)
+    packed.save_pretrained(tmp_path / "again")
+    assert same_bytes(tmp_path / "again", folder)
+
+
+def test_a_head_that_shares_a_table_keeps_its_bias(tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=96,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=64,
+    )
+    model = tables(make(config, transformers.AutoModelForMaskedLM))
+    folder = packed_folder(model, tmp_path, include=["*word_embeddings.weight", "*.dense.weight"])
+    packed = load(folder, "AutoModelForMaskedLM")
+    assert isinstance(packed.cls.predictions.decoder, TiedHead)
+    assert model.cls.predictions.bias.abs().max() > 0
+    close(logits(packed), logits(model))
+    packed.save_pretrained(tmp_path / "again")
+    assert same_bytes(tmp_path / "again", folder)
+    close(logits(load(tmp_path / "again", "AutoModelForMaskedLM")), logits(model))
+
+
+def test_a_shared_table_that_is_scaled_where_it_is_used_is_refused(tmp_path):
+    config = transformers.BartConfig(
+        vocab_size=96,
+        d_model=64,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_ffn_dim=96,
+        decoder_ffn_dim=96,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        max_position_embeddings=64,
+        scale_embedding=True,
+    )
+    model = tables(make(config, transformers.AutoModelForSeq2SeqLM))
+    folder = packed_folder(model, tmp_path, include=["*shared.weight"])
+    with pytest.raises(UnsupportedError, match=r"BartScaledWordEmbedding, which has no packed"):
+        load(folder, "AutoModelForSeq2SeqLM")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("*A_log", r"mixer.A_log' is no weight of a layer in MambaForCausalLM"),
+        ("*conv1d.weight", r"mixer.conv1d.weight' is the weight of a Conv1d, which has no packed"),
+    ],
+)
+def test_weights_of_other_kinds_are_refused_by_name(tmp_path, name, text):
+    model = make(transformers.MambaConfig(vocab_size=96, hidden_size=64, num_hidden_layers=1))
+    with torch.no_grad():
+        for part in ("A_log", "conv1d.weight"):
+            weight = model.get_parameter(f"backbone.layers.0.mixer.{part}")
+            weight.copy_(torch.randint(-1, 2, weight.shape))
+    with pytest.raises(UnsupportedError, match=text):
+        load(packed_folder(model, tmp_path, include=[name]))
+
+
 def test_layers_with_a_transposed_weight(tmp_path):
     config = transformers.GPT2Config(vocab_size=96, n_positions=64, n_embd=64, n_layer=1, n_head=4)
     model = make(config)
@@ -258,6 +348,22 @@ def test_bitnet_rounds_as_the_original_does(tmp_path, norm):
     assert same_bytes(tmp_path / "again", folder)
     config = plain_config(json.loads((tmp_path / "again" / "config.json").read_text()))
     assert config["quantization_config"] == settings
+
+
+def test_a_head_that_is_packed_does_not_round_if_the_original_does_not(tmp_path):
+    model = bitnet(BITNET)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.randint(-1, 2, model.lm_head.weight.shape) * 0.125)
+    folder = packed_folder(
+        model,
+        tmp_path,
+        config={"quantization_config": BITNET},
+        include=["*_proj.weight", "lm_head.weight"],
+    )
+    packed = load(folder)
+    assert type(packed.lm_head) is TernaryLinear
+    with torch.compiler.set_stance("force_eager"):
+        close(logits(packed), logits(model), 1e-4)
 
 
 @pytest.mark.parametrize("linear", ["bitlinear", "autobitlinear"])
@@ -405,6 +511,29 @@ def test_the_weights_are_not_lost_to_another_way_of_saving(folder, tmp_path):
         type(model).save_pretrained(model, tmp_path)
 
 
+def test_a_packed_layer_that_became_floats_is_not_saved(folder, tmp_path):
+    model = load(folder)
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(64, 96, bias=False)
+    with pytest.raises(UnsupportedError, match=r"layers.1.mlp.up_proj.weight' was packed when"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_layer_that_was_packed_since_is_saved_so(tmp_path):
+    model = llama()
+    packed = load(packed_folder(model, tmp_path, exclude=["*layers.1.mlp.up_proj*"]))
+    plain = packed.model.layers[1].mlp.up_proj
+    assert type(plain) is torch.nn.Linear
+    layer = TernaryLinear(64, 96, bias=False)
+    layer.weight_packed = tpack.pack_ternary(plain.weight.detach() / 0.03125)
+    torch.nn.init.constant_(layer.weight_scale, 0.03125)
+    packed.model.layers[1].mlp.up_proj = layer
+    packed.save_pretrained(tmp_path / "again")
+    assert tpack.verify(tmp_path / "again").ok
+    close(logits(load(tmp_path / "again")), logits(model))
+    tpack.load(tmp_path / "again")
+
+
 # ---- what must not load
 
 
@@ -494,8 +623,61 @@ def test_plain_weights_under_our_config_are_refused(tmp_path):
     model.save_pretrained(tmp_path)
     config = packed_config(json.loads((tmp_path / "config.json").read_text()))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match="no tpack description"):
+    with pytest.raises(InputError, match=r"holds plain weights, .* Take quantization_config"):
         load(tmp_path)
+
+
+def test_the_config_of_a_packed_model_does_not_fit_another(folder, tmp_path):
+    transformers.LlamaForCausalLM(load(folder).config).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"holds plain weights, .* Take quantization_config"):
+        load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["quantization_config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    load(tmp_path)
+
+
+@pytest.mark.parametrize("cls", ["AutoModelForCausalLM", "LlamaModel"])
+def test_a_config_that_does_not_say_packed_is_refused(folder, tmp_path, cls):
+    with pytest.raises(UsageError, match=r"model.safetensors: holds weights that tpack packed"):
+        load(folder, cls, config=transformers.LlamaConfig(**SIZES))
+    shutil.copytree(folder, tmp_path / "edited")
+    config = plain_config(json.loads((folder / "config.json").read_text()))
+    (tmp_path / "edited" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="Leave out config="):
+        load(tmp_path / "edited", cls)
+    load(folder, cls, config=transformers.AutoConfig.from_pretrained(folder))
+
+
+def test_other_files_are_no_concern_of_ours(tmp_path):
+    model = llama()
+    model.save_pretrained(tmp_path, max_shard_size="60KB")
+    close(logits(load(tmp_path)), logits(model))
+    for path in tmp_path.glob("*.safetensors"):
+        path.write_bytes(b"broken")
+    with pytest.raises(Exception, match="header") as caught:  # in the words of safetensors
+        load(tmp_path)
+    assert not isinstance(caught.value, TpackError)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("../outside.safetensors", 1), ("../outside.safetensors", 2), ("sub/inside.safetensors", 2)],
+)
+def test_an_index_that_leads_elsewhere_is_refused(folder, tmp_path, name, count):
+    inside = tmp_path / "model"
+    (inside / "sub").mkdir(parents=True)
+    (inside / "config.json").write_text((folder / "config.json").read_text())
+    homes = [name, "model-00002-of-00002.safetensors"][:count]
+    for file in homes:
+        shutil.copy(folder / "model.safetensors", inside / file)
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        keys = list(file.keys())
+    weights = {key: homes[number % count] for number, key in enumerate(keys)}
+    index = {"metadata": {"total_size": 1}, "weight_map": weights}
+    (inside / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"names the file '.*side.safetensors', expected files b"):
+        load(inside)
 
 
 def test_a_plain_folder_is_not_packed_while_it_loads(tmp_path):

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -73,6 +74,14 @@ class TpackQuantizer(HfQuantizer):
         paths = [Path(path) for path in kwargs.get("checkpoint_files") or ()]
         if not paths:
             raise UsageError("from_pretrained needs the folder of a packed model.")
+        _check_inside(paths, Path(model.config.name_or_path))
+        if all(is_packed(path) is False for path in paths):
+            raise InputError(
+                "holds plain weights, but its config.json says that they are packed. Take "
+                "quantization_config and transformers_weights out of it: the config of a packed "
+                "model was saved with another model.",
+                file=paths[0].parent,
+            )
         with Checkpoint(paths[0] if len(paths) == 1 else paths[0].parent) as file:
             place(model, file, self.quantization_config.to_dict())
             self.origin = file.document
@@ -99,3 +108,30 @@ class TpackQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Scales, biases and what is not packed have gradients; trits have none."""
         return True
+
+
+def is_packed(path: str | Path) -> bool | None:
+    """Whether tpack describes a safetensors file; None if it cannot be read as one."""
+    try:
+        with safe_open(path, "np") as file:
+            return "tpack" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return None
+
+
+def _check_inside(paths: list[Path], folder: Path) -> None:
+    """Make sure that an index names files beside it: transformers opens whatever it names.
+
+    Raises:
+        InputError: naming one that is elsewhere.
+    """
+    for path in paths:
+        beside = path.parent == paths[0].parent
+        if beside and folder.is_dir():  # else it is the name of a repository
+            beside = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
+        if not beside:
+            raise InputError(
+                f"names the file {str(path)!r:.200}, expected files beside it. The index is "
+                "damaged, or hostile.",
+                file=folder,
+            )
