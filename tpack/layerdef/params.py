@@ -125,8 +125,8 @@ def _check_formula(param: Param, path: str) -> None:
     if shape is None or shape != constant_shape(row.name, args, shape):
         raise LayerDefError(f"shape {shape!r:.60} is not that of its formula.", node=path)
     _check_shape(shape, path, lowest=1)
-    count = math.prod(shape)
-    if count > MAX_VALUES or len(args.get("values", ())) not in (0, count):  # type: ignore[arg-type]
+    count, listed = math.prod(shape), args.get("values")
+    if count > MAX_VALUES or (isinstance(listed, tuple) and len(listed) != count):
         raise LayerDefError(
             f"shape {shape!r:.60} does not fit its values, of which there are at most "
             f"{MAX_VALUES}.",
