@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check types docs asan tsan neon clean
+.PHONY: demo test test-slow check types docs asan tsan neon mutation clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -16,6 +16,10 @@ test: check
 
 test-slow: $(INSTALLED)
 	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m slow
+
+# what survives is explained in docs/testing.md
+mutation: $(INSTALLED)
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py --least 95
 
 check: $(INSTALLED) types
 	$(BIN)/ruff check .

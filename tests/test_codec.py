@@ -1,6 +1,7 @@
 """Layouts t2 and t5, exhaustively, against a definition written out one trit at a time."""
 
 import itertools
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -10,7 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tpack import pack_ternary, unpack_ternary
-from tpack.codec import LAYOUTS, Scale, check_trits, layout_named, pack, rows_and_columns, unpack
+from tpack.codec import (
+    GROUP_SIZES,
+    LAYOUTS,
+    Scale,
+    check_trits,
+    layout_named,
+    pack,
+    rows_and_columns,
+    unpack,
+)
+from tpack.codec.shapes import default_split
 from tpack.errors import NotTernaryError, UsageError
 
 
@@ -54,6 +65,7 @@ def test_every_byte_is_valid_or_refused(layout, value):
     groups = {BYTE[layout](codes): codes for codes in itertools.product((0, 1, 2), repeat=n)}
     packed = np.array([[0, value]], dtype=np.uint8)
     packed[0, 0] = BYTE[layout]([1] * n)
+    assert LAYOUTS[layout].valid.shape == (256,)
     assert bool(LAYOUTS[layout].valid[value]) == (value in groups)
     if value in groups:
         assert unpack(packed, 2 * n, layout)[0, n:].tolist() == [c - 1 for c in groups[value]]
@@ -61,6 +73,7 @@ def test_every_byte_is_valid_or_refused(layout, value):
         with pytest.raises(NotTernaryError) as caught:
             unpack(packed, 2 * n, layout)
         assert caught.value.index == (0, 1)
+        assert caught.value.value == value
         assert f"0x{value:02x}" in str(caught.value)
         assert f"layout {layout}" in str(caught.value)
 
@@ -141,6 +154,23 @@ def test_unsigned_and_bool_trits_pack_alike():
     assert pack(np.array([True, False, True])).tolist() == [pack_row([1, 0, 1], "t2")[0]]
 
 
+@pytest.mark.parametrize("layout", ["t2", "t5"])
+def test_layouts_know_their_names_and_stay_as_they_are(layout):
+    found = layout_named(layout)
+    assert found.name == layout
+    with pytest.raises(FrozenInstanceError):
+        found.name = "other"
+
+
+@pytest.mark.parametrize("layout", ["t2", "t5"])
+def test_bytes_decode_to_bytes_and_back(layout):
+    valid = np.flatnonzero(LAYOUTS[layout].valid).astype(np.uint8).reshape(-1, 1)
+    codes = LAYOUTS[layout].decode(valid)
+    assert codes.dtype == np.uint8
+    assert codes.shape == (3 ** PER_BYTE[layout], PER_BYTE[layout])
+    assert np.array_equal(LAYOUTS[layout].encode(codes), valid)
+
+
 def test_unknown_layout():
     with pytest.raises(UsageError, match="layout 't3' is unknown, expected t2 or t5"):
         layout_named("t3")
@@ -149,6 +179,25 @@ def test_unknown_layout():
 def test_rows_and_columns():
     assert rows_and_columns((2, 3, 4), 0) == (1, 24)
     assert rows_and_columns((2, 3, 4), 2) == (6, 4)
+
+
+@pytest.mark.parametrize(("rank", "split"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1)])
+def test_rows_are_the_first_dim_of_several(rank, split):
+    assert default_split(rank) == split
+
+
+def test_group_sizes_are_those_of_the_format():
+    assert GROUP_SIZES == (256, 128, 64, 32)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "group_size"),
+    [("tensor", "tensor", 0), ("row", "row", 0), ("group:7", "group", 7)],
+)
+def test_scales_say_what_they_are(text, kind, group_size):
+    scale = Scale.parse(text)
+    assert (scale.kind, scale.group_size) == (kind, group_size)
+    assert {scale: 1}[Scale.parse(text)] == 1
 
 
 @pytest.mark.parametrize("text", ["tensor", "row", "group:32", "group:1", "group:999999999"])

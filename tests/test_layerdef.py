@@ -27,9 +27,13 @@ from tpack.layerdef import (
     validate,
 )
 from tpack.layerdef.names import (
+    CONTAINER_NAMES,
     MODULE_NAMES,
     SOURCE_NAMES,
+    check_attribute,
+    check_class_name,
     check_identifier,
+    check_word,
     is_identifier,
     is_position,
 )
@@ -95,6 +99,73 @@ def test_refused_names(name):
     assert text.startswith("Net.params[3]: ")
     assert "\n" not in text
     assert len(text) < 250
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("a b", "is not an ASCII identifier of at most 64 characters"),
+        ("a" * 65, "is not an ASCII identifier of at most 64 characters"),
+        ("lambda", "is a Python keyword"),
+        ("__x", "starts with two underscores"),
+        ("forward", "is an attribute of nn.Module"),
+        ("torch", "is used by the generated source itself"),
+        ("_tpack", "is used by the generated source itself"),
+        ("_tpack_x", "is used by the generated source itself"),
+    ],
+)
+def test_the_rule_that_a_name_breaks_is_named(name, reason):
+    with pytest.raises(LayerDefError) as caught:
+        check_identifier(name, "here")
+    assert str(caught.value) == f"here: name {name!r:.60} {reason}. Rename it."
+
+
+SOURCE_WORDS = """
+    self super range torch nn F Tensor math annotations Any ClassVar ternary_shapes
+    ternary_layouts ternary_groups PackedModule PackedWeight packed_zeros scale_ones repack_trits
+    pack_trits unpack_trits spread_scale activation_gain infer_group_size Linear LayerNorm
+    TernaryLinear BitLinear ternary_linear rotary_frequencies rotate_half
+"""
+
+
+@pytest.mark.parametrize("name", SOURCE_WORDS.split())
+def test_words_of_the_source_are_no_identifiers(name):
+    assert not is_identifier(name)
+
+
+@pytest.mark.parametrize("name", ["self", "F", "torch", "LayerNorm", "TernaryLinear", "free"])
+def test_what_hides_nothing_may_stand_after_a_dot(name):
+    check_attribute(name, "here")
+
+
+@pytest.mark.parametrize("name", ["forward", "super", "math", "class", "__x", "a.b", ""])
+def test_the_rest_may_not(name):
+    with pytest.raises(LayerDefError) as caught:
+        check_attribute(name, "here")
+    assert caught.value.node == "here"
+
+
+@pytest.mark.parametrize("name", ["print", "list", "int", "len", "object"])
+def test_a_class_hides_no_builtin(name):
+    check_identifier(name, "here")
+    check_class_name(f"{name}_", "here")
+    with pytest.raises(LayerDefError, match="is a builtin of Python") as caught:
+        check_class_name(name, "here")
+    assert caught.value.node == "here"
+
+
+def test_keys_of_results_are_words():
+    check_word("class", "here")  # it stands in quotes
+    check_word("a" * 64, "here")
+    for name in ("", "a b", "a" * 65, "é", "1", 'a"'):
+        with pytest.raises(LayerDefError, match="is not an ASCII identifier") as caught:
+            check_word(name, "here")
+        assert caught.value.node == "here"
+
+
+def test_container_names_are_those_of_a_dict_of_modules():
+    own = {name for name in dir(torch.nn.ModuleDict()) if not name.startswith("_")}
+    assert own - set(dir(torch.nn.Module())) - {"pop"} == CONTAINER_NAMES
 
 
 @pytest.mark.parametrize("name", [None, 1, True, b"a", ["a"], object()])

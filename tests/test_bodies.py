@@ -1,0 +1,435 @@
+"""What programs and bodies of layers may say: each limit from both of its sides."""
+
+import pytest
+
+from tpack import LayerDefError
+from tpack.layerdef import (
+    Assignment,
+    BinaryOp,
+    Dict,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    LayerDef,
+    Literal,
+    Param,
+    Program,
+    Return,
+    Tuple,
+    UnaryOp,
+    Unpack,
+    Unspecified,
+    validate,
+)
+
+X, Y = Identifier("x"), Identifier("y")
+INPUT = Param("x", "Tensor")
+NORM = {"layer": "LayerNorm", "args": {"normalized_shape": 4}}
+WEIGHT = Param("w", "TernaryTensor", [4, 4])
+
+
+def call(function, *args, **kwargs):
+    return FunctionCall(function, args, kwargs)
+
+
+def check(layer, *more):
+    validate(Program([*more, layer], layer.name))
+
+
+def refusal(layer, *more):
+    """The node of an error, and its text."""
+    with pytest.raises(LayerDefError) as caught:
+        check(layer, *more)
+    return caught.value.node, caught.value.message
+
+
+def layer(*params, body=None, name="L"):
+    return LayerDef(name, [*params, INPUT], [Return(X)] if body is None else body)
+
+
+# ---- names of parameters
+
+
+def child(name):
+    return Param(name, "Layer", **NORM)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.0", "a.1", "a.7"],
+        ["a.left", "a.right"],
+        ["a.0.left", "a.0.right", "a.1.left"],
+        ["0", "1"],
+        ["a.b", "ab"],
+        ["a.pop_", "b.pop_"],
+        [".".join("a" * 64)],
+    ],
+)
+def test_lists_and_dicts_of_children(names):
+    check(layer(*map(child, names)))
+
+
+@pytest.mark.parametrize(
+    ("names", "node"),
+    [
+        (["a", "a.0"], "L.a"),
+        (["a.0", "a"], "L.a"),
+        (["a.b", "a.b.c"], "L.a.b"),
+        (["a.0", "a.b"], "L.a"),
+        (["a.b.0", "a.b.c"], "L.a.b"),
+        *((["a." + name], "L.a") for name in ("clear", "items", "keys", "update", "values")),
+        (["a.b.keys"], "L.a.b"),
+        (["a.b", "a.items"], "L.a"),
+    ],
+)
+def test_children_that_no_list_and_no_dict_holds(names, node):
+    assert refusal(layer(*map(child, names)))[0] == node
+
+
+@pytest.mark.parametrize("depth", [65, 66, 500])
+def test_names_of_children_are_nested_no_deeper_than_64(depth):
+    node, message = refusal(layer(child(".".join("a" * depth))))
+    assert "deeper than 64" in message
+    assert len(node) <= 200
+
+
+def test_what_is_stored_of_a_weight_has_names_too():
+    check(layer(WEIGHT, Param("w_packed_", "Tensor", [2]), Param("_", "Tensor", [2])))
+    check(layer(Param("w", "Tensor", [2]), Param("w_scale", "Tensor", [2])))
+    for name in ("w", "w_packed", "w_scale"):
+        assert refusal(layer(WEIGHT, Param(name, "Tensor", [2])))[0] == "L.params[1]"
+    assert refusal(layer(Param("_", "TernaryTensor", [2])))[0] == "L.params[0]"
+
+
+@pytest.mark.parametrize("name", ["a", "w", "w_packed", "w_scale"])
+def test_variables_take_no_name_of_what_is_stored(name):
+    body = [Assignment(name, X), Return(X)]
+    node, message = refusal(layer(child("a.0"), WEIGHT, body=body))
+    assert node == "L.body[0]"
+    assert "assigns to parameter" in message
+    body = [Unpack(["z", name], call("chunk", X, Literal(2))), Return(X)]
+    assert refusal(layer(child("a.0"), WEIGHT, body=body))[0] == "L.body[0]"
+
+
+def test_inputs_may_be_assigned_to():
+    check(layer(body=[Assignment("x", call("relu", X)), Return(X)]))
+    check(
+        layer(body=[Unpack(["x", "y"], call("chunk", X, Literal(2))), Return(BinaryOp("+", X, Y))])
+    )
+
+
+# ---- programs
+
+
+def holding(name, *children, repeat=None):
+    params = [Param(f"c{i}", "Layer", layer=c, repeat=repeat) for i, c in enumerate(children)]
+    return layer(*params, name=name)
+
+
+def test_programs_unfold_to_no_more_than_100000_modules():
+    check(layer(Param("n", "Layer", repeat=90_000, **NORM), WEIGHT, child("m")))
+    assert "unfolds to over" in refusal(layer(Param("n", "Layer", repeat=100_000, **NORM)))[1]
+    node, message = refusal(
+        holding("A", "B", "B", repeat=300), holding("B", "C", repeat=300), layer(name="C")
+    )
+    assert (node, "unfolds to over" in message) == ("A", True)
+    check(holding("A", "B", "B", repeat=200), holding("B", "C", repeat=200), layer(name="C"))
+
+
+def test_layers_are_nested_no_deeper_than_64():
+    def tower(height):
+        layers = [holding(f"L{i + 1}", f"L{i}") for i in range(height)]
+        return layers[-1], *layers[:-1], layer(name="L0")
+
+    check(*tower(63))
+    node, message = refusal(*tower(66))
+    assert "nested deeper than 64" in message
+    assert node in ("L0", "L1", "L2")
+
+
+def test_a_program_of_several_layers():
+    check(holding("A", "B", "C"), holding("B", "C"), layer(name="C"))
+    assert refusal(holding("A", "B"), holding("B"), layer(name="C")) == (
+        "C",
+        "is not used by root 'A'. Remove it.",
+    )
+    assert refusal(holding("A", "B"), holding("B", "A"))[0] == "A"
+
+
+@pytest.mark.parametrize("name", ["print", "int", "list", "None_", "class", "Linear"])
+def test_names_of_layers(name):
+    if name == "None_":
+        check(layer(name=name))
+    else:
+        assert refusal(layer(name=name))[0] == "program.layers[0].name"
+
+
+# ---- bodies
+
+
+def test_bodies_of_one_statement():
+    check(layer(body=[]))
+    check(layer(body=[Unspecified()]))
+    check(layer(body=[Return(X)]))
+    check(LayerDef("L", [WEIGHT], [Unspecified()]))
+    check(LayerDef("L", [WEIGHT]))
+
+
+@pytest.mark.parametrize(
+    ("body", "node", "message"),
+    [
+        ([Unspecified(), Unspecified()], "L.body[0]", "is Unspecified, expected an Assignment."),
+        ([Assignment("y", X)], "L.body[0]", "is Assignment, expected a Return."),
+        ([Return(X), Return(X)], "L.body[0]", "is Return, expected an Assignment."),
+        ([Unpack("yz", call("unbind", X))], "L.body[0]", "is Unpack, expected a Return."),
+        ([Return(X), Unspecified()], "L.body[0]", "is Return, expected an Assignment."),
+    ],
+)  # fmt: skip
+def test_bodies_end_with_their_only_return(body, node, message):
+    assert refusal(layer(body=body)) == (node, message)
+
+
+def test_bodies_have_at_most_20000_statements():
+    body = [Assignment("x", X)] * 20_000
+    check(layer(body=[*body[1:], Return(X)]))
+    assert refusal(layer(body=[*body, Return(X)])) == ("L.body", "has over 20000 statements.")
+
+
+@pytest.mark.parametrize(
+    ("targets", "value"),
+    [
+        (["a", "b"], call("chunk", X, Literal(2))),
+        (["a", "_"], call("topk", X, Literal(2))),
+        (["_", "_", "a"], call("unbind", X)),
+        (["x", "b"], call("split", X, Literal(2))),
+        (["a", "b", "c"], LayerCall("n", [X])),
+    ],
+)
+def test_unpacking(targets, value):
+    names = [Identifier(target) for target in targets if target != "_"]
+    check(layer(child("n"), body=[Unpack(targets, value), Return(Tuple(names))]))
+
+
+HALVES = call("chunk", X, Literal(2))
+
+
+@pytest.mark.parametrize(
+    ("targets", "value", "where"),
+    [
+        ([], HALVES, ""),
+        (["a"], HALVES, ""),
+        (["_"], HALVES, ""),
+        (["_", "_"], HALVES, ""),
+        (["a", "a"], HALVES, ""),
+        (["a", "b", "a"], HALVES, ""),
+        (["a", "class"], HALVES, ""),
+        (["forward", "b"], HALVES, ""),
+        (["a", "b"], X, ".value"),
+        (["a", "b"], call("relu", X), ".value"),
+        (["a", "b"], Tuple([X, X]), ".value"),
+        (["a", "b"], call("chunk", Y, Literal(2)), ".value.x"),
+        (["a", "b"], call("chunk", Identifier("a"), Literal(2)), ".value.x"),
+        (["a", "b"], LayerCall("m", [X]), ".value"),
+    ],
+)
+def test_what_is_no_unpacking(targets, value, where):
+    body = [Unpack(targets, value), Return(X)]
+    assert refusal(layer(child("n"), body=body))[0] == f"L.body[0]{where}"
+
+
+def test_what_is_unpacked_is_known_from_then_on():
+    check(layer(body=[Unpack(["a", "_"], HALVES), Return(Identifier("a"))]))
+    body = [Unpack(["a", "_"], HALVES), Return(BinaryOp("+", X, Identifier("b")))]
+    assert refusal(layer(body=body))[0] == "L.body[1].value.right"
+    body = [Unpack(["a", "_"], HALVES), Return(Identifier("_"))]
+    assert refusal(layer(body=body))[0] == "L.body[1].value"
+
+
+# ---- expressions
+
+
+def returning(value, *params):
+    return layer(*params, body=[Return(value)])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Literal(0.5),
+        BinaryOp("**", X, Literal(2)),
+        BinaryOp("-", Literal(1), X),
+        UnaryOp("~", X),
+        LayerCall("n", [X]),
+        LayerCall("n", [X, X]),
+        Identifier("n.weight"),
+        Identifier("w"),
+        call("relu", Identifier("w")),
+        call("linear", X, Identifier("w"), Literal(None)),
+        call("linear", X, Identifier("w"), X),
+        call("linear", X, Identifier("n.weight")),
+        call("bit_linear", X, Identifier("w")),
+        call("bit_linear", X, weight=Identifier("packed.weight")),
+        call("add", X, Literal("inf")),
+        call("add", X, Literal(2)),
+        call("add", X, X),
+        call("where", X, Literal("-inf"), X),
+        call("arange", Literal(3)),
+        call("arange", call("size", X, Literal(0)), device=X),
+        call("arange", Literal(3), device=Literal(None)),
+        call("reshape", X, Literal(-1)),
+        call("reshape", X, call("size", X, Literal(0))),
+        call("reshape", X, Tuple([Literal(2), call("size", X, Literal(1))])),
+        call("reshape", X, Tuple([])),
+        call("zeros", Tuple([Literal(2), call("size", X, Literal(1))])),
+        call("slice", X, Literal(16)),
+        call("slice", X, Literal(-16)),
+        call("slice", X, Literal(0), Literal(17), call("size", X, Literal(0))),
+        call("slice", X, Literal(0), Literal(0), Literal(None)),
+        call("mean", X, Tuple([Literal(0), Literal(1)]), keepdim=Literal(True)),
+        call("mean", X, Literal(None)),
+        call("mean", X),
+        call("cat", Tuple([X, X])),
+        call("clamp", X, max=Literal(1)),
+        call("to", X, Literal("int64")),
+        call("gelu", X, approximate=Literal("tanh")),
+    ],
+    ids=lambda v: repr(v)[:80],
+)
+def test_expressions(value):
+    packed = {"layer": "TernaryLinear", "args": {"in_features": 4, "out_features": 4}}
+    check(returning(value, WEIGHT, child("n"), Param("packed", "Layer", **packed)))
+
+
+FLOAT = Param("f", "Tensor", [4, 4])
+WIDE = Param("v", "TernaryTensor", [4, 4, 4], split=2)
+FLAT = Param("u", "TernaryTensor", [4])
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (call("bit_linear", X, Identifier("f")), ""),
+        (call("bit_linear", X, Identifier("v")), ""),
+        (call("bit_linear", X, Identifier("u")), ""),
+        (call("bit_linear", X, X), ""),
+        (call("bit_linear", X, BinaryOp("+", Identifier("w"), Identifier("w"))), ""),
+        (call("bit_linear", X, Identifier("n.weight")), ""),
+        (call("chunk", X, Literal(2)), ""),
+        (call("zeros", Literal(2)), ".shape"),
+        (call("zeros", X), ".shape"),
+        (call("zeros", call("size", X, Literal(0))), ".shape"),
+        (call("reshape", X, Y), ".shape"),
+        (call("reshape", X, call("size", Y, Literal(0))), ".shape.x"),
+        (call("reshape", X, Tuple([Literal(True)])), ".shape.items[0]"),
+        (call("reshape", X, Tuple([Literal("inf")])), ".shape.items[0]"),
+        (call("reshape", X, Tuple([Literal(2), Y])), ".shape.items[1]"),
+        (call("slice", X, Literal(0), Y), ".start"),
+        (call("slice", X, Literal(0), Literal(0.5)), ".start"),
+        (call("slice", X, Literal(-17)), ".dim"),
+        (call("softmax", X, dim=X), ".dim"),
+        (call("mean", X, X), ".dim"),
+        (call("arange", Literal(3), device=Literal(0)), ".device"),
+        (call("arange", Literal(3), device=Y), ".device"),
+        (call("arange", Literal(2.5)), ".end"),
+        (call("add", X, Y), ".y"),
+        (call("add", X, Literal("nan")), ".y"),
+        (call("add", X, Literal(True)), ".y"),
+        (call("add", X, Literal(None)), ".y"),
+        (call("linear", X, Identifier("w"), Y), ".bias"),
+        (call("linear", X, Identifier("w"), Literal(0)), ".bias"),
+        (call("linear", Y, Identifier("w")), ".x"),
+        (call("cat", Literal(1)), ".tensors"),
+        (call("cat", Tuple([X, Tuple([X])])), ".tensors.items[1]"),
+        (call("mean", X, keepdim=X), ".keepdim"),
+        (call("clamp", X, max=X), ".max"),
+        (BinaryOp("+", Y, X), ".left"),
+        (BinaryOp("+", X, Y), ".right"),
+        (UnaryOp("-", Y), ".operand"),
+        (LayerCall("n", [X, Y]), ".args[1]"),
+        (LayerCall("x", [X]), ""),
+        (Dict({"a": X, "b": Dict({"c": Y})}), ".b.c"),
+        (Tuple([]), ""),
+        (Dict({"a": Tuple([])}), ".a"),
+        (Dict({"1": X}), ""),
+        (Identifier("n"), ""),
+        (Identifier("n.scale"), ""),
+        (Identifier("w.weight"), ""),
+        (Literal("x"), ""),
+    ],
+    ids=lambda v: repr(v)[:80],
+)
+def test_what_is_no_expression(value, where):
+    node, message = refusal(returning(value, WEIGHT, FLOAT, WIDE, FLAT, child("n")))
+    assert node == f"L.body[0].value{where}"
+    assert message.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (call("relu", X, X), "gives relu 2 arguments, expected at most 1."),
+        (FunctionCall("relu", [X], {"x": X}), "gives relu argument 'x' twice."),
+        (call("relu", X, y=X), "gives relu argument 'y' which it does not take."),
+        (call("relu"), "gives relu no argument 'x'."),
+        (FunctionCall("relu", [], [("x", X), ("x", X)]), "gives relu argument 'x' twice."),
+    ],
+)
+def test_arguments_that_do_not_fit(value, message):
+    assert refusal(returning(value)) == ("L.body[0].value", message)
+
+
+# ---- nesting
+
+NESTS = {
+    "unary": lambda v: UnaryOp("-", v),
+    "left": lambda v: BinaryOp("+", v, X),
+    "right": lambda v: BinaryOp("+", X, v),
+    "call": lambda v: call("relu", v),
+    "value": lambda v: call("add", X, v),
+    "layer": lambda v: LayerCall("n", [v]),
+    "tensors": lambda v: call("cat", Tuple([v])),
+    "size": lambda v: call("reshape", X, v),
+    "sizes": lambda v: call("reshape", X, Tuple([v])),
+}
+#: How many levels each of them adds.
+LEVELS = dict.fromkeys(NESTS, 1) | {"tensors": 2, "sizes": 2}
+RESULTS = {"tuple": lambda v: Tuple([v]), "dict": lambda v: Dict({"a": v})}
+
+
+def nested(nest, times):
+    value = X
+    for _ in range(times):
+        value = nest(value)
+    return value
+
+
+@pytest.mark.parametrize("kind", NESTS)
+def test_expressions_are_nested_no_deeper_than_64(kind):
+    most = 63 // LEVELS[kind]
+    check(returning(nested(NESTS[kind], most), child("n")))
+    node, message = refusal(returning(nested(NESTS[kind], most + 1), child("n")))
+    assert message == "is nested deeper than 64."
+    assert node.startswith("L.body[0].value.")
+    assert len(node) <= 200
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_results_are_nested_no_deeper_than_64(kind):
+    check(returning(nested(RESULTS[kind], 63)))
+    for times in (64, 65, 500):
+        node, _ = refusal(returning(nested(RESULTS[kind], times)))
+        assert node.startswith("L.body[0].value.")
+        assert len(node) <= 200
+
+
+def test_a_value_in_a_statement_is_nested_as_deep_as_one_that_is_returned():
+    for times, good in ((63, True), (64, False)):
+        value = nested(NESTS["unary"], times)
+        halves = call("chunk", nested(NESTS["unary"], times - 1), Literal(2))
+        for statement in (Assignment("y", value), Unpack(["y", "z"], halves)):
+            tree = layer(body=[statement, Return(X)])
+            if good:
+                check(tree)
+            else:
+                assert refusal(tree)[1] == "is nested deeper than 64."
