@@ -135,8 +135,11 @@ expressions: st.SearchStrategy[Expression] = st.recursive(
     max_leaves=8,
 )
 
+sizes = st.none() | st.lists(st.integers(0, 9) | identifiers(), max_size=4)
+
 statements: st.SearchStrategy[Statement] = st.one_of(
-    st.builds(Assignment, identifiers(), expressions), st.builds(Return, expressions)
+    st.builds(Assignment, identifiers(), expressions, sizes),
+    st.builds(Return, expressions, st.none() | st.lists(sizes, max_size=3)),
 )
 
 args = st.dictionaries(
@@ -160,6 +163,7 @@ def params(draw: st.DrawFn) -> Param:
         layer=draw(st.none() | identifiers()),
         repeat=draw(st.none() | st.integers(1, 9)),
         args=draw(args),
+        sizes=draw(sizes),
     )
 
 
@@ -254,7 +258,7 @@ class _Layer:
     ) -> tuple[list[Param], list[Statement]]:
         for width in inputs:
             name = self.writer.name(self.taken)
-            self.params.append(Param(name, "Tensor"))
+            self.params.append(Param(name, "Tensor", sizes=self.sizes(width)))
             self.values[name] = width
         if len(inputs) == 1 and self.draw(st.integers(0, 5)) == 0:
             self.affine(inputs[0], output)
@@ -266,13 +270,16 @@ class _Layer:
             again = list(self.values)
             target = self.one(*again) if self.one(0, 1) else self.writer.name(self.taken)
             self.values[target] = width
-            body.append(Assignment(target, value))
+            body.append(Assignment(target, value, self.sizes(width)))
         if root and self.draw(st.integers(0, 3)) == 0:
             items = [self.value(self.one(*WIDTHS), 2) for _ in range(self.one(1, 2, 3))]
             body.append(Return(Tuple(items)))
         else:
-            body.append(Return(self.value(output, 3)))
+            body.append(Return(self.value(output, 3), self.one(None, [self.sizes(output)])))
         return self.params, _live(body)
+
+    def sizes(self, width: int) -> tuple[int | str, ...] | None:
+        return self.one(None, (BATCH, width), ("batch", width), ("b" * 60, "w" * 60))
 
     def affine(self, width: int, output: int) -> None:
         for size in [*self.draw(st.lists(st.sampled_from(WIDTHS), max_size=2)), output]:

@@ -8,10 +8,10 @@ from torch import nn
 
 import tpack
 from tpack import LayerDefError, UsageError
-from tpack.build import build_module, program_of
+from tpack.build import BuiltModule, build_module, program_of
 from tpack.cli.reference import ops_reference
 from tpack.codegen import generate_pytorch_code
-from tpack.layerdef import slots
+from tpack.layerdef import Assignment, lower, slots
 from tpack.tracing import capture
 
 
@@ -58,6 +58,46 @@ def test_loaded_models_and_their_source_equal_the_original(family):
     assert any(tensor.action == "packed" for tensor in report.tensors)
     check(example, [loaded, written], [(1, 3), (3, 9)])
     assert tpack.verify(path).ok
+
+
+def test_shapes_that_source_tells_are_those_of_the_values(family, monkeypatch):
+    example, _, path = family
+    loaded = tpack.load(path)
+    seen = []
+
+    def forward(module, *args, **kwargs):
+        """Of BuiltModule, with every shape compared."""
+        program = module._tpack_program
+        layer = program.by_name[module._tpack_layer]
+        inputs, body = module._tpack_steps
+        values = dict(zip(inputs, args, strict=False)) | kwargs
+        sizes: dict[str, int] = {}
+        for param in layer.params:
+            if param.is_input:
+                fits(values[param.name], param.sizes, sizes)
+        for statement, (targets, step) in zip(lower(layer, program).body, body, strict=True):
+            value = step(module, values)
+            if isinstance(targets, str):
+                values[targets] = value
+            else:
+                values.update(zip(targets, value, strict=True))
+            told = [statement.sizes] if isinstance(statement, Assignment) else statement.sizes
+            if any(told := told or ()):
+                for one, shape in zip(flat(value), told, strict=True):
+                    fits(one, shape, sizes)
+            seen.append(any(told))
+        return value
+
+    def fits(value, told, sizes):
+        if told is not None:
+            assert len(told) == value.dim()
+            for size, found in zip(told, value.shape, strict=True):
+                assert (size if isinstance(size, int) else sizes.setdefault(size, found)) == found
+
+    monkeypatch.setattr(BuiltModule, "forward", forward)
+    with torch.no_grad():
+        loaded(**example.inputs(3, 9))
+    assert sum(seen) > len(seen) / 2
 
 
 def test_keys_are_those_of_the_original(family):

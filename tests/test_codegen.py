@@ -5,6 +5,7 @@ Run as a script, this file writes ``golden/`` anew.
 
 import ast
 import keyword
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -430,12 +431,15 @@ def test_source_has_only_names_of_the_tree_and_of_tables(example: Runnable):
                     "annotations",
                 }
             case ast.Constant(str() as text):
-                assert text in ours | {"t2", "t5", "tanh", "none"} | set(
-                    SCALE_WORDS
-                ) or text.startswith((example.program.root, *(f"{n} (" for n in ours))), text
+                assert (
+                    text in ours | {"t2", "t5", "tanh", "none"} | set(SCALE_WORDS)
+                    or text.startswith((example.program.root, *(f"{n} (" for n in ours)))
+                    or ("→" in text and set(re.findall(r"[A-Za-z_]\w*", text)) <= ours | SIZE_WORDS)
+                ), text
 
 
 SCALE_WORDS = ("tensor", "row", "group:2", "group:32")
+SIZE_WORDS = {"batch", "b" * 60, "w" * 60, "a", "tensor"}
 
 
 @settings(max_examples=60, phases=UNSHRUNK)

@@ -21,6 +21,7 @@ from tpack.layerdef import (
     Return,
     Tuple,
     UnaryOp,
+    Unpack,
     Unspecified,
     as_program,
     validate,
@@ -371,3 +372,45 @@ def test_depth_of_expressions(depth):
 def test_a_layer_def_may_not_be_called_like_a_builtin_layer():
     with pytest.raises(LayerDefError):
         validate(Program([LayerDef("LayerNorm", [INPUT], [Return(X)])], "LayerNorm"))
+
+
+# ---- shapes that a reader is told
+
+
+TOLD = ("batch", 4)
+
+
+def telling(sizes, params=INPUT, results=None):
+    return LayerDef("L", [params], [Assignment("y", X, sizes), Return(Identifier("y"), results)])
+
+
+def test_shapes_are_names_and_numbers():
+    validate(Program([telling(TOLD, Param("x", "Tensor", sizes=TOLD), [TOLD])], "L"))
+    validate(Program([telling((), Param("x", "Tensor", sizes=()), [None])], "L"))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "end"),
+    [
+        (("batch", "x)\nimport os"), ".sizes[1]"),
+        (("import",), ".sizes[0]"),
+        (("été",), ".sizes[0]"),
+        ((-1,), ".sizes[0]"),
+        ((1 << 63,), ".sizes[0]"),
+        ((True,), ".sizes[0]"),
+        ((1.5,), ".sizes[0]"),
+        ((1,) * 17, ".sizes"),
+    ],
+    ids=repr,
+)
+def test_shapes_of_anything_else_are_refused(sizes, end):
+    refused(telling(sizes), f"L.body[0]{end}")
+    refused(telling(None, Param("x", "Tensor", sizes=sizes)), f"L.params[0]{end}")
+    refused(telling(None, results=[sizes]), f"L.body[1].sizes[0]{end.removeprefix('.sizes')}")
+
+
+def test_shapes_fit_what_they_are_of():
+    refused(telling(None, results=[TOLD, TOLD]), "L.body[1]")
+    refused(returning(X, Param("b", "Buffer", [2], sizes=[2])), "L.params[0]")
+    parts = Unpack(["y", "z"], call("chunk", X, Literal(2)), [TOLD])
+    refused(LayerDef("L", [INPUT], [parts, Return(Identifier("y"))]), "L.body[0]")

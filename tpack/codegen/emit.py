@@ -7,6 +7,7 @@ from itertools import groupby
 from typing import Any
 
 from tpack.codec import Scale
+from tpack.codegen.comments import ShapeComments
 from tpack.codegen.expressions import ExpressionPrinter, number
 from tpack.codegen.printer import (
     INDENT,
@@ -308,8 +309,10 @@ class _Class:
         printer = ExpressionPrinter(
             stored, {child.name: child for child in lowered.children}, set(lowered.inputs)
         )
+        comments = ShapeComments([p for p in self.layer.params if p.is_input], lowered.body)
+        lines += comments.docstring(_BODY)
         for statement in lowered.body:
-            lines += printer.statement(statement, _BODY)
+            lines += comments.commented(statement, printer.statement(statement, _BODY), _BODY)
         self.used |= printer.used
         return lines
 

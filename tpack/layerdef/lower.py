@@ -229,7 +229,7 @@ def _alive(statements: Iterable[Statement]) -> tuple[Statement, ...]:
             if not set(kept_names) - {"_"}:
                 continue
             read -= set(kept_names)
-            statement = Unpack(kept_names, statement.value)  # noqa: PLW2901
+            statement = replace(statement, targets=tuple(kept_names))  # noqa: PLW2901
         assert not isinstance(statement, Unspecified)
         read |= set(identifiers(statement.value))
         kept.append(statement)

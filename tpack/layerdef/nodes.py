@@ -15,12 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tpack.codec.shapes import Scale, default_split
 
 #: Arguments of a built-in layer or a constant: name → number, bool, tuple of numbers or word.
 Arg = bool | int | float | str | tuple[int | float, ...]
+#: The shape of a tensor as a reader is told it: numbers, and names for sizes that are free.
+Sizes = tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -114,34 +117,68 @@ class LayerCall:
         object.__setattr__(self, "args", tuple(args))
 
 
+#: What computes a value.
 Expression = Identifier | Literal | Tuple | Dict | UnaryOp | BinaryOp | FunctionCall | LayerCall
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """``target = value``. A target may be assigned again; it must not be a parameter."""
+    """``target = value``. A target may be assigned again; it must not be a parameter.
+
+    ``sizes`` is the shape of the value where it is known; nothing is computed from it.
+    """
 
     target: str
     value: Expression
+    sizes: Sizes | None = None
+
+    def __init__(self, target: str, value: Expression, sizes: Sequence[Any] | None = None) -> None:
+        object.__setattr__(self, "target", target)
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "sizes", None if sizes is None else tuple(sizes))
 
 
 @dataclass(frozen=True)
 class Unpack:
-    """``first, second = value`` for a call with several results; ``_`` drops one."""
+    """``first, second = value`` for a call with several results; ``_`` drops one.
+
+    ``sizes`` are the shapes of the results where they are known.
+    """
 
     targets: tuple[str, ...]
     value: Expression
+    sizes: tuple[Sizes | None, ...] | None = None
 
-    def __init__(self, targets: Sequence[str], value: Expression) -> None:
+    def __init__(
+        self,
+        targets: Sequence[str],
+        value: Expression,
+        sizes: Sequence[Sequence[Any] | None] | None = None,
+    ) -> None:
         object.__setattr__(self, "targets", tuple(targets))
         object.__setattr__(self, "value", value)
+        object.__setattr__(self, "sizes", _each(sizes))
 
 
 @dataclass(frozen=True)
 class Return:
-    """``return value``, the last statement; a Tuple or Dict returns several values."""
+    """``return value``, the last statement; a Tuple or Dict returns several values.
+
+    ``sizes`` are the shapes of the tensors in it where they are known, in order.
+    """
 
     value: Expression
+    sizes: tuple[Sizes | None, ...] | None = None
+
+    def __init__(
+        self, value: Expression, sizes: Sequence[Sequence[Any] | None] | None = None
+    ) -> None:
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "sizes", _each(sizes))
+
+
+def _each(sizes: Sequence[Sequence[Any] | None] | None) -> tuple[Sizes | None, ...] | None:
+    return None if sizes is None else tuple(None if one is None else tuple(one) for one in sizes)
 
 
 @dataclass(frozen=True)
@@ -151,6 +188,7 @@ class Unspecified:
     """
 
 
+#: What a body consists of.
 Statement = Assignment | Unpack | Return | Unspecified
 
 
@@ -174,6 +212,7 @@ class Param:
         repeat: Layer: how many copies, as a list; None for a single layer.
         args: Layer: arguments of a built-in layer; Constant: of its formula.
         formula: Constant: a row of ``constants.CONSTANTS``.
+        sizes: an argument of forward: its shape, where it is known.
     """
 
     name: str
@@ -187,6 +226,7 @@ class Param:
     repeat: int | None = None
     args: tuple[tuple[str, Arg], ...] = ()
     formula: str | None = None
+    sizes: Sizes | None = None
 
     def __init__(
         self,
@@ -202,6 +242,7 @@ class Param:
         repeat: int | None = None,
         args: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
         formula: str | None = None,
+        sizes: Sequence[Any] | None = None,
     ) -> None:
         pairs = args.items() if isinstance(args, Mapping) else args
         frozen = tuple(
@@ -219,6 +260,7 @@ class Param:
             ("repeat", repeat),
             ("args", tuple(sorted(frozen))),
             ("formula", formula),
+            ("sizes", None if sizes is None else tuple(sizes)),
         )
         for field_name, value in values:
             object.__setattr__(self, field_name, value)
@@ -269,6 +311,11 @@ class LayerDef:
         object.__setattr__(self, "params", tuple(params))
         object.__setattr__(self, "body", tuple(body))
 
+    @cached_property
+    def by_name(self) -> dict[str, Param]:
+        """The parameters by name."""
+        return {param.name: param for param in self.params}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; fields at their default are left out."""
         from tpack.layerdef.serialize import layer_to_dict
@@ -298,7 +345,7 @@ class Program:
         object.__setattr__(self, "layers", tuple(layers))
         object.__setattr__(self, "root", root)
 
-    @property
+    @cached_property
     def by_name(self) -> dict[str, LayerDef]:
         """The LayerDefs by name."""
         return {layer.name: layer for layer in self.layers}

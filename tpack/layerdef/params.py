@@ -12,7 +12,7 @@ from tpack.errors import LayerDefError, UsageError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
 from tpack.layerdef.names import check_attribute, check_identifier, is_position
-from tpack.layerdef.nodes import Arg, Param
+from tpack.layerdef.nodes import Arg, Param, Sizes
 from tpack.layerdef.ops import REQUIRED, OpParam
 from tpack.layerdef.serialize import MAX_INT
 
@@ -62,6 +62,22 @@ def check_constant(param: OpParam, value: object, path: str) -> None:
         raise LayerDefError(f"is {value!r:.40}, expected {kind}.", node=path)
 
 
+def check_sizes(sizes: Sizes | None, path: str) -> None:
+    """Check the shape that a reader is told: numbers and names, of no more dims than any tensor.
+
+    It ends up in a comment: a name may hold nothing but letters, digits and ``_``.
+    """
+    if sizes is None:
+        return
+    if len(sizes) > MAX_RANK:
+        raise LayerDefError(f"has {len(sizes)} sizes, beyond {MAX_RANK} dims.", node=path)
+    for i, size in enumerate(sizes):
+        if isinstance(size, str):
+            check_identifier(size, f"{path}[{i}]")
+        elif type(size) is not int or not 0 <= size <= MAX_INT:
+            raise LayerDefError(f"is {size!r:.40}, expected a size.", node=f"{path}[{i}]")
+
+
 def _is_finite(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
@@ -85,6 +101,9 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
         raise LayerDefError(
             f"param_type {kind!r:.40} is unknown, expected {', '.join(PARAM_TYPES)}.", node=path
         )
+    if param.sizes is not None and not param.is_input:
+        raise LayerDefError("has sizes, but is no argument of forward.", node=path)
+    check_sizes(param.sizes, f"{path}.sizes")
     if kind == "Layer":
         check_child_name(param.name, path)
         _check_child(param, path, layers)

@@ -67,22 +67,26 @@ def _param_to_dict(param: Param) -> dict[str, Any]:
         data[name] = (
             {key: list(arg) if isinstance(arg, tuple) else arg for key, arg in value}
             if name == "args"
-            else value
+            else _plain(value)
         )
     return data
 
 
+def _plain(sizes: Any) -> Any:
+    """Tuples as the lists of JSON."""
+    return [_plain(one) for one in sizes] if isinstance(sizes, tuple) else sizes
+
+
 def _statement_to_dict(statement: Statement) -> dict[str, Any]:
-    match statement:
-        case Assignment(target, value):
-            return {"node": "Assignment", "target": target, "value": _expression_to_dict(value)}
-        case Unpack(targets, value):
-            data = {"node": "Unpack", "targets": list(targets)}
-            return data | {"value": _expression_to_dict(value)}
-        case Return(value):
-            return {"node": "Return", "value": _expression_to_dict(value)}
-        case Unspecified():
-            return {"node": "Unspecified"}
+    data: dict[str, Any] = {"node": type(statement).__name__}
+    if isinstance(statement, Unspecified):
+        return data
+    if isinstance(statement, Assignment):
+        data["target"] = statement.target
+    elif isinstance(statement, Unpack):
+        data["targets"] = list(statement.targets)
+    data["value"] = _expression_to_dict(statement.value)
+    return data if statement.sizes is None else data | {"sizes": _plain(statement.sizes)}
 
 
 def _expression_to_dict(node: Expression) -> dict[str, Any]:
@@ -208,6 +212,7 @@ def _param_from_dict(data: object, path: str) -> Param:
             name: _arg(taken.take(name, bool, int, float, str, list), f"{path}.args.{name}")
             for name in list(args)
         }
+    options["sizes"] = _sizes(fields)
     param = Param(fields.take("name", str), fields.take("param_type", str), **options)
     fields.done()
     return param
@@ -231,6 +236,31 @@ def _shape(value: list[Any] | None, path: str) -> list[int] | None:
     return value
 
 
+def _sizes(fields: _Fields) -> list[Any] | None:
+    """The shape of one tensor: integers and strings."""
+    sizes: list[Any] | None = fields.take("sizes", list) if "sizes" in fields.rest else None
+    _check_sizes(sizes, f"{fields.path}.sizes")
+    return sizes
+
+
+def _several_sizes(fields: _Fields) -> list[Any] | None:
+    """The shapes of several tensors; null where one is not known."""
+    several: list[Any] | None = fields.take("sizes", list) if "sizes" in fields.rest else None
+    for i, sizes in enumerate(several or ()):
+        if not isinstance(sizes, list | None):
+            problem = f"is {_kind(sizes)}, expected a list or null."
+            raise LayerDefError(problem, node=f"{fields.path}.sizes[{i}]")
+        _check_sizes(sizes, f"{fields.path}.sizes[{i}]")
+    return several
+
+
+def _check_sizes(sizes: list[Any] | None, path: str) -> None:
+    for i, size in enumerate(sizes or ()):
+        if type(size) not in (int, str):
+            problem = f"is {_kind(size)}, expected an integer or a string."
+            raise LayerDefError(problem, node=f"{path}[{i}]")
+
+
 def _arg(value: Any, path: str) -> Any:
     for i, item in enumerate(value if isinstance(value, list) else ()):
         if type(item) not in (int, float):
@@ -247,7 +277,7 @@ def _statement_from_dict(data: object, path: str) -> Statement:
     match kind:
         case "Assignment":
             target = fields.take("target", str)
-            statement = Assignment(target, _expression(fields, "value", 1))
+            statement = Assignment(target, _expression(fields, "value", 1), _sizes(fields))
         case "Unpack":
             targets = fields.take("targets", list)
             for i, target in enumerate(targets):
@@ -255,9 +285,10 @@ def _statement_from_dict(data: object, path: str) -> Statement:
                     raise LayerDefError(
                         f"is {_kind(target)}, expected a string.", node=f"{path}.targets[{i}]"
                     )
-            statement = Unpack(targets, _expression(fields, "value", 1))
+            value = _expression(fields, "value", 1)
+            statement = Unpack(targets, value, _several_sizes(fields))
         case "Return":
-            statement = Return(_expression(fields, "value", 1))
+            statement = Return(_expression(fields, "value", 1), _several_sizes(fields))
         case "Unspecified":
             statement = Unspecified()
         case _:

@@ -26,15 +26,24 @@ from tpack.layerdef.nodes import (
     Literal,
     Program,
     Return,
+    Sizes,
     Tuple,
     UnaryOp,
     Unpack,
     Unspecified,
 )
 from tpack.layerdef.ops import BINARY, OPS, REQUIRED, SEVERAL, UNARY, Op, OpParam
-from tpack.layerdef.params import MAX_INSTANCES, MAX_RANK, check_constant, check_number, check_param
+from tpack.layerdef.params import (
+    MAX_INSTANCES,
+    MAX_RANK,
+    check_constant,
+    check_number,
+    check_param,
+    check_sizes,
+)
 from tpack.layerdef.serialize import MAX_DEPTH
 from tpack.layerdef.tensors import tensor_of
+from tpack.layerdef.walking import results
 
 #: Statements a layer may have.
 MAX_STATEMENTS = 20_000
@@ -164,16 +173,19 @@ class _Checker:
             node = f"{path}[{i}]"
             last = i == len(body) - 1
             match statement:
-                case Assignment(target, value) if not last:
+                case Assignment(target, value, sizes) if not last:
+                    check_sizes(sizes, f"{node}.sizes")
                     check_identifier(target, node)
                     if target in self.taken and target not in self.inputs:
                         raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
                     self.check_expression(value, f"{node}.value", 1)
                     self.known.add(target)
-                case Unpack(targets, value) if not last:
+                case Unpack(targets, value, sizes) if not last:
                     self.check_unpack(targets, value, node)
-                case Return(value) if last:
+                    _check_several_sizes(sizes, len(targets), node)
+                case Return(value, sizes) if last:
                     self.check_result(value, f"{node}.value", 1)
+                    _check_several_sizes(sizes, len(list(results(value))), node)
                 case _:
                     kind = type(statement).__name__
                     wanted = "a Return" if last else "an Assignment"
@@ -299,6 +311,16 @@ class _Checker:
             check_constant(OpParam("", "int"), value.value, path)
         else:
             self.check_expression(value, path, depth)
+
+
+def _check_several_sizes(
+    several: tuple[Sizes | None, ...] | None, count: int, node: str
+) -> None:
+    """Check the shapes of several tensors: one for each, or none at all."""
+    if several is not None and len(several) != count:
+        raise LayerDefError(f"has sizes of {len(several)} tensors, expected {count}.", node=node)
+    for i, sizes in enumerate(several or ()):
+        check_sizes(sizes, f"{node}.sizes[{i}]")
 
 
 def bind(op: Op, call: FunctionCall, path: str) -> list[tuple[OpParam, Expression]]:

@@ -61,6 +61,24 @@ def with_parts(node: Expression, change: Callable[[Expression], Expression]) -> 
             return node
 
 
+def results(value: Expression, name: str = "") -> Iterator[tuple[str, Expression]]:
+    """The values that a Return gives, in order, each under its key of a Dict.
+
+    Example:
+        >>> list(results(Dict({"logits": Identifier("x")})))
+        [('logits', Identifier(name='x'))]
+    """
+    match value:
+        case Tuple(items):
+            for item in items:
+                yield from results(item, name)
+        case Dict(pairs):
+            for key, item in pairs:
+                yield from results(item, key)
+        case _:
+            yield name, value
+
+
 def identifiers(node: Expression) -> Iterator[str]:
     """Every name in an expression, as often as it stands there."""
     if isinstance(node, Identifier):

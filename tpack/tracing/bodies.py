@@ -27,6 +27,7 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.ops import OPS
 from tpack.layerdef.walking import parts
+from tpack.tracing.annotations import Annotations, SizeNames
 from tpack.tracing.expressions import expression, size_expression
 from tpack.tracing.graph import INPUT, ITEM, Size, Value, values_in
 from tpack.tracing.names import KEEPERS, free_name, targets
@@ -74,11 +75,13 @@ class Body:
         inputs: names of its arguments, one for each input of the scope.
         statements: of the LayerDef.
         outputs: what its results are called.
+        notes: the shapes; forwards that differ in nothing else are equal.
     """
 
     inputs: list[str]
     statements: list[Statement]
-    outputs: tuple[str, ...] = field(default=())
+    outputs: tuple[str, ...] = ()
+    notes: Annotations = field(default=Annotations(), compare=False)
 
 
 def write_body(
@@ -169,7 +172,19 @@ class _Writer:
         if any(count > 1 for count in self.asked.values()):  # such sizes get a name
             steps = self.settled()
         inputs = {value: self.input_name(value) for value in self.scope.inputs}
-        return Body(*name_variables(steps, inputs, self.taken))
+        names, statements, outputs, values = name_variables(steps, inputs, self.taken)
+        return Body(names, statements, outputs, self.notes(values))
+
+    def notes(self, values: Sequence[Sequence[Value | None]]) -> Annotations:
+        """The shapes of the inputs and of what each statement gives."""
+        named = SizeNames(self.sizes)
+        return Annotations(
+            tuple(named(value.shape) for value in self.scope.inputs),
+            tuple(
+                tuple(None if value is None else named(value.shape) for value in several)
+                for several in values
+            ),
+        )
 
     def settled(self) -> list[Step]:
         """The steps, once no statement is too long any more."""
@@ -210,7 +225,7 @@ class _Writer:
         value = self.fitting(self.returned, len("return "))
         last = self.home.get(self.result) if isinstance(self.result, Value) else None
         line = last.line if last in self.inlined and last is not None else ""
-        steps.append(Step(Return(value), (), line, ()))
+        steps.append(Step(Return(value), (), line, (), tuple(values_in(self.result))))
         return steps
 
     def named_sizes(self, counts: Mapping[Size, int]) -> list[Step]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from tpack.errors import LayerDefError
@@ -20,6 +21,7 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.mirror import class_name
 from tpack.layerdef.names import is_identifier, is_position
+from tpack.tracing.annotations import Annotations, annotated
 from tpack.tracing.bodies import Body, Child, Item, write_body
 from tpack.tracing.graph import CONSTANT, Graph, Value, values_in
 from tpack.tracing.known import builtin_layer, constant_param
@@ -48,7 +50,8 @@ def make_program(graph: Graph, ternary: Collection[str] = ()) -> Program:
                 raise LayerDefError("is called in ways that differ.", node=str(error)) from error
             dissolved |= {str(error)}
             continue
-        program = Program(list(maker.layers.values()), name)
+        layers = [annotated(one, maker.notes[one.name]) for one in maker.layers.values()]
+        program = Program(layers, name)
         validate(program)
         return program
 
@@ -87,6 +90,7 @@ class _Maker:
         self.graph = graph
         self.ternary = ternary
         self.layers: dict[str, LayerDef] = {}
+        self.notes: dict[str, Annotations] = {}
         self.known: dict[tuple[Any, ...], str] = {}
         self.scopes: dict[str, list[Scope]] = {}
         self.gather(root)
@@ -175,7 +179,8 @@ class _Maker:
         if any(body != bodies[0] for body in bodies):
             raise _DifferError(path)
         every = [*params, *uncalled.values(), *listed.values()]
-        return self.named(path, every, bodies[0], whole=whole)
+        notes = reduce(Annotations.agreed, (body.notes for body in bodies))
+        return self.named(path, every, replace(bodies[0], notes=notes), whole=whole)
 
     def named(self, path: str, params: list[Param], body: Body, *, whole: bool) -> _Draft:
         """The draft of a finished layer: a built-in one, a list, or a LayerDef."""
@@ -192,7 +197,9 @@ class _Maker:
             name = self.class_name(path)
             self.known[key] = name
             self.layers[name] = LayerDef(name, [*params, *inputs], body.statements)
-        return _Draft(self.known[key], outputs=body.outputs)
+        name = self.known[key]
+        self.notes[name] = self.notes.get(name, body.notes).agreed(body.notes)
+        return _Draft(name, outputs=body.outputs)
 
     def class_name(self, path: str) -> str:
         """A name for a new class: that of the module, or of its place where torch made it."""
@@ -254,6 +261,7 @@ class _Maker:
                 name = free_name(wish if is_identifier(wish) else "Layer", self.reserved(owner))
                 self.known[key] = name
                 self.layers[name] = LayerDef(name, params, body.statements)
+                self.notes[name] = Annotations()
             found[owner] = Param(owner, "Layer", layer=self.known[key])
         return found
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from tpack.errors import LayerDefError
 from tpack.layerdef.names import is_identifier
+from tpack.tracing.annotations import USUAL
 from tpack.tracing.aten import ATEN, CHECKS, IN_PLACE, Row
 from tpack.tracing.export import NOTES, RESULT
 from tpack.tracing.graph import (
@@ -346,18 +347,11 @@ def _place(node: fx.Node) -> str:
     return path or "module"
 
 
-_SIZES = {
-    2: ("batch", "length"),
-    3: ("batch", "length"),
-    4: ("batch", "channels", "height", "width"),
-}
-
-
 def _size_names(inputs: Sequence[Value]) -> dict[sympy.Symbol, str]:
     """A name for each free size, from the dim of the input that has it."""
     names: dict[sympy.Symbol, str] = {}
     for value in inputs:
-        usual = _SIZES.get(len(value.shape), ("batch",))
+        usual = USUAL.get(len(value.shape), ("batch",))
         for i, size in enumerate(value.shape):
             if isinstance(size, sympy.Symbol) and size not in names:
                 wish = usual[i] if i < len(usual) else f"size{i}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,9 @@ class Step:
 
 def name_variables(
     steps: list[Step], inputs: Mapping[Value, str], taken: set[str]
-) -> tuple[list[str], list[Statement], tuple[str, ...]]:
-    """Names for the inputs, the statements, and what the results are called.
+) -> tuple[list[str], list[Statement], tuple[str, ...], list[tuple[Value | None, ...]]]:
+    """Names for the inputs, the statements, what the results are called, and the values behind
+    each statement.
 
     A name may be used again once its variable is not needed any more. Where a line of the
     source takes a name whose variable is still needed, that variable moves to ``residual``.
@@ -81,6 +82,8 @@ class _Namer:
             self.take(name, variable(value))
             self.inputs.append(name)
         self.statements: list[Statement] = []
+        self.values: list[tuple[Value | None, ...]] = []
+        self.behind: dict[str, Value | None] = {variable(value): value for value in inputs}
         self.wishes = self.by_lines()
 
     def by_lines(self) -> dict[str, str]:
@@ -104,25 +107,35 @@ class _Namer:
                 wishes.update(zip(marks, names, strict=False))
         return wishes
 
-    def run(self) -> tuple[list[str], list[Statement], tuple[str, ...]]:
+    def run(
+        self,
+    ) -> tuple[list[str], list[Statement], tuple[str, ...], list[tuple[Value | None, ...]]]:
         outputs: tuple[str, ...] = ()
         for i, step in enumerate(self.steps):
             if isinstance(step.value, Return):
                 value = renamed(step.value.value, self.names)
                 outputs = self.results(step.value.value)
-                self.statements.append(Return(value))
+                self.state(Return(value), step.results)
                 break
             targets_ = [self.choose(step, j, mark, i) for j, mark in enumerate(step.marks)]
             value = renamed(step.value, self.names)
             self.settle(targets_, step, i)
             names = [name for name, _ in targets_]
+            behind = step.results or (None,) * len(names)  # a size is no value
+            self.behind |= dict(zip(step.marks, behind, strict=True))
             if len(names) == 1:
-                self.statements.append(Assignment(names[0], value))
+                self.state(Assignment(names[0], value), behind)
             else:
-                unused = [m not in self.last for m in step.marks]
-                kept = ["_" if u else n for n, u in zip(names, unused, strict=True)]
-                self.statements.append(Unpack(kept, value))
-        return self.inputs, self.statements, outputs
+                used = [mark in self.last for mark in step.marks]
+                kept = [name if use else "_" for name, use in zip(names, used, strict=True)]
+                told = [one if use else None for one, use in zip(behind, used, strict=True)]
+                self.state(Unpack(kept, value), told)
+        return self.inputs, self.statements, outputs, self.values
+
+    def state(self, statement: Statement, values: Sequence[Value | None]) -> None:
+        """Add a statement, with the values that it gives."""
+        self.statements.append(statement)
+        self.values.append(tuple(values))
 
     def choose(self, step: Step, position: int, mark: str, index: int) -> tuple[str, bool]:
         """A name for a result, and whether the source gave it."""
@@ -173,7 +186,7 @@ class _Namer:
             busy = holder is not None and self.last.get(holder, -1) > index
             if busy and given and wish not in fresh and holder is not None:
                 other = free_name("residual", self.taken | self.live(index) | fresh)
-                self.statements.append(Assignment(other, Identifier(wish)))
+                self.state(Assignment(other, Identifier(wish)), [self.behind.get(holder)])
                 self.take(other, holder)
                 name = wish
             else:
