@@ -1,6 +1,7 @@
 """Trees to JSON and back, strictly."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from strategies import UNSHRUNK, Runnable, layer_defs, programs, runnables
 from tpack import LayerDefError
 from tpack.layerdef import (
     BinaryOp,
+    Dict,
     FunctionCall,
     Identifier,
     LayerDef,
@@ -18,6 +20,8 @@ from tpack.layerdef import (
     Return,
     Tuple,
     UnaryOp,
+    Unpack,
+    Unspecified,
 )
 
 
@@ -312,3 +316,143 @@ def test_unknown_nodes(kind):
     if kind not in ("Return", "Unspecified"):
         with pytest.raises(LayerDefError, match="unknown statement"):
             Program.from_dict(put(("layers", 0, "body", 2, "node"), kind))
+
+
+def every_node():
+    """What ``full`` has not: nodes that few layers need."""
+    chunk = {"node": "FunctionCall", "function": "chunk", "args": [IDENTIFIER]}
+    chunk["kwargs"] = {"chunks": {"node": "Literal", "value": 2}}
+    values = [1, 2.5]
+    return {
+        "name": "L",
+        "params": [
+            {
+                "name": "c",
+                "param_type": "Constant",
+                "shape": [2],
+                "args": {"values": values},
+                "formula": "values",
+            }
+        ],
+        "body": [
+            {"node": "Unpack", "targets": ["y", "_"], "value": chunk},
+            {"node": "Unspecified"},
+            {"node": "Return", "value": {"node": "Dict", "items": {"b": IDENTIFIER, "a": chunk}}},
+        ],
+    }
+
+
+IDENTIFIER = {"node": "Identifier", "name": "x"}
+
+
+def test_golden_data_of_every_other_node():
+    layer = LayerDef.from_dict(every_node())
+    halves = FunctionCall("chunk", [Identifier("x")], {"chunks": Literal(2)})
+    assert layer == LayerDef(
+        "L",
+        [Param("c", "Constant", [2], formula="values", args={"values": [1, 2.5]})],
+        [
+            Unpack(["y", "_"], halves),
+            Unspecified(),
+            Return(Dict({"b": Identifier("x"), "a": halves})),
+        ],
+    )
+    assert layer.to_dict() == every_node()
+    assert json.dumps(layer.to_dict()["body"]) == json.dumps(every_node()["body"])
+
+
+def changed(path, value):
+    """``every_node`` with another value at a path such as ``body[0].targets[1]``."""
+    data = json.loads(json.dumps(every_node()))
+    *above, last = [int(n) if n.isdigit() else n for n in re.findall(r"\w+", path)]
+    place = data
+    for step in above:
+        place = place[step]
+    place[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("name", {}, "is an object, expected a string."),
+        ("body", None, "is null, expected a list."),
+        ("body[0].targets", "xy", "is a string, expected a list."),
+        ("body[0].targets[1]", None, "is null, expected a string."),
+        ("body[2].value", 1.5, "is a number, expected an object."),
+        ("body[2].value.items", [], "is a list, expected an object."),
+        ("body[2].value.items.b", 1, "is an integer, expected an object."),
+        (
+            "body[0].value.kwargs.chunks.value",
+            [],
+            "is a list, expected a bool or an integer or a number or a string or null.",
+        ),
+        ("params[0].args", [], "is a list, expected an object."),
+        (
+            "params[0].args.values",
+            None,
+            "is null, expected a bool or an integer or a number or a string or a list.",
+        ),
+        ("params[0].args.values[1]", "1", "is '1', expected a number."),
+        ("params[0].args.values[0]", True, "is True, expected a number."),
+        ("params[0].args.values[1]", 2**63, "is beyond 64 bits."),
+        ("params[0].formula", True, "is a bool, expected a string."),
+        ("params[0].split", True, "is a bool, expected an integer."),
+        ("params[0].split", 2**63, "is beyond 64 bits."),
+        ("params[0].shape[0]", 2**63, f"is {2**63}, expected an integer."),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_place(path, value, message):
+    with pytest.raises(LayerDefError) as caught:
+        LayerDef.from_dict(changed(path, value))
+    assert (caught.value.node, caught.value.message) == (f"layer.{path}", message)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("body[1].node", "Pass", "unknown statement 'Pass'."),
+        ("body[1].value", 1, "unknown field 'value'."),
+        ("body[0].value.name", 1, "unknown field 'name'."),
+        ("body[2].value.items.b.node", "x", "unknown expression 'x'."),
+        ("params[0].zero", 1, "unknown field 'zero'."),
+    ],
+)
+def test_what_is_no_field_is_said_with_its_object(path, value, message):
+    with pytest.raises(LayerDefError) as caught:
+        LayerDef.from_dict(changed(path, value))
+    assert caught.value.node == f"layer.{path.rpartition('.')[0]}"
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize("value", [2**63 - 1, -(2**63) + 1])
+def test_the_largest_integers(value):
+    data = every_node()
+    data["params"][0] |= {"shape": [value], "split": value, "args": {"values": [value], "n": value}}
+    data["body"][0]["value"]["kwargs"]["chunks"]["value"] = value
+    assert LayerDef.from_dict(data).to_dict() == data | {
+        "params": [data["params"][0] | {"args": {"n": value, "values": [value]}}]
+    }
+
+
+@pytest.mark.parametrize("kind", ["left", "right", "dict", "unpack", "assign"])
+def test_depth_is_bounded_on_every_side(kind):
+    def tree(depth):
+        value = IDENTIFIER
+        for _ in range(depth - 1):
+            value = {
+                "left": {"node": "BinaryOp", "operator": "+", "left": value, "right": IDENTIFIER},
+                "right": {"node": "BinaryOp", "operator": "+", "left": IDENTIFIER, "right": value},
+                "dict": {"node": "Dict", "items": {"a": value}},
+            }.get(kind, {"node": "UnaryOp", "operator": "-", "operand": value})
+        statement = {
+            "unpack": {"node": "Unpack", "targets": ["a", "b"], "value": value},
+            "assign": {"node": "Assignment", "target": "a", "value": value},
+        }.get(kind, {"node": "Return", "value": value})
+        return {"name": "L", "params": [], "body": [statement]}
+
+    LayerDef.from_dict(tree(64))
+    with pytest.raises(LayerDefError, match="nested deeper than 64") as caught:
+        LayerDef.from_dict(tree(65))
+    assert caught.value.node.startswith("layer.body[0].value.")
+    assert len(caught.value.node) <= 200
