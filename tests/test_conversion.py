@@ -313,6 +313,20 @@ def test_aliases_are_kept_and_restored(out):
     assert tpack.verify(out, state).ok
 
 
+def test_a_tied_tensor_is_kept_by_any_of_its_names(out):
+    table = noise(9, 4)
+    state = {"out.weight": table, "fc.weight": noise(4, 4), "embed.weight": table}
+
+    def action(**options):
+        report = tpack.convert(state, out, force=True, **options)
+        return {t.name: t.action for t in report.tensors}["out.weight"]
+
+    assert action() == "kept"
+    assert action(include=["embed.*"]) == action(include=["out.*"]) == "quantized"
+    assert action(include=["*"], exclude=["embed.*"]) == "kept"
+    assert torch.equal(tpack.unpack(out)["embed.weight"], table)
+
+
 def test_wrappers_are_stripped_and_reported(out):
     state = {"module._orig_mod.fc.weight": trits(3, 4)}
     report = tpack.convert(state, out)

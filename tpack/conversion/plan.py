@@ -60,7 +60,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         elif isinstance(tensor, PackedTensor):
             reason = "excluded" if excluded(name, options.exclude) else None
         else:
-            reason = keep_reason(name, tensor.dtype, tensor.shape, options.include, options.exclude)
+            reason = _keep_reason(source, tensor, options)
         tensors[name] = (tensor, reason)
     _fold_companions(source, tensors, plan)
     shapes = {name: tensor.shape for name, (tensor, _) in tensors.items()}
@@ -77,6 +77,16 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         )
     _check_names(plan, source.aliases)
     return plan
+
+
+def _keep_reason(source: Source, tensor: SourceTensor, options: Options) -> str | None:
+    """Why a tensor is kept, by any of its names: a tied table of vectors is one by the other."""
+    names = [tensor.name, *(a for a, owner in source.aliases.items() if owner == tensor.name)]
+    of = tensor.dtype, tensor.shape
+    reasons = [keep_reason(name, *of, options.include, options.exclude) for name in names]
+    if options.include and None in reasons and "excluded" not in reasons:
+        return None
+    return next(filter(None, reasons), None)
 
 
 def _weight(

@@ -37,8 +37,10 @@ def is_embedding(name: str) -> bool:
         >>> is_embedding("model.embed_tokens.weight"), is_embedding("fc.weight")
         (True, False)
     """
-    owner = name.split(".")[-2:-1] or [name]
-    return any(word in owner[0].lower() for word in EMBEDDING_WORDS)
+    *owners, last = name.lower().split(".")
+    if owners[-1:] == ["shared"] and len(owners) <= 2:  # the one table of T5 and BART
+        return True
+    return any(word in (owners or [last])[-1] for word in EMBEDDING_WORDS)
 
 
 @dataclass
