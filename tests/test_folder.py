@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import unnoticed
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -213,6 +214,47 @@ def test_an_output_in_the_input(source, where):
         tpack.convert(source, source.parent / where, force=True)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LICENSE",
+        "tokenizer.json",
+        "config.json",
+        "README.md",
+        "model-00002-of-00003.safetensors",
+        INDEX,
+    ],
+)
+def test_links_out_of_the_folder(source, target, name):
+    outside = source.parent / "outside"
+    shutil.copy(source / name, outside)
+    (source / name).unlink()
+    (source / name).symlink_to(outside)
+    with pytest.raises(InputError, match="is a link that leads out of the folder") as caught:
+        tpack.convert(source, target)
+    assert caught.value.file == str(source / name)
+    assert not target.exists()
+    (source / name).unlink()
+    shutil.copy(outside, source / f"real-{name}.py")
+    (source / name).symlink_to(f"real-{name}.py")
+    tpack.convert(source, target)
+
+
+def test_links_of_a_hub_cache(source, target, tmp_path):
+    """``models--org--name/snapshots/<revision>`` links to ``../../blobs`` and nowhere else."""
+    repository = tmp_path / "models--org--name"
+    snapshot, blobs = repository / "snapshots" / "a1b2", repository / "blobs"
+    snapshot.mkdir(parents=True)
+    shutil.copytree(source, blobs)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+    tpack.convert(snapshot, target)
+    (snapshot / "LICENSE").unlink()
+    (snapshot / "LICENSE").symlink_to(source / "LICENSE")
+    with pytest.raises(InputError, match="leads out"):
+        tpack.convert(snapshot, tmp_path / "other")
+
+
 def test_a_missing_shard(source, target):
     (source / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(InputError, match="missing: model-00002"):
@@ -302,6 +344,82 @@ def test_a_shard_under_another_name(packed):
     for path, blob in zip(names, reversed(blobs), strict=True):
         path.write_bytes(blob)
     refused(packed, "R19")
+
+
+def test_a_shard_of_another_model_of_the_same_form(packed, tmp_path):
+    """Its names, shapes and program are equal: only the index can tell."""
+    other = {name: -tensor for name, tensor in model().items()}
+    tpack.convert(write_shards(tmp_path / "other", other), tmp_path / "out")
+    for path in (tmp_path / "out").glob("*.safetensors"):
+        own = (packed / path.name).read_bytes()
+        shutil.copy(path, packed / path.name)
+        refused(packed, "R20")
+        with pytest.raises(FormatError, match=path.name):
+            tpack.load(packed)
+        (packed / path.name).write_bytes(own)
+    assert tpack.verify(packed).ok
+    shutil.copy(tmp_path / "out" / INDEX, packed / INDEX)
+    refused(packed, "R20")
+
+
+def edited(path, change):
+    """Rewrite an index with a change; returns it."""
+    index = json.loads(path.read_text())
+    change(index["metadata"])
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(tpack=[]),
+        lambda m: m["tpack"].pop("shards"),
+        lambda m: m["tpack"]["shards"].popitem(),
+        lambda m: m["tpack"]["shards"].update({"model-00003-of-00003.safetensors": "0"}),
+        lambda m: m["tpack"]["shards"].update({"model-00003-of-00003.safetensors": 5}),
+        lambda m: m["tpack"]["shards"].update({"more.safetensors": "0" * 64}),
+    ],
+)
+def test_an_index_that_ties_other_shards(packed, change):
+    edited(packed / INDEX, change)
+    refused(packed, "R20")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("tpack"),
+        lambda m: m["tpack"].pop("sha256"),
+        lambda m: m.update(total_size=m["total_size"] + 1),
+        lambda m: m.update(more=1),
+    ],
+)
+def test_a_changed_index_is_reported(packed, change):
+    edited(packed / INDEX, change)
+    report = tpack.verify(packed)
+    assert not report.ok
+    assert all(row.ok for row in report.tensors)
+    assert INDEX in report.problems[0]
+    tpack.load(packed)  # what another program has written, loads
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A folder of two shards of few bytes."""
+    state = {"a.weight": torch.tensor([[1.0, -1.0]]), "b.weight": torch.tensor([[0.5, 0.0]])}
+    tpack.convert(write_shards(tmp_path / "small", state, count=2), tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def test_a_flipped_bit_in_any_byte_of_an_index_or_shard_is_found(small):
+    for path in (small / INDEX, small / "model-00002-of-00002.safetensors"):
+        assert unnoticed(path, small) == []
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_a_folder_is_found(small):
+    for path in (small / INDEX, *small.glob("*.safetensors")):
+        assert unnoticed(path, small, range(8)) == []
 
 
 def test_a_flipped_bit_in_any_shard_is_found(packed):

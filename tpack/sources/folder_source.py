@@ -11,7 +11,7 @@ from typing import Any
 from tpack.container import INDEX, SINGLE, Index, parse_json, read_index
 from tpack.container.index import PICKLE_INDEX
 from tpack.container.opening import input_errors, open_input
-from tpack.errors import InputError, locate
+from tpack.errors import FormatError, InputError, locate
 from tpack.sources.dialects import adapt
 from tpack.sources.names import clean_names
 from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
@@ -38,8 +38,11 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
     Raises:
         InputError: no weights, or more than one candidate; shards that are missing, too many, or
             hold other tensors than the index says.
+        InputError: a link that leads out of the folder.
         UnsupportedError: it is a tpack checkpoint already, or in an unknown dialect.
     """
+    for name in ("config.json", "README.md"):
+        _check_inside(path, path / name)
     config = read_config(path)
     index, files = _files(path)
     resources = ExitStack()
@@ -106,7 +109,9 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
     with locate(file=path):
         with open_input(path) as file, input_errors():
-            text = file.read(MAX_CONFIG)
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise FormatError(f"is longer than {MAX_CONFIG} bytes.", rule="R18")
         data = parse_json(text, "R18", "config")
         if not isinstance(data, dict):
             raise InputError("is no JSON object.")
@@ -117,21 +122,48 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
     """The index, if there is one, and the files of weights."""
     for name in (INDEX, PICKLE_INDEX):
         if (path / name).exists():
+            _check_inside(path, path / name)
             index = read_index(path / name)
-            return index, [path / shard for shard in index.files]
+            return index, _checked(path, [path / shard for shard in index.files])
     for name in SINGLES:
         if (path / name).exists():
-            return None, [path / name]
+            return None, _checked(path, [path / name])
     found = sorted(file for file in path.iterdir() if file.suffix in WEIGHTS)
     shards = [file for file in found if re.fullmatch(r".*-\d+-of-\d+", file.stem)]
     if len(found) == 1 and not shards:
-        return None, found
+        return None, _checked(path, found)
     if shards and len(shards) == len(found):
-        return None, _complete(shards)
+        return None, _checked(path, _complete(shards))
     if found:
         names = ", ".join(file.name for file in found[:4])
         raise InputError(f"holds several files of weights, {names}. Name one of them.")
     raise InputError(f"holds no weights, expected {INDEX}, {PICKLE_INDEX}, {' or '.join(SINGLES)}.")
+
+
+def _checked(folder: Path, files: list[Path]) -> list[Path]:
+    """Files of a folder, none of which is a link that leads out of it."""
+    for file in files:
+        _check_inside(folder, file)
+    return files
+
+
+def _check_inside(folder: Path, file: Path) -> None:
+    """Refuse a link out of the folder: what it leads to is not the model's, and may be secret.
+
+    A snapshot in the cache of a hub is made of links to the blobs of its repository.
+
+    Raises:
+        InputError: it is one.
+    """
+    if not file.is_symlink():
+        return
+    root, target = folder.resolve(), file.resolve()
+    blobs = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
+    if not any(target.is_relative_to(place) for place in (root, *blobs[:1])):
+        raise InputError(
+            "is a link that leads out of the folder. Put the file itself there, or remove it.",
+            file=file,
+        )
 
 
 def _complete(shards: list[Path]) -> list[Path]:
@@ -184,6 +216,7 @@ def _copies(path: Path, notes: list[str]) -> Iterator[Path]:
         if not file.is_file() or name in ("README.md", "config.json"):
             continue
         if file.suffix in COPIED or COPIED_NAMES.fullmatch(name):
+            _check_inside(path, file)
             yield file
         else:
             left.append(name)
