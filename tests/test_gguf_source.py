@@ -4,7 +4,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-import time
 
 import gguf
 import numpy as np
@@ -593,20 +592,19 @@ def test_hostile_headers_are_cheap(tmp_path, name):
         from tpack.sources.gguf_source import gguf_source
         from tpack.errors import TpackError
         from pathlib import Path
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
         try:
             gguf_source(Path({str(path)!r}))
         except TpackError:
             pass
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(time.perf_counter() - start, (after - before) / 1024)
+        print(time.process_time() - start, (after - before) / 1024)
     """)
-    started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     seconds, megabytes = map(float, done.stdout.split())
-    assert seconds < 2, (seconds, time.perf_counter() - started)
+    assert seconds < 2
     assert megabytes < 256
 
 
