@@ -1,6 +1,8 @@
 """A ternary layer from its description: source, packed weights, a training loop.
 
-python examples/quick_start.py
+Needs no network; some seconds.
+
+    python examples/quick_start.py
 """
 
 import torch
