@@ -66,7 +66,7 @@ def verify(
     """Check a checkpoint, and with ``against`` that unpacking reproduces its source.
 
     Structure and LayerDefs are checked when the file is opened; then codes, padding, scales
-    and the digests of all tensors and of the description.
+    and the digests of all tensors, of the description and of the index of a folder.
 
     Args:
         path: the checkpoint.
@@ -78,7 +78,14 @@ def verify(
     with Checkpoint(path) as file:
         report = VerificationReport(str(path))
         if not file.digest_holds:
-            report.problems.append("the description does not have its own digest: it was changed.")
+            report.problems.append(
+                "the header or the description in it does not have its own digest: it was changed."
+            )
+        if file.index is not None and not file.index.holds:
+            report.problems.append(
+                f"{file.index.path.name} does not have its own digest: it was changed, or written "
+                "by another program. Shards of another model may go unnoticed."
+            )
         checks = {name: _check_ternary(file, name, entry) for name, entry in file.ternary()}
         checks |= {name: _check_kept(file, name) for name in sorted(file.document.kept)}
         if against is not None:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
+from tpack.container import INDEX
 from tpack.conversion import convert
 from tpack.layerdef import LayerDef, Param, Unspecified
 
@@ -279,6 +281,29 @@ def rejected() -> dict[str, bytes]:
     return files
 
 
+def rejected_folders() -> dict[str, dict[str, bytes]]:
+    """The refused folders by name, each as its files."""
+    weights = {"a.weight": trits(2, 4), "b.weight": trits(2, 4)}
+    own, other = (shards({k: sign * w for k, w in weights.items()}) for sign in (1, -1))
+    name = "model-00002-of-00002.safetensors"
+    return {"R20_shard_of_another_model": own | {name: other[name]}}
+
+
+def shards(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """The shards and the index of a packed folder, a tensor in each shard."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "in"), Path(folder, "out")
+        source.mkdir()
+        homes = {
+            name: f"model-{i:05}-of-{len(state):05}.safetensors" for i, name in enumerate(state, 1)
+        }
+        for name, home in homes.items():
+            save_file({name: state[name]}, source / home)
+        (source / INDEX).write_text(json.dumps({"weight_map": homes}))
+        convert(source, target)
+        return {path.name: path.read_bytes() for path in target.glob("model*")}
+
+
 def main() -> None:
     """Write both folders again."""
     for folder in (ACCEPT, REJECT):
@@ -289,6 +314,10 @@ def main() -> None:
         (ACCEPT / f"{name}.safetensors").write_bytes(accepted(name))
     for name, blob in rejected().items():
         (REJECT / f"{name}.safetensors").write_bytes(blob)
+    for name, files in rejected_folders().items():
+        (REJECT / name).mkdir(exist_ok=True)
+        for file, blob in files.items():
+            (REJECT / name / file).write_bytes(blob)
 
 
 if __name__ == "__main__":

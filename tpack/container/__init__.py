@@ -8,7 +8,7 @@ place. Needs no torch.
 from tpack.container.atomic import new_file
 from tpack.container.document import Document, Shard, TernaryEntry, digest, program_digest
 from tpack.container.header import Entry, TensorFile
-from tpack.container.index import INDEX, SINGLE, Index, read_index
+from tpack.container.index import INDEX, SINGLE, Index, read_index, write_index
 from tpack.container.reader import Checkpoint, is_checkpoint
 from tpack.container.strictjson import parse_json
 from tpack.container.writer import Piece, write_checkpoint, write_tensors
@@ -31,5 +31,6 @@ __all__ = [
     "program_digest",
     "read_index",
     "write_checkpoint",
+    "write_index",
     "write_tensors",
 ]

@@ -9,19 +9,21 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
+from tpack.container.checked import CheckedFile
+from tpack.container.opening import open_input
 from tpack.errors import ExistsError, StorageError
 
 
 @contextmanager
-def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[BinaryIO]:
+def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[CheckedFile]:
     """Open a file that appears under ``path`` only if the block ends without an exception.
 
-    It is written beside its place under a temporary name, flushed to the disk and renamed,
-    so a reader never sees half of it and a crash never costs what was there before.
+    It is written beside its place under a temporary name, flushed to the disk, read again,
+    compared with what was written and renamed: a reader never sees half of it, what was there
+    before outlives a crash, and a disk that stores something else is noticed.
 
     Args:
         path: where it goes.
@@ -29,7 +31,8 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
 
     Raises:
         ExistsError: the file exists and ``force`` is not given.
-        StorageError: no space, no permission, an I/O error, or not a place for a file.
+        StorageError: no space, no permission, an I/O error, not a place for a file, or other
+            bytes on the disk than were written.
     """
     target = Path(path)
     check_target(target, force=force)
@@ -40,13 +43,24 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
     with storage_errors(target):
         handle, temporary = _open_temporary(target)
         # closing it ends the lock: not before the file has its name, or is gone
-        with os.fdopen(handle, "w+b") as file, _removed_on_error(temporary):
+        with closing(CheckedFile(target, handle)) as file, _removed_on_error(temporary):
             os.fchmod(handle, mode)
             yield file
-            file.flush()
-            os.fsync(handle)
+            file.check()
             _publish(temporary, target, force=force)
         sync_folder(target.parent)
+
+
+def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Copy the bytes of a file into a new one.
+
+    Raises:
+        InputError: the source cannot be read.
+        ExistsError, StorageError: as ``new_file``.
+    """
+    with open_input(source) as file, new_file(path) as out:
+        while piece := file.read(1 << 22):
+            out.write(piece)
 
 
 def _open_temporary(target: Path) -> tuple[int, Path]:

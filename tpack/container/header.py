@@ -25,10 +25,13 @@ MAX_HEADER_WRITTEN = 25_000_000
 MAX_DIMS = 128
 #: Where the data begins, so that mapped tensors are aligned.
 ALIGNMENT = 64
+_FIELDS = {"dtype", "shape", "data_offsets"}
 #: Bytes read or written at a time.
 CHUNK = 1 << 22
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+#: An escape that nobody writes: all writers use small hex digits, a flipped bit makes large ones.
+_LARGE_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[0-9a-f]{0,3}[A-F]")
 
 
 @dataclass(frozen=True)
@@ -88,23 +91,19 @@ def _entry(name: str, value: Any) -> Entry:
     def fail(reason: str, rule: str = "R4") -> FormatError:
         return FormatError(reason, rule=rule, tensor=name[:200])
 
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(value, dict) or value.keys() != _FIELDS:
         raise fail("has other fields than dtype, shape and data_offsets.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BY_CODE:
         raise fail(f"has dtype {dtype!r:.40}, expected one of {', '.join(BY_CODE)}.", "R5")
-    if (
-        not isinstance(shape, list)
-        or len(shape) > MAX_DIMS
-        or not all(type(n) is int and n >= 0 for n in shape)
-    ):
+    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not _are_sizes(shape):
         raise fail(
             f"has shape {shape!r:.60}, expected a list of at most {MAX_DIMS} integers from 0."
         )
     if (
         not isinstance(offsets, list)
         or len(offsets) != 2
-        or not all(type(n) is int and n >= 0 for n in offsets)
+        or not _are_sizes(offsets)
         or offsets[0] > offsets[1]
     ):
         raise fail(f"has data_offsets {offsets!r:.60}, expected [start, stop].")
@@ -117,6 +116,11 @@ def _entry(name: str, value: Any) -> Entry:
             "R5",
         )
     return Entry(name, BY_CODE[dtype].name, tuple(shape), *offsets)
+
+
+def _are_sizes(values: list[Any]) -> bool:
+    """Whether all are integers from 0; there may be a million of such lists."""
+    return not set(map(type, values)) - {int} and min(values, default=0) >= 0
 
 
 def check_name(name: str) -> None:
@@ -179,6 +183,7 @@ class TensorFile:
         path: of the file.
         entries: by name, in the order of their data.
         metadata: ``__metadata__``.
+        spelled: whether escapes in the header have small hex digits.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -206,6 +211,7 @@ class TensorFile:
         self.data_start = 8 + length
         text = os.pread(self._file.fileno(), length, 8)
         self.entries, self.metadata = parse_header(text, size - self.data_start)
+        self.spelled = _LARGE_ESCAPE.search(text) is None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Read bytes ``start`` to ``stop`` of a tensor.

@@ -1,18 +1,24 @@
 """The index of a folder of shards: which file holds which tensor.
 
 This is the index that Hugging Face libraries write: an object ``weight_map`` from the name of
-a tensor to the name of a file beside the index.
+a tensor to the name of a file beside the index. In that of a checkpoint of tpack, ``metadata``
+also ties the shards together.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpack.container.atomic import new_file
+from tpack.container.document import digest
+from tpack.container.header import TensorFile
 from tpack.container.opening import input_errors, open_input
-from tpack.container.strictjson import parse_json
+from tpack.container.strictjson import canonical_json, parse_json
 from tpack.errors import FormatError, InputError, locate
 
 INDEX = "model.safetensors.index.json"
@@ -23,6 +29,8 @@ PICKLE_INDEX = "pytorch_model.bin.index.json"
 #: Of an index; a million long names fit.
 MAX_INDEX = 100_000_000
 
+_HEX = re.compile(r"[0-9a-f]{64}")
+
 
 @dataclass(frozen=True)
 class Index:
@@ -32,16 +40,89 @@ class Index:
         path: of the index.
         weight_map: name of a tensor → name of a file, both in the order of the index.
         metadata: what else the index says, e.g. ``total_size``.
+        holds: whether it is spelled as ``write_index`` does, and has its own digest.
     """
 
     path: Path
     weight_map: Mapping[str, str]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    holds: bool = False
 
     @property
     def files(self) -> list[str]:
         """The names of the shards, sorted."""
         return sorted(set(self.weight_map.values()))
+
+    def described(self) -> Mapping[str, str] | None:
+        """SHA-256 of the description of each shard by file; None if the index does not say.
+
+        Raises:
+            FormatError: rule R20: it says something else.
+        """
+        tie = self.metadata.get("tpack")
+        if tie is None:
+            return None
+        found = tie.get("shards") if isinstance(tie, dict) else None
+        if (
+            not isinstance(found, dict)
+            or sorted(found) != self.files
+            or not all(isinstance(v, str) and _HEX.fullmatch(v) for v in found.values())
+        ):
+            raise FormatError(
+                f"{self.path.name} does not have one digest for each shard under 'tpack'.",
+                rule="R20",
+            )
+        return found
+
+
+def write_index(path: Path, weight_map: Mapping[str, str], metadata: Mapping[str, int]) -> None:
+    """Write the index of a checkpoint whose shards lie beside it.
+
+    Args:
+        path: where it goes; a file that is there is replaced.
+        weight_map: name of a tensor → name of a file.
+        metadata: ``total_size`` and the like.
+
+    Raises:
+        InputError: a shard cannot be read.
+        StorageError: as ``new_file``.
+    """
+    shards = {}
+    for name in sorted(set(weight_map.values())):
+        with TensorFile(path.parent / name) as file:
+            shards[name] = description_digest(file.metadata)
+    tie: dict[str, Any] = {"shards": shards}
+    data = {"metadata": {**metadata, "tpack": tie}, "weight_map": dict(weight_map)}
+    tie["sha256"] = _own_digest(data)
+    with new_file(path, force=True) as out:
+        out.write(_spelled(data).encode("ascii"))
+
+
+def description_digest(metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the description in the ``__metadata__`` of a shard."""
+    return digest([metadata["tpack"].encode()])
+
+
+def _own_digest(data: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of an index without its own digest."""
+    metadata = data["metadata"]
+    tie = {key: value for key, value in metadata["tpack"].items() if key != "sha256"}
+    rest = {**data, "metadata": {**metadata, "tpack": tie}}
+    return digest([canonical_json(rest).encode("ascii")])
+
+
+def _spelled(data: Any) -> str:
+    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+
+
+def _holds(data: Mapping[str, Any], text: bytes) -> bool:
+    metadata = data.get("metadata")
+    tie = metadata.get("tpack") if isinstance(metadata, dict) else None
+    return (
+        isinstance(tie, dict)
+        and tie.get("sha256") == _own_digest(data)
+        and _spelled(data).encode("ascii") == text
+    )
 
 
 def read_index(path: Path) -> Index:
@@ -68,7 +149,8 @@ def read_index(path: Path) -> Index:
                     tensor=name[:200],
                 )
         metadata = data.get("metadata", {})
-        index = Index(path, found, metadata if isinstance(metadata, dict) else {})
+        metadata = metadata if isinstance(metadata, dict) else {}
+        index = Index(path, found, metadata, _holds(data, text))
         _check_files(index)
         return index
 
@@ -80,7 +162,7 @@ def is_plain_name(name: str) -> bool:
         >>> is_plain_name("model-00001-of-00002.safetensors"), is_plain_name("../x")
         (True, False)
     """
-    return bool(name) and name not in (".", "..") and not any(c in name for c in "/\\\0:")
+    return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\:")
 
 
 def _check_files(index: Index) -> None:

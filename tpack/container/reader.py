@@ -26,7 +26,7 @@ from tpack.container.document import (
     program_digest,
 )
 from tpack.container.header import Entry, TensorFile
-from tpack.container.index import INDEX, SINGLE, Index, read_index
+from tpack.container.index import INDEX, SINGLE, Index, description_digest, read_index
 from tpack.errors import FormatError, InputError, locate
 
 
@@ -45,8 +45,8 @@ class CheckpointFile(TensorFile):
 
     Attributes:
         document: its description.
-        digest_holds: whether the description agrees with its own digest, and the metadata
-            that it covers with theirs.
+        digest_holds: whether the description agrees with its own digest, the metadata that
+            it covers with theirs, and the header is spelled as writers do.
     """
 
     document: Document
@@ -63,9 +63,13 @@ class CheckpointFile(TensorFile):
                 f"has format {self.metadata.get('format')!r:.20}, expected 'pt'.", rule="R7"
             )
         self.document, holds = parse_document(self.metadata["tpack"], self.entries)
-        self.digest_holds = holds and all(
-            key in self.metadata and digest([self.metadata[key].encode()]) == wanted
-            for key, wanted in self.document.metadata.items()
+        self.digest_holds = (
+            holds
+            and self.spelled
+            and all(
+                key in self.metadata and digest([self.metadata[key].encode()]) == wanted
+                for key, wanted in self.document.metadata.items()
+            )
         )
 
 
@@ -77,21 +81,24 @@ class Checkpoint:
         files: the files that it consists of, the first with the program.
         entries: of all files, by name.
         document: the description of the whole.
+        index: of a folder of shards.
         digest_holds: whether every description agrees with its own digest.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         with ExitStack() as resources, locate(file=self.path):
-            index, parts = _parts(self.path)
+            self.index, parts = _parts(self.path)
             self.files = tuple(resources.enter_context(CheckpointFile(part)) for part in parts)
-            if index is not None:
-                _check_index(index, self.files)
+            if self.index is not None:
+                _check_index(self.index, self.files)
             self._home = {name: file for file in self.files for name in file.entries}
             self.entries: dict[str, Entry] = {}
             for file in self.files:
                 self.entries |= file.entries
             self.document = self._join()
+            if self.index is not None:
+                _check_tie(self.index, self.files)
             self.digest_holds = all(file.digest_holds for file in self.files)
             self._resources = resources.pop_all()
 
@@ -237,6 +244,21 @@ def _check_index(index: Index, files: tuple[CheckpointFile, ...]) -> None:
         if wrong := named ^ set(file.entries):
             raise FormatError(
                 f"is not where {index.path.name} says.", rule="R19", tensor=min(wrong)[:200]
+            )
+
+
+def _check_tie(index: Index, files: tuple[CheckpointFile, ...]) -> None:
+    """R20: the shards are those that the index was written for, where it says so."""
+    described = index.described()
+    if described is None:
+        return
+    for file in files:
+        name = file.path.name
+        if described[name] != description_digest(file.metadata):
+            raise FormatError(
+                f"{name} is not the shard that {index.path.name} describes: it is of another "
+                "model or another conversion. Download the folder again.",
+                rule="R20",
             )
 
 

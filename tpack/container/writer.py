@@ -6,27 +6,35 @@ memory; this writer does neither. Its output is tested against that library's re
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from tpack.container.atomic import new_file
+from tpack.container.checked import CheckedFile
 from tpack.container.document import NO_DIGEST, Document
 from tpack.container.header import CHUNK, Entry, header_bytes, lay_out
 from tpack.dtypes import BY_NAME
+from tpack.errors import StorageError
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor to be written: its description, and its bytes when they are asked for."""
+    """A tensor to be written: its description, and its bytes when they are asked for.
+
+    Attributes:
+        name, dtype, shape: as in the header.
+        chunks: gives its bytes.
+        sha256: what they must have, where that is known: they lay on a disk in between.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     chunks: Callable[[], Iterable[Any]]
+    sha256: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -74,7 +82,7 @@ def write_checkpoint(
         return _metadata(full, entries, metadata)
 
     with new_file(path, force=force) as file:
-        return _write(file, pieces, describe, progress, document.kept)
+        return _write(file, pieces, describe, progress)
 
 
 def checkpoint_size(
@@ -105,36 +113,39 @@ def write_tensors(
 
 
 def _write(
-    file: BinaryIO,
+    file: CheckedFile,
     pieces: Iterable[Piece],
     metadata: Callable[[Mapping[str, Entry], Mapping[str, str]], dict[str, str]],
     progress: Callable[[int], None],
-    digested: Container[str] = (),
 ) -> int:
-    """Data first, while digests are taken of the tensors ``digested``; then the header, whose
-    length they do not change.
+    """Data first, whose digests the metadata takes up; then the header, whose length they do not
+    change.
+
+    Raises:
+        StorageError: a piece does not have its digest.
     """
     by_name = {piece.name: piece for piece in pieces}
     entries = lay_out((piece.name, piece.dtype, piece.shape) for piece in by_name.values())
-    header = header_bytes(entries, metadata(entries, {}))
-    file.write(header)
+    size = len(header_bytes(entries, metadata(entries, {})))
+    file.seek(size)
     digests: dict[str, str] = {}
-    size = len(header)
     for name, entry in entries.items():
-        state = hashlib.sha256() if name in digested else None
-        written = 0
-        for chunk in by_name[name].chunks():
-            if state is not None:
-                state.update(chunk)
-            file.write(chunk)
-            written += len(chunk)
+        piece, written = by_name[name], 0
+        for chunk in piece.chunks():
+            written += file.write(chunk)
             progress(len(chunk))
         assert written == entry.nbytes, f"{name}: {written} bytes came, {entry.nbytes} announced"
-        if state is not None:
-            digests[name] = state.hexdigest()
+        digests[name] = file.section()
+        if piece.sha256 not in (None, digests[name]):
+            raise StorageError(
+                "came back from a temporary file with other bytes than were written there: the "
+                "disk or the memory is failing. Choose another disk.",
+                file=file.path,
+                tensor=name,
+            )
         size += written
-    final = header_bytes(entries, metadata(entries, digests))
-    assert len(final) == len(header), "digests changed the length of the header"
+    header = header_bytes(entries, metadata(entries, digests))
+    assert len(header) + sum(e.nbytes for e in entries.values()) == size, "header changed its size"
     file.seek(0)
-    file.write(final)
+    file.write(header)
     return size

@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpack.container import INDEX, SINGLE, program_digest
-from tpack.container.atomic import storage_errors, sync_folder
+from tpack.container import INDEX, SINGLE, new_file, program_digest, write_index
+from tpack.container.atomic import copy_file, storage_errors, sync_folder
 from tpack.container.strictjson import canonical_json
 from tpack.container.writer import checkpoint_size, write_checkpoint
 from tpack.conversion.card import model_card
@@ -73,9 +73,10 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
     with storage_errors(target):
         _check_target(folder)
         work.restore(target)
+        exists = target.exists()  # asked first: another process may finish at this moment
         if ranks.of > 1 and work.is_done(target):
             return _late(folder, work, ranks, needs)
-        if target.exists() and not force:
+        if exists and not force:
             raise ExistsError("exists already. Use --force to replace it.", file=target)
         check_room(target.parent, needs)
         with ExitStack() as stack:
@@ -88,9 +89,7 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
                 work.clear()
             work.enter(ranks.number)
             own = _pack_own(folder, plan, work, ranks, stack)
-            report = _finish(folder, plan, work, needs, own, force=force)
-            if report is not None and ranks.of > 1:
-                work.mark_done()
+            report = _finish(folder, plan, work, needs, own, shared=ranks.of > 1, force=force)
         if ranks.of > 1:
             work.leave(ranks.number, ranks.of, target)
         else:
@@ -140,6 +139,7 @@ def _finish(
     needs: Needs,
     own: Mapping[int, Batch],
     *,
+    shared: bool,
     force: bool,
 ) -> ConversionReport | None:
     """Write the output if all shards are packed and nobody else does."""
@@ -164,6 +164,8 @@ def _finish(
         reports = _reports(folder, batches)
         _write_rest(folder, batches, reports, sizes, out)
         sync_folder(out)
+        if shared:
+            work.mark_done()
         work.publish(folder.target, force=force)
         sync_folder(folder.target.parent)
     return ConversionReport(
@@ -216,32 +218,35 @@ def _write_rest(
     """Write the index and the model card, and copy what belongs to the model."""
     source = folder.source
     for path in source.copies:
-        shutil.copyfile(path, out / path.name)
+        copy_file(path, out / path.name)
     if source.config is not None:
         config = packed_config(source.config)
-        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        _write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     if len(batches) > 1:
-        (out / INDEX).write_text(_index(source, batches, reports))
+        _write_index(source, batches, reports, out)
     else:
         assert source.shards[0].output == SINGLE
-    (out / "README.md").write_text(model_card(source, reports, sum(sizes)))
+    _write_text(out / "README.md", model_card(source, reports, sum(sizes)))
 
 
-def _index(source: Source, batches: Sequence[Batch], reports: Sequence[TensorReport]) -> str:
-    """The index in the form that Hugging Face libraries write and read."""
+def _write_text(path: Path, text: str) -> None:
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
+def _write_index(
+    source: Source, batches: Sequence[Batch], reports: Sequence[TensorReport], out: Path
+) -> None:
     pieces = [
         (piece, shard.output)
         for batch, shard in zip(batches, source.shards, strict=True)
         for piece in batch.pieces()
     ]
-    data = {
-        "metadata": {
-            "total_parameters": sum(math.prod(report.shape) for report in reports),
-            "total_size": sum(piece.nbytes for piece, _ in pieces),
-        },
-        "weight_map": {piece.name: name for piece, name in sorted(pieces, key=lambda p: p[0].name)},
+    metadata = {
+        "total_parameters": sum(math.prod(report.shape) for report in reports),
+        "total_size": sum(piece.nbytes for piece, _ in pieces),
     }
-    return json.dumps(data, indent=2, sort_keys=True) + "\n"
+    write_index(out / INDEX, {piece.name: name for piece, name in pieces}, metadata)
 
 
 def _reports(folder: Folder, batches: Sequence[Batch]) -> list[TensorReport]:

@@ -29,13 +29,21 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Packed:
-    """A weight after packing: its description, its scale, and its place in the spool."""
+    """A weight after packing: its description, its scale, and its place in the spool.
+
+    Attributes:
+        entry: the description.
+        scale: as stored in ``dtype``.
+        offset, length: bytes in the spool.
+        sha256: of these bytes; that of the entry, but in layout t5.
+    """
 
     entry: TernaryEntry
     scale: Array
     dtype: str
     offset: int
     length: int
+    sha256: str
 
     def at(self, wanted: Scale) -> Packed:
         """The same weight with its scale repeated to a finer granularity."""
@@ -73,7 +81,7 @@ class Batch:
             entry = item.entry
             yield Piece.of(f"{name}_scale", item.dtype, entry.scale_shape, item.scale)
             chunks = partial(self._spooled, item)
-            yield Piece(f"{name}_packed", "uint8", entry.packed_shape, chunks)
+            yield Piece(f"{name}_packed", "uint8", entry.packed_shape, chunks, item.sha256)
 
     def _spooled(self, item: Packed) -> Iterator[bytes]:
         self.spool.seek(item.offset)
@@ -157,20 +165,21 @@ class _Sink:
         self.spool, self.layout = spool, layout
         self.offset = spool.tell()
         self.state = hashlib.sha256()
+        self.stored = self.state if layout == "t2" else hashlib.sha256()
 
     def rows(self, canonical: npt.NDArray[np.uint8], columns: int) -> None:
         self.state.update(canonical)
-        if self.layout == "t2":
-            self.spool.write(canonical)
-        else:
-            self.spool.write(pack(unpack(canonical, columns), self.layout))
+        if self.layout != "t2":
+            canonical = pack(unpack(canonical, columns), self.layout)
+            self.stored.update(canonical)
+        self.spool.write(canonical)
 
     def packed(self, entry: TernaryEntry, scale: Array, dtype: str) -> Packed:
         entry = replace(
             entry, sha256=self.state.hexdigest(), scale_sha256=digest([scale.tobytes()])
         )
         length = self.spool.tell() - self.offset
-        return Packed(entry, scale, dtype, self.offset, length)
+        return Packed(entry, scale, dtype, self.offset, length, self.stored.hexdigest())
 
 
 def _quantize(tensor: SourceTensor, split: int, options: Options, spool: IO[bytes]) -> Packed:

@@ -97,6 +97,7 @@ class Work:
                 "dtype": item.dtype,
                 "offset": item.offset,
                 "length": item.length,
+                "sha256": item.sha256,
                 "scale_offset": spool.tell(),
             }
             spool.write(np.ascontiguousarray(item.scale).tobytes())
@@ -180,14 +181,17 @@ class Work:
             self.replaced.rename(target)
 
     def mark_done(self) -> None:
-        """Leave word for processes that come late."""
-        (self.folder / "done").write_text(self.key)
+        """Leave word for processes that come late, before the output takes its place."""
+        (self.folder / "done").write_text(self._done(self.output))
 
     def is_done(self, target: Path) -> bool:
         """Whether another process has finished this very conversion."""
         with suppress(OSError):
-            return (self.folder / "done").read_text() == self.key and target.is_dir()
+            return (self.folder / "done").read_text() == self._done(target)
         return False
+
+    def _done(self, output: Path) -> str:
+        return f"{self.key} {output.stat().st_ino}"  # a folder that is renamed keeps its number
 
     def enter(self, rank: int) -> None:
         """Say that a process is at work, whatever an earlier run of it said."""
@@ -209,7 +213,7 @@ def _packed(item: Any, spool: IO[bytes]) -> Packed:
     spool.seek(item["scale_offset"])
     count = int(np.prod(entry.scale_shape))
     scale = np.frombuffer(spool.read(count * dtype.itemsize), dtype).reshape(entry.scale_shape)
-    return Packed(entry, scale, item["dtype"], item["offset"], item["length"])
+    return Packed(entry, scale, item["dtype"], item["offset"], item["length"], item["sha256"])
 
 
 def is_whole(item: Packed, spool: IO[bytes]) -> bool:
