@@ -275,6 +275,57 @@ def test_embeddings(tmp_path):
     assert "'embed.weight' is a packed embedding" in text
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "words"),
+    [
+        ("layers.0.block_sparse_moe.experts.1.w1", "mixtral", "is one of several experts"),
+        ("layers.0.mlp.experts.1.up_proj", "qwen3_moe", "is one of several experts"),
+        ("layers.0.mlp.gate", "qwen3_moe", "chooses experts"),
+        ("h.0.attn.c_attn", "gpt2", "is a Conv1D in gpt2"),
+        ("h.0.mlp.c_fc", "openai-gpt", "is a Conv1D in openai-gpt"),
+        ("encoder.block.0.layer.1.DenseReluDense.wo", "t5", "is kept in float32"),
+    ],
+)
+def test_layers_that_transformers_does_not_pack(tmp_path, name, model, words):
+    weights = {f"{name}.weight": ternary(8, 8, 0.5), "a.weight": ternary(8, 8, 0.5)}
+    weights["layers.0.mlp.experts.0.up_proj.weight"] = torch.rand(8, 8)
+    path = folder_of(
+        tmp_path,
+        weights,
+        {"model_type": model},
+        include=["a.weight", f"{name}.weight"],
+    )
+    text = refused(path)
+    assert f"tensor '{name}.weight' {words}" in text
+    assert "--exclude '" in text
+
+
+def test_layers_that_only_have_such_names(tmp_path):
+    names = ("h.0.attn.c_attn.weight", "h.0.mlp.wo.weight", "h.0.mlp.gate.weight")
+    path = folder_of(tmp_path, {name: ternary(8, 8, 0.5) for name in names}, {"model_type": "x"})
+    with Checkpoint(path) as file:
+        assert export_hf_bitnet(file, tmp_path / "out").packed == 3
+
+
+def test_a_model_whose_experts_are_not_packed(tmp_path):
+    library = hf_models.transformers()
+    torch.manual_seed(0)
+    sizes = hf_models.SMALL | {"num_local_experts": 2, "num_experts_per_tok": 1}
+    model = library.MixtralForCausalLM(library.MixtralConfig(**sizes)).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith("_proj.weight"):
+                weight.copy_(torch.randint(-1, 2, weight.shape) * 0.125)
+    save_plain(model, tmp_path / "hf")
+    tpack.convert(tmp_path / "hf", tmp_path / "packed", include=["*_proj.weight"])
+    with Checkpoint(tmp_path / "packed") as file:
+        export_hf_bitnet(file, tmp_path / "out")
+    loaded = hf_models.load(tmp_path / "out")
+    assert type(loaded.model.layers[0].self_attn.q_proj).__name__ == "AutoBitLinear"
+    wanted = hf_models.logits(model)
+    assert (hf_models.logits(loaded) - wanted).abs().max() < 0.1 * wanted.abs().max()
+
+
 def test_other_shapes(tmp_path):
     conv = torch.randint(-1, 2, (8, 4, 3, 3)).float()
     text = refused(folder_of(tmp_path, {"conv.weight": conv}))

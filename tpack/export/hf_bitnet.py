@@ -25,6 +25,7 @@ from tpack.container.reader import CheckpointFile
 from tpack.dialects.hf_bitnet import STRIPES, from_codes
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import FormatError, InputError, NotTernaryError, UnsupportedError, locate
+from tpack.export.bitnet_layers import check_layer, has_experts
 from tpack.export.bitnet_scales import SETTINGS, Convention, Number, Scaled, choose, scaled
 from tpack.export.folder import new_folder
 from tpack.hfconfig import plain_config
@@ -105,9 +106,10 @@ class _Plan:
         self.config = _config(checkpoint)
         self.dtype = self.model_dtype()
         self.weights: dict[str, Scaled] = {}
+        experts = has_experts(checkpoint.entries)
         for name, entry in checkpoint.ternary():
             with locate(tensor=name):
-                _check_form(name, entry)
+                check_layer(name, entry, self.config, experts=experts)
                 self.weights[name] = self.scaled(name, entry)
         if not self.weights:
             raise UnsupportedError("holds no packed weight, expected a model with some.")
@@ -282,34 +284,6 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
             "folder: tpack convert FOLDER."
         )
     return plain_config(config)
-
-
-def _check_form(name: str, entry: TernaryEntry) -> None:
-    """Refuse what the packing has no form for.
-
-    Raises:
-        UnsupportedError: saying what to do.
-    """
-    if is_embedding(name):
-        raise UnsupportedError(
-            "is a packed embedding, expected floats. Convert the model again with "
-            f"--exclude '{name}', or unpack it."
-        )
-    if not name.endswith(".weight") or len(entry.shape) != 2 or entry.split != 1:
-        raise UnsupportedError(
-            f"has shape {entry.shape}, expected the weight of a linear layer. Convert the model "
-            f"again with --exclude '{name}'."
-        )
-    if entry.scale != "tensor":
-        raise UnsupportedError(
-            f"has scales per {entry.scale}, expected one for the tensor. Export it to gguf, or "
-            "convert the model again with --scale tensor, which rounds it."
-        )
-    if entry.rows % STRIPES:
-        raise UnsupportedError(
-            f"has {entry.rows} rows, expected a multiple of {STRIPES}: transformers loads no "
-            f"other. Convert the model again with --exclude '{name}'."
-        )
 
 
 def _stored_rows(
