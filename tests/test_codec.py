@@ -251,3 +251,30 @@ def test_the_shape_of_a_scale_tells_its_granularity(text, shape):
 def test_a_scale_that_fits_no_granularity_is_refused(shape):
     with pytest.raises(UsageError, match=r"tells no group size for a weight of shape \(6, 80\)"):
         Scale.of(shape, (6, 80), 1, 48)
+
+
+@pytest.mark.parametrize(
+    ("scale_shape", "shape", "split", "text"),
+    [
+        ((1,), (6, 80), 1, "tensor"),
+        ((6, 1), (6, 80), 1, "row"),
+        ((6, 5), (6, 80), 1, "group:16"),  # an even share
+        ((6, 7), (6, 7), 1, "group:1"),
+        ((5,), (80,), 0, "group:16"),
+        ((2, 3, 5), (2, 3, 80), 2, "group:16"),
+        ((6, 3), (6, 300), 1, "group:128"),  # a usual size before an even share
+        ((6, 2), (6, 260), 1, "group:256"),
+        ((6, 0), (6, 0), 1, "group:256"),
+    ],
+)
+def test_the_usual_sizes_of_groups_come_first_then_an_even_share(scale_shape, shape, split, text):
+    assert str(Scale.of(scale_shape, shape, split)) == text
+
+
+@pytest.mark.parametrize(
+    ("scale_shape", "shape"),
+    [((), (6, 80)), ((6, 0), (6, 80)), ((6, 81), (6, 80)), ((5, 5), (6, 80)), ((4, 6), (4, 11))],
+)
+def test_a_scale_that_fits_no_usual_group_is_refused(scale_shape, shape):
+    with pytest.raises(UsageError, match="Name the group size"):
+        Scale.of(scale_shape, shape, 1)

@@ -78,10 +78,10 @@ class Scale:
             'group:128'
         """
         columns = math.prod(shape[split:])
-        groups = scale_shape[-1] if scale_shape else 1
-        sizes = [size for size in GROUP_SIZES if -(-columns // size) == groups]
-        size = group_size or (sizes[0] if sizes else max(columns // max(groups, 1), 1))
-        for text in ("tensor", "row", f"group:{size}")[2 if group_size else 0 :]:
+        even = [columns // groups for groups in scale_shape[-1:] if 0 < groups <= columns]
+        sizes = [group_size] if group_size else [*GROUP_SIZES, *even]
+        groups = [f"group:{size}" for size in sizes]
+        for text in groups if group_size else ["tensor", "row", *groups]:
             found = cls.parse(text)
             if found.shape(shape, split) == tuple(scale_shape):
                 return found
