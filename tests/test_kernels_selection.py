@@ -43,7 +43,7 @@ def test_the_environment_forces_a_variant(name: str) -> None:
 def test_an_unknown_variant_fails_loudly() -> None:
     done = run_python("import tpack.kernels", TPACK_KERNEL="sse9")
     assert done.returncode
-    assert "ValueError: TPACK_KERNEL: kernel variant: got 'sse9'" in done.stderr
+    assert "UsageError: TPACK_KERNEL: kernel variant: got 'sse9'" in done.stderr
     with pytest.raises(ValueError, match="got 'sse9'"), kernels.forced("sse9"):
         pass
 
@@ -53,8 +53,22 @@ def test_a_variant_of_another_machine_fails_loudly() -> None:
     for name in absent:
         done = run_python("import tpack.kernels", TPACK_KERNEL=name)
         assert done.returncode
-        assert "ImportError: TPACK_KERNEL" in done.stderr
+        assert "UsageError: TPACK_KERNEL" in done.stderr
         assert name in done.stderr
+
+
+def test_the_command_line_says_that_the_variant_is_wrong() -> None:
+    absent = [name for name in selection.VARIANTS if name not in kernels.available()]
+    for name in ("sse9", absent[0]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tpack", "bench"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"TPACK_KERNEL": name},
+        )
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("tpack: TPACK_KERNEL: kernel variant: ")
 
 
 def test_forced_restores_the_variant_before() -> None:

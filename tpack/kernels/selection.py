@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from tpack.errors import UsageError
+
 VARIANTS = ("amx", "avx512", "avx2", "neon", "scalar", "numpy")
 
 _loaded: ModuleType | None
@@ -88,4 +90,4 @@ if wanted := os.environ.get("TPACK_KERNEL"):
     try:
         select(wanted)
     except (ImportError, ValueError) as error:
-        raise type(error)(f"TPACK_KERNEL: {error}") from None
+        raise UsageError(f"TPACK_KERNEL: {error}") from None
