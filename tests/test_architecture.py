@@ -15,8 +15,8 @@ CLI = Path(__file__).parent.parent / "cli"
 
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
-    {"errors", "dtypes", "grouping", "report", "text", "hfconfig"},
-    {"codec"},
+    {"errors", "dtypes", "grouping", "report", "text"},
+    {"codec", "hfconfig"},
     {"layerdef", "kernels"},
     {"quantize", "container"},
     {"codegen", "dialects", "selection"},

@@ -3,7 +3,11 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import tpack
+from tpack.errors import FormatError, InputError
 from tpack.hfconfig import REFUSAL, is_packed, packed_config, plain_config
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "architectures": ["LlamaForCausalLM"]}
@@ -52,3 +56,27 @@ def test_packing_twice_is_packing_once():
 
 def test_a_plain_config_is_its_own():
     assert plain_config(CONFIGS["bitnet"]) == CONFIGS["bitnet"]
+
+
+@pytest.mark.parametrize("replaced", [[], 5, None, "bitnet"], ids=str)
+def test_what_was_replaced_must_be_an_object(replaced):
+    packed = packed_config(LLAMA)
+    packed["quantization_config"]["replaced"] = replaced
+    with pytest.raises(InputError, match="where it says what the plain model had"):
+        plain_config(packed)
+
+
+@pytest.mark.parametrize("method", [["tpack"], {"tpack": 1}, 5, None], ids=str)
+def test_a_method_that_is_no_name_is_not_ours(method):
+    config = LLAMA | {"quantization_config": {"quant_method": method}}
+    assert not is_packed(config)
+    assert plain_config(packed_config(config)) == config
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e999"])
+def test_a_number_that_json_cannot_say_again_is_refused(tmp_path, number):
+    save_file({"a.weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    text = '{"architectures": ["LlamaForCausalLM"], "rope_theta": ' + number + "}"
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(FormatError, match=f"has the number {number}, beyond doubles"):
+        tpack.convert(tmp_path, tmp_path.parent / f"{tmp_path.name}.tpack")

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tpack.errors import InputError
+
 #: The ``quant_method`` of a packed folder.
 METHOD = "tpack"
 #: In place of a file name. It ends the message with which transformers refuses the folder.
@@ -56,11 +58,19 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Example:
         >>> plain_config(packed_config({"model_type": "llama"}))
         {'model_type': 'llama'}
+
+    Raises:
+        InputError: what it replaced is no object.
     """
     if not is_packed(config):
         return dict(config)
     ours = ("quantization_config", "transformers_weights")
     replaced = config["quantization_config"].get("replaced", {})
+    if not isinstance(replaced, Mapping):
+        raise InputError(
+            f"has {replaced!r:.40} in its config.json where it says what the plain model had, "
+            "expected an object. Convert the model again."
+        )
     return {key: value for key, value in config.items() if key not in ours} | dict(replaced)
 
 

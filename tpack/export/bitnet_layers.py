@@ -57,7 +57,7 @@ def check_layer(
         what, pattern = found
         raise UnsupportedError(
             f"{what}, expected a linear layer of its own. Convert the model again with --exclude "
-            f"'{pattern}', or export it to gguf."
+            f"'{pattern}', or unpack it."
         )
     if entry.scale != "tensor":
         raise UnsupportedError(

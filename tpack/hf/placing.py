@@ -174,8 +174,8 @@ def _bit_linear(settings: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
 
 
 def _bitnet(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = settings["replaced"].get("quantization_config", {})
-    return found
+    found = settings["replaced"].get("quantization_config")
+    return found if isinstance(found, Mapping) else {}
 
 
 # ---- the model as a whole

@@ -31,7 +31,13 @@ class TpackConfig(QuantizationConfigMixin):
         activations: str = "float",
         replaced: dict[str, Any] | None = None,
         quant_method: str = METHOD,
+        **others: Any,
     ) -> None:
+        if others or not isinstance(replaced or {}, dict):
+            raise InputError(
+                f"config.json has {others or replaced!r:.60} among what it says of the packing, "
+                "expected no such field. Use a newer tpack, or convert the model again."
+            )
         if quant_method != METHOD or activations not in ("int8", "float"):
             raise InputError(
                 f"config.json says quant_method {quant_method!r:.40} and activations "
