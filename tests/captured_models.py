@@ -111,7 +111,12 @@ def bitnet() -> Example:
 def qwen3_moe() -> Example:
     sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     config = hf.Qwen3MoeConfig(**DECODER, **sizes, head_dim=16)
-    return decoder(hf.Qwen3MoeForCausalLM, config, _experts_implementation="batched_mm")
+    return decoder(hf.Qwen3MoeForCausalLM, config)
+
+
+def mixtral() -> Example:
+    config = hf.MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)
+    return decoder(hf.MixtralForCausalLM, config, _experts_implementation="eager")
 
 
 def gpt2(attention: str = "sdpa") -> Example:
@@ -324,6 +329,7 @@ FAMILIES: dict[str, Callable[[], Example]] = {
     "mistral": mistral,
     "qwen3": qwen3,
     "qwen3 moe": qwen3_moe,
+    "mixtral": mixtral,
     "bitnet": bitnet,
     "t5 encoder": t5_encoder,
     "whisper encoder": whisper_encoder,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from captured_models import FAMILIES, Example, Trained, llama, mlp, quantized
 from torch import nn
+from torch.export import Dim
 
 import tpack
 from tpack import LayerDefError, UsageError
@@ -221,6 +222,76 @@ def test_an_op_outside_the_table_is_named_with_its_module():
 def test_modules_in_training_mode_are_refused():
     with pytest.raises(UsageError, match="eval"):
         capture(Trained().train(), (torch.randn(2, 24),))
+
+
+class Position(nn.Module):
+    """Adds a vector to each of five positions, and so takes no other length."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.ones(5, 8))
+
+    def forward(self, x):
+        return x + self.position
+
+
+def test_sizes_that_cannot_be_free_are_told(tmp_path):
+    free = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
+    x = torch.randn(2, 5, 8)
+    with pytest.warns(UserWarning, match="input x: dim 1 is 5 .* holds for no other size"):
+        capture(Position().eval(), (x,), dynamic_shapes=free)
+    report = tpack.convert(
+        Position().eval(), tmp_path / "m.tpack.safetensors", example_args=(x[:1],)
+    )
+    assert any("input x: dim 0 is 1 in all" in note for note in report.notes)
+    assert any("Give an example with another size" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("dims", "text"),
+    [
+        ({0: Dim("batch"), 1: Dim("length")}, "length can only be 5, though"),
+        ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, r"x.size\(1\) can only be 5, though"),
+        ({0: Dim("n"), 1: Dim("n")}, r"x.size\(1\) = 5 is not equal to x.size\(0\) = 2\."),
+    ],
+)
+def test_free_sizes_that_cannot_be_are_refused_in_plain_words(dims, text):
+    with pytest.raises(LayerDefError, match=f"cannot trace Position: {text}"):
+        capture(Position().eval(), (torch.randn(2, 5, 8),), dynamic_shapes={"x": dims})
+
+
+def test_control_flow_that_depends_on_values_is_refused_with_its_line(caplog):
+    class Chooser(nn.Module):
+        def forward(self, x):
+            return -x if x.sum() > 0 else x
+
+    with pytest.raises(LayerDefError, match=r"values of tensors, in test_capture.py:.*torch.where"):
+        capture(Chooser().eval(), (torch.randn(2, 3),))
+    assert "Unable to find user code" not in caplog.text
+
+
+def test_experts_are_computed_as_before_once_captured():
+    example = FAMILIES["mixtral"]()
+    config = example.model.config
+    capture(example.model, (), example.arguments()["example_kwargs"])
+    assert config._experts_implementation == "eager"
+
+
+def test_half_precision_is_captured_to_the_bit(tmp_path):
+    example = llama()
+    example.model.to(torch.bfloat16)
+    tpack.convert(example.model, tmp_path / "m", **example.arguments())
+    loaded = tpack.load(tmp_path / "m")
+    source = generate_pytorch_code(program_of(loaded), standalone=True)
+    written = from_text(source, "LlamaForCausalLM")
+    written.load_state_dict(loaded.state_dict(), strict=True)
+    inputs = example.inputs(3, 9)
+    with torch.no_grad():
+        (expected,) = flat(example.model(**inputs, **example.constants))
+        for module in (loaded, written):
+            (found,) = flat(module(**inputs))
+            assert found.dtype == torch.bfloat16
+            assert torch.equal(found, expected)
 
 
 def test_arguments_that_do_not_fit_are_refused(tmp_path):

@@ -134,7 +134,10 @@ def convert(
         with locate(file=opened.label), storage_errors(target):
             if trace is not None:
                 program = captured_program(trace, opened, options)
-            return _convert_file(opened, options, program, None if dry_run else target, force=force)
+            report = _convert_file(
+                opened, options, program, None if dry_run else target, force=force
+            )
+            return report if trace is None else replace(report, notes=(*trace.notes, *report.notes))
 
 
 def _convert_file(

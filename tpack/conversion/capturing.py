@@ -44,9 +44,9 @@ def captured(
         return None
     if isinstance(source, Mapping):
         raise UsageError("example_args are for an nn.Module, but the source is a state dict.")
-    from tpack.tracing import export, trace
+    from tpack.tracing import trace_module
 
-    return trace(export(source, args or (), kwargs, dynamic_shapes))
+    return trace_module(source, args or (), kwargs, dynamic_shapes)
 
 
 def captured_program(trace: Captured, source: Source, options: Options) -> Program:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from tpack.layerdef import Program
-from tpack.tracing.export import export
+from tpack.tracing.export import export, fixed_sizes
 from tpack.tracing.graph import Graph
 from tpack.tracing.layers import make_program
 from tpack.tracing.patterns import find_patterns
@@ -21,14 +22,19 @@ from tpack.tracing.positions import rewrite_positions
 from tpack.tracing.reading import read_graph
 from tpack.tracing.simplify import merge_equal, simplify
 
-__all__ = ["Captured", "capture", "export", "trace"]
+__all__ = ["Captured", "capture", "export", "trace", "trace_module"]
 
 
 class Captured:
-    """A traced module, whose weights may be described as packed or not."""
+    """A traced module, whose weights may be described as packed or not.
 
-    def __init__(self, graph: Graph) -> None:
+    Attributes:
+        notes: what a user should know of the trace.
+    """
+
+    def __init__(self, graph: Graph, notes: Sequence[str] = ()) -> None:
         self.graph = graph
+        self.notes = tuple(notes)
 
     def program(self, ternary: Collection[str] = ()) -> Program:
         """The LayerDefs, with the weights named as ternary ones.
@@ -39,8 +45,11 @@ class Captured:
         return make_program(self.graph, ternary)
 
 
-def trace(program: ExportedProgram) -> Captured:
+def trace(program: ExportedProgram, notes: Sequence[str] = ()) -> Captured:
     """Read an exported program.
+
+    Args:
+        notes: what is known of it already.
 
     Raises:
         LayerDefError: it computes something that no LayerDef says.
@@ -52,7 +61,15 @@ def trace(program: ExportedProgram) -> Captured:
     find_patterns(graph)
     simplify(graph)
     merge_equal(graph)
-    return Captured(graph)
+    return Captured(graph, notes)
+
+
+def trace_module(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+) -> Captured:
+    """Export a live module and read it; arguments as those of ``capture``."""
+    program = export(module, args, kwargs, dynamic_shapes)
+    return trace(program, fixed_sizes(program, module, args, kwargs, dynamic_shapes))
 
 
 def capture(
@@ -69,11 +86,15 @@ def capture(
         kwargs: example keyword arguments.
         dynamic_shapes: which sizes are free, as ``torch.export.export`` takes it; of a dict,
             arguments may be left out. If not given: the first dim of each tensor, and the
-            second of matrices of integers.
+            second of matrices of integers. A size that was to be free and cannot be is warned
+            of.
 
     Raises:
         LayerDefError: it computes something that no LayerDef says; names the op, the module
             and how to add the op.
         UsageError: the module is in training mode, or arguments do not fit its forward.
     """
-    return trace(export(module, args, kwargs, dynamic_shapes)).program()
+    captured = trace_module(module, args, kwargs, dynamic_shapes)
+    for note in captured.notes:
+        warnings.warn(note, stacklevel=2)
+    return captured.program()

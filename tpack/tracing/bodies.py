@@ -145,7 +145,7 @@ class _Writer:
 
     def guess(self, value: Value) -> str:
         """What a value that no line names may be called, for its length."""
-        while value.op in KEEPERS and isinstance(value.args["x"], Value):
+        while variable(value) not in self.guesses and value.op in KEEPERS:
             value = value.args["x"]
         return self.guesses.get(variable(value), "hidden")
 
@@ -200,14 +200,22 @@ class _Writer:
             return value.name
         wish = value.asked.get(self.scope.path)
         if wish is not None and "." in wish:  # one of several in a tuple
-            own = targets(value.lines[-1]) if value.lines else ()
-            return own[0] if len(own) == 1 else wish.replace(".", "_")
+            return self.own_name(value) or wish.replace(".", "_")
         if wish == "input" and self.scope.call.kind.startswith("torch."):
             return "x"
         if wish is None:
             below = (name for path, name in value.asked.items() if self.is_inside(path))
             wish = next(below, "").partition(".")[0]
         return wish or (value.name.rpartition(".")[2] if value.is_leaf else "hidden_states")
+
+    def own_name(self, value: Value) -> str:
+        """What the line that computes a value calls it, if it says so."""
+        while not (own := targets(value.lines[-1] if value.lines else "")):
+            inner = value.args.get("x")
+            if value.op not in KEEPERS or not isinstance(inner, Value):
+                return ""
+            value = inner
+        return own[0] if len(own) == 1 else ""
 
     def is_inside(self, path: str) -> bool:
         return not self.scope.path or path.startswith(f"{self.scope.path}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from tpack.errors import LayerDefError, UsageError
+from tpack.tracing.failures import explained
 
 #: Where ``meta["custom"]`` of a node keeps what callers call its value.
 NOTES = "tpack"
@@ -40,22 +42,112 @@ def export(
     if module.training:
         raise UsageError("capture needs a module in eval mode. Call module.eval() first.")
     given = dict(kwargs or {})
-    shapes = dynamic_shapes
-    if shapes is None:
-        shapes = {name: _free(value) for name, value in _bound(module, args, given).items()}
-    else:
-        shapes = _complete(module, args, given, shapes)
-    with _noted(module), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch, about its own tracing
+    shapes = _shapes(module, args, given, dynamic_shapes)
+    with _noted(module), _without_sorting(module), _quiet():
         try:
             return torch.export.export(
                 module, tuple(args), given, dynamic_shapes=shapes, strict=False
             )
         except Exception as error:  # torch raises whatever the module's code stumbles over
-            text = str(error).strip().splitlines() or [type(error).__name__]
             raise LayerDefError(
-                f"torch.export cannot trace {type(module).__name__}: {text[0]}"
+                f"torch.export cannot trace {type(module).__name__}: {explained(error)}"
             ) from error
+
+
+def fixed_sizes(
+    program: ExportedProgram,
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> list[str]:
+    """A note for each size that was to be free if it can be, and is not.
+
+    Args:
+        program: what ``export`` made of the other arguments.
+    """
+    given = dict(kwargs or {})
+    shapes = _shapes(module, args, given, dynamic_shapes)
+    names = _bound(module, args, given)
+    if not isinstance(shapes, Mapping):
+        shapes = dict(zip(names, shapes, strict=False))
+    wanted = [item for name in names for item in _wanted(name, names[name], shapes.get(name))]
+    inputs = {
+        node.name: node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
+    }
+    return [
+        f"input {name}: dim {dim} is {inputs[name][dim]} in all that was captured, {_reason(size)}"
+        for name, dim, size in wanted
+        if name in inputs and _is_fixed(inputs[name][dim])
+    ]
+
+
+def _is_fixed(size: int | torch.SymInt) -> bool:
+    return isinstance(size, int) or bool(size.node.expr.is_number)
+
+
+def _reason(size: int) -> str:
+    if size == 1:
+        return "since torch takes a size of 1 as meant. Give an example with another size."
+    return "since the computation holds for no other size."
+
+
+def _wanted(name: str, value: Any, spec: Any) -> Iterator[tuple[str, int, int]]:
+    """The dims of an argument that are to be free if they can be, with their sizes."""
+    if isinstance(value, Tensor):
+        dims = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
+        for dim, size in dims:
+            if size == Dim.AUTO:
+                yield name, dim, value.shape[dim]
+    elif spec is not None and isinstance(value, Mapping | tuple | list):
+        keys = value if isinstance(value, Mapping) else range(len(value))
+        for key in keys:
+            yield from _wanted(f"{name}_{key}", value[key], spec[key])
+
+
+def _shapes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
+    """Which sizes are free: those that tpack frees by itself, where nothing is said."""
+    if shapes is None:
+        return {name: _free(value) for name, value in _bound(module, args, kwargs).items()}
+    return _complete(module, args, kwargs, shapes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch says about its own tracing to itself; errors say what matters."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _without_sorting(module: nn.Module) -> Iterator[None]:
+    """Let the experts of transformers' models compute by products of batches.
+
+    Their other ways, which give the same to rounding, sort the tokens by expert or loop over
+    the experts that got any: no LayerDef says that.
+    """
+    configs = [config for child in module.modules() if (config := getattr(child, "config", None))]
+    before = {id(c): (c, c._experts_implementation) for c in configs if hasattr(c, _EXPERTS)}  # noqa: SLF001
+    for config, _ in before.values():
+        setattr(config, _EXPERTS, "batched_mm")
+    try:
+        yield
+    finally:
+        for config, implementation in before.values():
+            setattr(config, _EXPERTS, implementation)
+
+
+#: Where a config of transformers says how experts are computed.
+_EXPERTS = "_experts_implementation"
 
 
 def _bound(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
