@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,14 @@ from safetensors.torch import load_file, save_file
 import tpack
 from tpack.container import INDEX, Checkpoint
 from tpack.conversion import folder as folder_module
-from tpack.errors import ExistsError, FormatError, InputError, StorageError, UsageError
+from tpack.errors import (
+    ExistsError,
+    FormatError,
+    InputError,
+    NotTernaryError,
+    StorageError,
+    UsageError,
+)
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "_name_or_path": "org/base"}
 
@@ -455,11 +463,11 @@ def stop_after(monkeypatch, count):
     return calls
 
 
-def interrupted(monkeypatch, source, target, count=2):
+def interrupted(monkeypatch, source, target, count=2, **options):
     with monkeypatch.context() as patch:
         stop_after(patch, count)
         with pytest.raises(Stopped):
-            tpack.convert(source, target)
+            tpack.convert(source, target, **options)
     assert not target.exists()
     return target.parent / f".{target.name}.tpack-partial"
 
@@ -481,7 +489,7 @@ def test_without_resume_it_begins_anew(source, target, monkeypatch):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("damage", ["spool", "manifest", "cut", "options", "source"])
+@pytest.mark.parametrize("damage", ["spool", "manifest", "cut", "options", "source", "content"])
 def test_resume_checks_what_is_there(source, target, tmp_path, monkeypatch, damage):
     work = interrupted(monkeypatch, source, target)
     options = {}
@@ -496,6 +504,13 @@ def test_resume_checks_what_is_there(source, target, tmp_path, monkeypatch, dama
         os.truncate(work / "00002.spool", 5)
     elif damage == "options":
         options, redone = {"layout": "t5"}, 3
+    elif damage == "content":  # the size and the time of modification stay
+        path = source / "model-00001-of-00003.safetensors"
+        before, blob = path.stat(), bytearray(path.read_bytes())
+        blob[-1] ^= 0x80
+        path.write_bytes(blob)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        redone = 3
     else:
         path = source / "model-00001-of-00003.safetensors"
         os.utime(path, ns=(1, 1))
@@ -505,6 +520,37 @@ def test_resume_checks_what_is_there(source, target, tmp_path, monkeypatch, dama
     assert len(calls) == redone
     tpack.convert(source, tmp_path / "whole", **options)
     assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_a_refused_conversion_leaves_nothing_behind(source, target, monkeypatch):
+    with pytest.raises(NotTernaryError):
+        tpack.convert(source, target, exact=True)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["src"]
+    work = interrupted(monkeypatch, source, target, exact=True)
+    with pytest.raises(NotTernaryError):
+        tpack.convert(source, target, exact=True, resume=True)
+    assert (work / "00001.json").exists()  # who asked to resume has other options left
+    with pytest.raises(NotTernaryError):
+        tpack.convert(source, target, exact=True)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["src"]
+
+
+def test_a_full_disk_leaves_what_resume_takes_up(source, target, monkeypatch):
+    def full(*_, **__):
+        raise StorageError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "write_checkpoint", full)
+        with pytest.raises(StorageError):
+            tpack.convert(source, target)
+    calls = stop_after(monkeypatch, 99)
+    tpack.convert(source, target, resume=True)
+    assert not calls
+
+
+def test_a_folder_with_the_name_of_a_file_is_noted(source, tmp_path):
+    report = tpack.convert(source, tmp_path / "model.safetensors")
+    assert "model.safetensors is a folder, as the source is one" in report.notes
 
 
 # ---- several processes
@@ -543,6 +589,30 @@ def test_a_process_that_fails_is_run_again_alone(source, target, tmp_path):
     assert not list(tmp_path.glob(".*"))
     tpack.convert(source, tmp_path / "whole")
     assert contents(target) == contents(tmp_path / "whole")
+
+
+def test_ranks_with_other_options_are_told(source, target, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    tpack.convert(source, target)
+    monkeypatch.setenv("RANK", "1")
+    report = tpack.convert(source, target, layout="t5")
+    assert report.output is None
+    first, second = report.notes
+    assert "still missing from others: model-0000" in first
+    assert re.fullmatch(
+        r"model-0000.-of-00003.safetensors was packed with layout 't2', not 't5', and cannot be "
+        "joined with those of this process: run every rank with the same options",
+        second,
+    )
+    path = source / "model-00001-of-00003.safetensors"
+    os.utime(path, ns=(1, 1))
+    report = tpack.convert(source, target, layout="t5")
+    assert "was packed with layout 't2'" in report.notes[1]
+    os.utime(path, ns=(2, 2))
+    monkeypatch.setenv("RANK", "0")
+    report = tpack.convert(source, target, layout="t5")
+    assert "was packed with another state of the source" in report.notes[1]
 
 
 def test_a_process_that_is_killed(source, target, tmp_path):

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tpack.container import INDEX, SINGLE, new_file, program_digest, write_index
 from tpack.container.atomic import copy_file, storage_errors, sync_folder
@@ -28,11 +30,14 @@ from tpack.conversion.plan import Plan, make_plan
 from tpack.conversion.ranks import Ranks
 from tpack.conversion.room import Needs, check_room
 from tpack.conversion.work import Work
-from tpack.errors import ExistsError, StorageError, locate
+from tpack.errors import ExistsError, StorageError, TpackError, locate
 from tpack.hfconfig import packed_config
 from tpack.layerdef import Program
 from tpack.report import ConversionReport, TensorReport
 from tpack.sources import Source
+
+#: Bytes at the beginning of a source file that tell it from another.
+BEGIN = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -46,13 +51,30 @@ class Folder:
 
     @property
     def key(self) -> str:
-        """What manifests must be of to be taken up: this source, as it is now, and the options."""
-        stats = [(path.name, path.stat()) for path in self.source.files]
-        parts = [
-            [self.options.to_dict(), program_digest(self.program), str(self.source.path)],
-            [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-        ]
-        return hashlib.sha256(canonical_json(parts).encode("ascii")).hexdigest()
+        """What manifests must be of to be taken up: this source, as it is now, and the options.
+
+        A file is the same if its size, both its times and its first bytes are, which hold the
+        header of safetensors. Only the time of the last change of anything, ctime, notices a
+        file that was written to and given its old time of modification again.
+        """
+        return hashlib.sha256(
+            canonical_json(
+                [self.asked, str(self.source.path), [_state(path) for path in self.source.files]]
+            ).encode("ascii")
+        ).hexdigest()
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The options, and which LayerDefs were given, as plain data."""
+        return self.options.to_dict() | {"layerdef": program_digest(self.program)}
+
+
+def _state(path: Path) -> list[Any]:
+    """What tells a file of the source from itself after a change."""
+    with path.open("rb") as file:
+        stat, begin = os.fstat(file.fileno()), file.read(BEGIN)
+    digest = hashlib.sha256(begin).hexdigest()
+    return [path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest]
 
 
 def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) -> ConversionReport:
@@ -69,7 +91,7 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
     needs = Needs.of(plan, source, folder.options)
     if dry_run:
         return _measure(folder, plan, needs)
-    ranks, work = Ranks.here(), Work.beside(target, folder.key)
+    ranks, work = Ranks.here(), Work.beside(target, folder.key, folder.asked)
     with storage_errors(target):
         _check_target(folder)
         work.restore(target)
@@ -88,8 +110,14 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
             if ranks.of == 1 and not resume:
                 work.clear()
             work.enter(ranks.number)
-            own = _pack_own(folder, plan, work, ranks, stack)
-            report = _finish(folder, plan, work, needs, own, shared=ranks.of > 1, force=force)
+            try:
+                own = _pack_own(folder, plan, work, ranks, stack)
+                report = _finish(folder, plan, work, needs, own, shared=ranks.of > 1, force=force)
+            except TpackError as error:
+                # a source that is refused is refused again; a disk may have room another time
+                if ranks.of == 1 and not resume and not isinstance(error, StorageError):
+                    work.remove()
+                raise
         if ranks.of > 1:
             work.leave(ranks.number, ranks.of, target)
         else:
@@ -110,6 +138,12 @@ def _check_target(folder: Folder) -> None:
         own, other = target.resolve(), folder.source.path.resolve()
         if own == other or own in other.parents or other in own.parents:
             raise ExistsError("is or holds the input itself. Choose another.", file=target)
+
+
+def _about_name(target: Path) -> list[str]:
+    """A note for who may have thought of a file."""
+    named = target.suffix in (".safetensors", ".bin", ".pt")
+    return [f"{target.name} is a folder, as the source is one"] if named else []
 
 
 def _pack_own(
@@ -159,7 +193,7 @@ def _finish(
         if out.exists():
             shutil.rmtree(out)
         out.mkdir()
-        notes: list[str] = []
+        notes = _about_name(folder.target)
         sizes = _write_shards(folder, batches, out, notes)
         reports = _reports(folder, batches)
         _write_rest(folder, batches, reports, sizes, out)
@@ -288,14 +322,21 @@ def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
 
 def _unfinished(folder: Folder, work: Work, needs: Needs) -> ConversionReport:
     """The report of a process that left the rest to others."""
-    missing = [
-        shard.output for number, shard in enumerate(folder.source.shards, 1) if not work.has(number)
-    ]
+    shards = folder.source.shards
+    missing = [number for number in range(1, len(shards) + 1) if not work.has(number)]
     what = "another process finishes"
     if missing and not folder.target.exists():
-        what = f"still missing from others: {', '.join(missing[:4])}"
-    note = f"packed the shards of this process; {what}"
-    return ConversionReport(None, folder.source.nbytes, 0, (), (note,), needs.memory, needs.disk)
+        names = ", ".join(shards[number - 1].output for number in missing[:4])
+        what = f"still missing from others: {names}"
+    notes = [f"packed the shards of this process; {what}"]
+    for number in missing:
+        if told := work.difference(number):
+            notes.append(
+                f"{shards[number - 1].output} was packed with {told}, and cannot be joined with "
+                "those of this process: run every rank with the same options"
+            )
+            break
+    return ConversionReport(None, folder.source.nbytes, 0, (), (*notes,), needs.memory, needs.disk)
 
 
 def _late(folder: Folder, work: Work, ranks: Ranks, needs: Needs) -> ConversionReport:

@@ -13,9 +13,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,15 +38,17 @@ class Work:
     Attributes:
         folder: where it is.
         key: of the source and the options: what others have left is not taken up.
+        options: in plain data, for what is told of the work of others.
     """
 
     folder: Path
     key: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def beside(cls, target: Path, key: str) -> Work:
+    def beside(cls, target: Path, key: str, options: Mapping[str, Any]) -> Work:
         """The working folder that belongs to an output."""
-        return cls(target.parent / f".{target.name}.tpack-partial", key)
+        return cls(target.parent / f".{target.name}.tpack-partial", key, options)
 
     # ---- who works here
 
@@ -103,7 +105,12 @@ class Work:
             spool.write(np.ascontiguousarray(item.scale).tobytes())
         spool.flush()
         os.fsync(spool.fileno())
-        manifest = {"key": self.key, "packed": packed, "kept": list(batch.kept)}
+        manifest = {
+            "key": self.key,
+            "options": dict(self.options),
+            "packed": packed,
+            "kept": list(batch.kept),
+        }
         with new_file(self._manifest(number), force=True) as file:
             file.write(json.dumps(manifest, sort_keys=True).encode("ascii"))
 
@@ -136,6 +143,22 @@ class Work:
             return bool(json.loads(self._manifest(number).read_bytes())["key"] == self.key)
         except (OSError, ValueError, KeyError, TypeError):
             return False
+
+    def difference(self, number: int) -> str:
+        """In what a shard's manifest is of another conversion; empty if there is none, or not.
+
+        Options that differ go first; else the source has changed, or is another.
+        """
+        try:
+            manifest = json.loads(self._manifest(number).read_bytes())
+            if manifest["key"] == self.key:
+                return ""
+            theirs = manifest["options"]
+            names = [name for name in self.options if theirs[name] != self.options[name]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        told = [f"{name} {theirs[name]!r:.60}, not {self.options[name]!r:.60}" for name in names]
+        return ", ".join(told) or "another state of the source"
 
     def _spool(self, number: int) -> Path:
         return self.folder / f"{number:05}.spool"
