@@ -105,6 +105,9 @@ ROTARY = {"formula": "rotary_frequencies", "args": {"dim": 4, "base": 2.0}}
         Param("w", "Tensor", [2, 0], dtype="float64"),
         Param("x", "Tensor", dtype="int64"),
         Param("x", "Tensor"),
+        Param("x", "Tensor", sizes=[]),
+        Param("x", "Tensor", sizes=[0, MAX, "batch", "a_1"]),
+        Param("x", "Tensor", sizes=[1] * 16),
         Param("b", "Buffer", [], dtype="bool"),
         Param("b", "Buffer", [0, 3], dtype="int64"),
         Param("c", "Constant", [2], **VALUES),
@@ -132,6 +135,12 @@ def test_params(param):
 @pytest.mark.parametrize(
     "param",
     [
+        Param("w", "Tensor", [-1]),
+        Param("w", "TernaryTensor", [0]),
+        Param("w", "Buffer", [True]),
+        Param("w", "Tensor", [2], sizes=[2]),
+        Param("w", "Buffer", [2], sizes=[2]),
+        Param("n", "Layer", sizes=[2], **NORM),
         Param("w", "TernaryTensor", [1] * 17),
         Param("w", "TernaryTensor", [2**62, 2]),
         Param("w", "TernaryTensor", [2, 3, 4], split=3),
@@ -170,6 +179,19 @@ def test_what_is_no_param(param):
     with pytest.raises(LayerDefError) as caught:
         check_param(param, "here", {"Block"})
     assert caught.value.node == "here"
+
+
+@pytest.mark.parametrize("size", [-1, MAX + 1, True, 1.0, None, "", "a b", "class", "a" * 65])
+def test_sizes_that_are_none(size):
+    with pytest.raises(LayerDefError) as caught:
+        check_param(Param("x", "Tensor", sizes=[2, size]), "here", set())
+    assert caught.value.node == "here.sizes[1]"
+
+
+def test_as_many_sizes_as_a_tensor_has_dims():
+    with pytest.raises(LayerDefError) as caught:
+        check_param(Param("x", "Tensor", sizes=[1] * 17), "here", set())
+    assert caught.value.node == "here.sizes"
 
 
 CONV = {"in_channels": 4, "out_channels": 6, "kernel_size": 3}

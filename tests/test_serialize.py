@@ -456,3 +456,34 @@ def test_depth_is_bounded_on_every_side(kind):
         LayerDef.from_dict(tree(65))
     assert caught.value.node.startswith("layer.body[0].value.")
     assert len(caught.value.node) <= 200
+
+
+def test_what_is_not_given_is_not_written():
+    layer = LayerDef("L", [Param("x", "Tensor")], [Return(FunctionCall("relu", [Identifier("x")]))])
+    assert layer.to_dict() == {
+        "name": "L",
+        "params": [{"name": "x", "param_type": "Tensor", "shape": None}],
+        "body": [
+            {
+                "node": "Return",
+                "value": {"node": "FunctionCall", "function": "relu", "args": [IDENTIFIER]},
+            }
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "where", "message"),
+    [
+        ("body[0].sizes", [None, 3], "[1]", "is an integer, expected a list or null."),
+        ("body[2].sizes", [[2, None]], "[0][1]", "is null, expected an integer or a string."),
+        ("body[2].sizes", [[True]], "[0][0]", "is a bool, expected an integer or a string."),
+        ("params[0].sizes", ["a", 1.5], "[1]", "is a number, expected an integer or a string."),
+        ("params[0].sizes", "ab", "", "is a string, expected a list."),
+    ],
+)
+def test_sizes_that_are_none(path, value, where, message):
+    with pytest.raises(LayerDefError) as caught:
+        LayerDef.from_dict(changed(path, value))
+    assert caught.value.node == f"layer.{path}{where}"
+    assert caught.value.message == message

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from tpack.codec import LAYOUTS, Scale
 from tpack.dtypes import BY_NAME, SCALE_DTYPES
 from tpack.errors import LayerDefError, UsageError
-from tpack.layerdef.builtin import BUILTIN
+from tpack.layerdef.builtin import BUILTIN, Builtin
 from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
 from tpack.layerdef.names import check_attribute, check_identifier, is_position
 from tpack.layerdef.nodes import Arg, Param, Sizes
@@ -121,7 +121,7 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
         raise LayerDefError(f"has fields of a TernaryTensor, but is a {kind}.", node=path)
     elif param.dtype not in BY_NAME:
         raise LayerDefError(f"dtype {param.dtype!r:.40} is unknown.", node=path)
-    elif kind in ("Buffer", "Constant") and param.shape is None:
+    elif kind == "Buffer" and param.shape is None:
         raise LayerDefError("a Buffer needs a shape.", node=path)
     elif kind == "Tensor" and param.shape is not None and not BY_NAME[param.dtype].is_float:
         raise LayerDefError(f"a stored Tensor is float, not {param.dtype}. Use Buffer.", node=path)
@@ -129,7 +129,7 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
 
 
 def _check_formula(param: Param, path: str) -> None:
-    row = CONSTANTS.get(param.formula or "")
+    row = CONSTANTS.get(str(param.formula))
     args = dict(param.args)
     if row is None:
         raise LayerDefError(
@@ -212,7 +212,7 @@ def _check_child(param: Param, path: str, layers: set[str]) -> None:
         if param.args:
             raise LayerDefError(f"LayerDef {param.layer!r} takes no args.", node=path)
     elif param.layer in BUILTIN:
-        _check_args(param, dict(param.args), path)
+        _check_args(BUILTIN[param.layer], dict(param.args), path)
     else:
         raise LayerDefError(
             f"layer {param.layer!r:.60} is neither a LayerDef of the program nor built in.",
@@ -220,16 +220,15 @@ def _check_child(param: Param, path: str, layers: set[str]) -> None:
         )
 
 
-def _check_args(param: Param, args: Mapping[str, Arg], path: str) -> None:
-    row = BUILTIN[param.layer or ""]
+def _check_args(row: Builtin, args: Mapping[str, Arg], path: str) -> None:
     declared = {item.name: item for item in row.params}
     for name, value in args.items():
         if name not in declared:
-            raise LayerDefError(f"{param.layer} takes no argument {name!r:.60}.", node=path)
+            raise LayerDefError(f"{row.name} takes no argument {name!r:.60}.", node=path)
         check_constant(declared[name], value, f"{path}.args.{name}")
     for item in row.params:
         if item.default is REQUIRED and item.name not in args:
-            raise LayerDefError(f"{param.layer} needs argument {item.name!r}.", node=path)
+            raise LayerDefError(f"{row.name} needs argument {item.name!r}.", node=path)
     groups = args.get("groups", 1)
     sizes = [args.get(name) for name in ("in_channels", "out_channels", "num_channels")]
     divisor = args.get("num_groups", groups)

@@ -59,16 +59,11 @@ def layer_to_dict(layer: LayerDef) -> dict[str, Any]:
 
 def _param_to_dict(param: Param) -> dict[str, Any]:
     data: dict[str, Any] = {"name": param.name, "param_type": param.param_type}
-    data["shape"] = None if param.shape is None else list(param.shape)
+    data["shape"] = _plain(param.shape)
     for name, default in _PARAM_DEFAULTS.items():
         value = getattr(param, name)
-        if name in data or value == default:
-            continue
-        data[name] = (
-            {key: list(arg) if isinstance(arg, tuple) else arg for key, arg in value}
-            if name == "args"
-            else _plain(value)
-        )
+        if value != default:
+            data[name] = {k: _plain(v) for k, v in value} if name == "args" else _plain(value)
     return data
 
 
@@ -132,8 +127,6 @@ class _Fields:
         value = self.rest.pop(name, default)
         if value is ...:
             raise LayerDefError(f"field {name!r} is missing.", node=self.path)
-        if value is default:
-            return value
         # bool is an int to Python, never to us
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             wanted = " or ".join(_NAMES[kind] for kind in kinds)
