@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check types docs asan tsan neon mutation clean
+.PHONY: demo test test-slow check types docs html asan tsan neon mutation clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -33,10 +33,14 @@ types: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard tpack/kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,docs]"
 	touch $@
 
-# pages that tests compare with the code
+# the manual, in build/html; a warning is an error
+html: $(INSTALLED)
+	$(BIN)/sphinx-build -W --keep-going -E -q docs build/html
+
+# write anew the pages, and parts of pages, that come from the code; tests compare them with it
 docs: $(INSTALLED)
 	$(BIN)/python -m tpack.cli.reference
 	$(BIN)/python examples/quantization_errors.py docs/quantization.md

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 from pathlib import Path
 
 import click
 
+from tpack import errors
 from tpack.cli.main import COMMANDS, cli
+from tpack.errors import TpackError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.ops import OPS, REQUIRED, OpParam
 
-_BEGIN, _END = "<!-- generated: ops -->", "<!-- end -->"
+_OPS, _ERRORS, _END = "<!-- generated: ops -->", "<!-- generated: errors -->", "<!-- end -->"
 
 
 def cli_reference() -> str:
@@ -56,7 +58,7 @@ Shell completion: put `eval "$(_TPACK_COMPLETE=bash_source tpack)"` into `~/.bas
 
 def layerdef_reference() -> str:
     """The tables of ops and built-in layers in ``docs/layerdef.md``."""
-    lines = [_BEGIN, "", "| op | arguments | torch | computes |", "|---|---|---|---|"]
+    lines = [_OPS, "", "| op | arguments | torch | computes |", "|---|---|---|---|"]
     for op in OPS.values():
         spelling = f"`{op.spelling}`" if op.spelling else "(composite)"
         lines.append(f"| `{op.name}` | {_params(op.params)} | {spelling} | {_escape(op.doc)} |")
@@ -64,6 +66,30 @@ def layerdef_reference() -> str:
     for row in BUILTIN.values():
         spelling = row.spelling if row.spelling.startswith("nn.") else f"tpack.nn.{row.spelling}"
         lines.append(f"| `{row.name}` | `{spelling}` | {_params(row.params)} |")
+    return "\n".join([*lines, "", _END])
+
+
+def errors_reference() -> str:
+    """The table of exit codes and exceptions in ``docs/errors.md``."""
+    lines = [
+        _ERRORS,
+        "",
+        "| exit code | exception | `kind` in JSON | meaning |",
+        "|---|---|---|---|",
+    ]
+    kinds: list[type[TpackError]] = [
+        kind
+        for kind in vars(errors).values()
+        if isinstance(kind, type) and issubclass(kind, TpackError) and kind is not TpackError
+    ]
+    for code, meaning in _EXIT_CODES:
+        own = [kind for kind in kinds if kind.code == code]
+        if not own:
+            kind = {1: "`bug`", 130: "`interrupted`"}.get(code, "")
+            lines.append(f"| {code} |  | {kind} | {meaning} |")
+        for each in own:
+            doc = (inspect.getdoc(each) or "").partition("\n")[0].replace("``", "`")
+            lines.append(f"| {code} | `{each.__name__}` | `{each.kind}` | {doc} |")
     return "\n".join([*lines, "", _END])
 
 
@@ -119,12 +145,13 @@ def _exists(name: str) -> bool:
 
 
 def write(folder: Path) -> None:
-    """Bring the generated pages in a folder up to date."""
+    """Bring the generated pages, and parts of pages, in a folder up to date."""
     (folder / "ops.md").write_text(ops_reference())
     (folder / "cli.md").write_text(cli_reference())
-    page = folder / "layerdef.md"
-    pattern = re.compile(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", re.DOTALL)
-    page.write_text(pattern.sub(lambda _: layerdef_reference(), page.read_text()))
+    for name, part in (("layerdef.md", layerdef_reference()), ("errors.md", errors_reference())):
+        page = folder / name
+        before, _, rest = page.read_text().partition(part.partition("\n")[0])
+        page.write_text(before + part + rest.partition(_END)[2])
 
 
 if __name__ == "__main__":

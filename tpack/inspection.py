@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -66,6 +67,7 @@ class InspectionReport:
     Attributes:
         bpw_total: bits of all tensors per element of all tensors, kept ones included.
         program: the LayerDefs.
+        aliases: other names that tensors had in the source → the name they are stored by.
     """
 
     file: str
@@ -74,10 +76,11 @@ class InspectionReport:
     kept: tuple[KeptInfo, ...]
     bpw_total: float
     program: Program | None
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def source_bytes(self) -> int:
-        """What the tensors took before: ternary ones in the dtype that they came in."""
+        """What the tensors took before, ternary ones in the dtype that they came in."""
         ternary = sum(math.prod(t.shape) * BY_NAME[t.source_dtype].size for t in self.tensors)
         return ternary + sum(t.nbytes for t in self.kept)
 
@@ -94,6 +97,7 @@ class InspectionReport:
             "file_bytes": self.file_bytes,
             "tensors": [{**row.__dict__, "shape": list(row.shape)} for row in self.tensors],
             "kept": [{**row.__dict__, "shape": list(row.shape)} for row in self.kept],
+            "aliases": dict(self.aliases),
             "bpw_total": self.bpw_total,
             "layerdefs": [] if self.program is None else [x.name for x in self.program.layers],
         }
@@ -140,6 +144,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
             tuple(KeptInfo(entry.name, entry.dtype, entry.shape, entry.nbytes) for entry in kept),
             round(bits / max(weights, 1), 4),
             file.document.program,
+            dict(sorted(file.document.aliases.items())),
         )
 
 

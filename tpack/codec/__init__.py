@@ -66,6 +66,7 @@ class Layout:
         return -(-columns // self.per_byte)
 
 
+#: The layouts by the name that a file gives them.
 LAYOUTS = {
     "t2": Layout("t2", 4, t2.encode, t2.decode, t2.VALID),
     "t5": Layout("t5", 5, t5.encode, t5.decode, t5.VALID),

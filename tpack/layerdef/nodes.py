@@ -22,7 +22,7 @@ from tpack.codec.shapes import Scale, default_split
 
 #: Arguments of a built-in layer or a constant: name → number, bool, tuple of numbers or word.
 Arg = bool | int | float | str | tuple[int | float, ...]
-#: The shape of a tensor as a reader is told it: numbers, and names for sizes that are free.
+#: The shape of a tensor as a reader is told it, in numbers, and names for sizes that are free.
 Sizes = tuple[int | str, ...]
 
 

@@ -88,6 +88,7 @@ def mse(weight: Weight, granularity: Scale, _: Statistics) -> Fit:
     return make_fit(weight, "mse", granularity, both[..., 0], both[..., 1])
 
 
+#: The quantizers by the name that options and files give them.
 METHODS: dict[str, Callable[[Weight, Scale, Statistics], Fit]] = {
     "absmean": absmean,
     "twn": twn,

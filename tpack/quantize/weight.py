@@ -99,7 +99,7 @@ class Weight:
 
     @property
     def scale_dtype(self) -> str:
-        """What the scale is stored in: the dtype of the values where a file allows it."""
+        """What the scale is stored in, the dtype of the values where a file allows it."""
         return self.dtype if self.dtype in ("float16", "bfloat16") else "float32"
 
     def read(self, start: int, stop: int) -> Array:
