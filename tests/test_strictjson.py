@@ -54,6 +54,8 @@ def test_canonical_text_is_ascii_sorted_and_reads_back(value):
         b"9223372036854775808",
         b"-9223372036854775808",
         b"1" * 5000,
+        b"1e999",
+        b"[-1.5e400]",
         b"{}{}",
         b"\xef\xbb\xbf{}",
         b'"\n"',
@@ -106,7 +108,7 @@ def test_nan_is_not_written():
     ],
 )
 def test_hostile_text_takes_no_more_than_linear_time(text):
-    started = time.perf_counter()
+    started = time.process_time()
     with suppress(FormatError):
         parse_json(text, "R3", "header")
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5

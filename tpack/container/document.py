@@ -16,8 +16,11 @@ from tpack.dtypes import SCALE_DTYPES, WEIGHT_DTYPES
 from tpack.errors import FormatError, LayerDefError, UsageError
 from tpack.layerdef import Program, slots, validate
 from tpack.layerdef.params import MAX_RANK
+from tpack.layerdef.serialize import MAX_DEPTH
 
 VERSION = 1
+#: A description holds trees: each level of one is an object and a list, inside of six more.
+MAX_NESTING = 2 * MAX_DEPTH + 6
 #: Placeholder of a digest that is not known yet; as long as a real one.
 NO_DIGEST = "0" * 64
 
@@ -172,7 +175,7 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
         FormatError: rules R8 to R12.
         LayerDefError: the program is malformed.
     """
-    raw = parse_json(text.encode("utf-8", "surrogatepass"), "R8", "description")
+    raw = parse_json(text.encode("utf-8", "surrogatepass"), "R8", "description", MAX_NESTING)
     data = _object(raw, "description", {"version"}, open_ended=True)
     if type(data["version"]) is not int or data["version"] != VERSION:
         raise FormatError(

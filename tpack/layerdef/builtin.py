@@ -77,7 +77,7 @@ def _conv2d(args: Args) -> tuple[Param, ...]:
 
 
 def _norm(args: Args) -> tuple[Param, ...]:
-    size = args.get("num_features") or args.get("num_channels") or args["normalized_shape"]
+    size = next(args[n] for n in ("num_features", "num_channels", "normalized_shape") if n in args)
     affine = args.get("affine", True) and args.get("elementwise_affine", True)
     shape = (size,) if isinstance(size, int) else size
     weight, bias = (Param(n, "Tensor", shape, dtype=args["dtype"]) for n in ("weight", "bias"))

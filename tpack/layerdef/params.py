@@ -14,7 +14,7 @@ from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
 from tpack.layerdef.names import check_attribute, check_identifier, is_position
 from tpack.layerdef.nodes import Arg, Param, Sizes
 from tpack.layerdef.ops import REQUIRED, OpParam
-from tpack.layerdef.serialize import MAX_INT
+from tpack.layerdef.serialize import MAX_DEPTH, MAX_INT
 
 #: Modules a program may unfold to; and so copies of one layer.
 MAX_INSTANCES = 100_000
@@ -194,6 +194,8 @@ def check_child_name(name: str, path: str) -> None:
         LayerDefError: with the part that is neither.
     """
     parts = name.split(".")
+    if len(parts) > MAX_DEPTH:
+        raise LayerDefError(f"name {name!r:.60} is nested deeper than {MAX_DEPTH}.", node=path)
     if len(parts) > 1 and is_position(parts[0]):
         raise LayerDefError(f"name {name!r:.60} begins with a position.", node=path)
     for part in parts:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from tpack.layerdef.builtin import BUILTIN, stored_by
 from tpack.layerdef.names import is_position
 from tpack.layerdef.nodes import LayerDef, Param, Program
+from tpack.layerdef.serialize import MAX_DEPTH
 
 
 @dataclass(frozen=True)
@@ -66,23 +67,24 @@ def tensor_of(layer: LayerDef, path: str, layers: Mapping[str, LayerDef]) -> Par
     Returns:
         The parameter, called by the whole path; None if no child stores it.
     """
-    for param in layer.params:
-        if param.param_type != "Layer" or not path.startswith(f"{param.name}."):
+    parts = path.split(".", MAX_DEPTH)
+    for length in range(1, len(parts)):
+        name = ".".join(parts[:length])
+        param = layer.by_name.get(name)
+        if param is None or param.param_type != "Layer":
             continue
-        rest = path[len(param.name) + 1 :]
+        rest = path[len(name) + 1 :]
         if param.repeat is not None:
             position, _, rest = rest.partition(".")
             if not (is_position(position) and int(position) < param.repeat):
                 continue
         if param.layer in BUILTIN:
-            stored = stored_by(param)
+            found = next((item for item in stored_by(param) if item.name == rest), None)
         else:
             child = layers[param.layer or ""]
-            stored = tuple(item for item in child.params if item.is_stored)
-            if "." in rest:
-                below = tensor_of(child, rest, layers)
-                stored = () if below is None else (below,)
-        for item in stored:
-            if item.name == rest:
-                return replace(item, name=path)
+            found = child.by_name.get(rest)
+            if found is None:
+                found = tensor_of(child, rest, layers)
+        if found is not None and found.is_stored:
+            return replace(found, name=path)
     return None

@@ -6,6 +6,8 @@ Each check raises LayerDefError with the path of the node, such as
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tpack.errors import LayerDefError
 from tpack.layerdef.names import (
     CONTAINER_NAMES,
@@ -45,8 +47,12 @@ from tpack.layerdef.serialize import MAX_DEPTH
 from tpack.layerdef.tensors import tensor_of
 from tpack.layerdef.walking import results
 
+#: LayerDefs a program may have.
+MAX_LAYERS = 20_000
 #: Statements a layer may have.
 MAX_STATEMENTS = 20_000
+#: Parameters that a program may unfold to.
+MAX_TENSORS = 1_000_000
 
 
 def as_program(tree: LayerDef | Program) -> Program:
@@ -66,6 +72,8 @@ def validate(program: Program) -> None:
     Raises:
         LayerDefError: with the path of the offending node.
     """
+    if len(program.layers) > MAX_LAYERS:
+        raise LayerDefError(f"has over {MAX_LAYERS} layers.", node="program")
     names: set[str] = set()
     for i, layer in enumerate(program.layers):
         check_class_name(layer.name, f"program.layers[{i}].name")
@@ -83,30 +91,63 @@ def validate(program: Program) -> None:
 
 
 def _check_instances(program: Program) -> None:
-    """Refuse recursion, unused layers and programs that unfold to too many modules."""
-    counts: dict[str, int] = {}
+    """Refuse recursion, unused layers and programs that unfold to too much."""
+    sizes: dict[str, _Size] = {}
     layers = program.by_name
 
-    def count(name: str, above: tuple[str, ...]) -> int:
+    def measure(name: str, above: tuple[str, ...]) -> _Size:
         if name in above:
             raise LayerDefError(f"contains itself through {' → '.join(above)}.", node=name)
-        if len(above) > MAX_DEPTH:
-            raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=name)
-        if name not in counts:
-            total = 1
+        if name not in sizes:
+            size = _Size(1 + _gaps(layers[name]), 0, 0)
             for param in layers[name].params:
-                if param.param_type == "Layer":
+                if param.param_type != "Layer":
+                    size = size.plus(_Size(0, 1, 0), 1)
+                elif len(above) >= MAX_DEPTH:
+                    raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=name)
+                else:
                     child = str(param.layer)
-                    one = count(child, (*above, name)) if child in layers else 1
-                    total += one * (param.repeat or 1)
-            if total > MAX_INSTANCES:
-                raise LayerDefError(f"unfolds to over {MAX_INSTANCES} modules.", node=name)
-            counts[name] = total
-        return counts[name]
+                    one = measure(child, (*above, name)) if child in layers else _Size(1, 0, 0)
+                    size = size.plus(one, param.repeat or 1)
+            if size.modules > MAX_INSTANCES or size.tensors > MAX_TENSORS:
+                raise LayerDefError(
+                    f"unfolds to over {MAX_INSTANCES} modules, or {MAX_TENSORS} parameters.",
+                    node=name,
+                )
+            if size.height > MAX_DEPTH:
+                raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=name)
+            sizes[name] = size
+        return sizes[name]
 
-    count(program.root, ())
-    if unused := sorted(set(layers) - set(counts)):
+    measure(program.root, ())
+    if unused := sorted(set(layers) - set(sizes)):
         raise LayerDefError(f"is not used by root {program.root!r}. Remove it.", node=unused[0])
+
+
+class _Size(NamedTuple):
+    """What a layer unfolds to: modules, parameters of its own and below, levels below it."""
+
+    modules: int
+    tensors: int
+    height: int
+
+    def plus(self, child: _Size, times: int) -> _Size:
+        return _Size(
+            self.modules + times * child.modules,
+            self.tensors + times * child.tensors,
+            max(self.height, child.height + bool(child.modules)),
+        )
+
+
+def _gaps(layer: LayerDef) -> int:
+    """Places in its lists of layers that no parameter fills; an Identity stands there."""
+    lists: dict[str, set[int]] = {}
+    for param in layer.params:
+        parts = param.name.split(".")
+        for i, part in enumerate(parts):
+            if is_position(part):
+                lists.setdefault(".".join(parts[:i]), set()).add(int(part))
+    return sum(max(filled) + 1 - len(filled) for filled in lists.values())
 
 
 class _Checker:
@@ -147,8 +188,6 @@ class _Checker:
         members: dict[str, set[str]] = {}
         for name in self.params:
             parts = name.split(".")
-            if len(parts) > MAX_DEPTH:
-                raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=name[:200])
             for i in range(1, len(parts)):
                 members.setdefault(".".join(parts[:i]), set()).add(parts[i])
         for container, names in members.items():
@@ -313,9 +352,7 @@ class _Checker:
             self.check_expression(value, path, depth)
 
 
-def _check_several_sizes(
-    several: tuple[Sizes | None, ...] | None, count: int, node: str
-) -> None:
+def _check_several_sizes(several: tuple[Sizes | None, ...] | None, count: int, node: str) -> None:
     """Check the shapes of several tensors: one for each, or none at all."""
     if several is not None and len(several) != count:
         raise LayerDefError(f"has sizes of {len(several)} tensors, expected {count}.", node=node)

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from tpack.container import parse_json
+from tpack.container.document import MAX_NESTING
+from tpack.container.header import MAX_HEADER
 from tpack.container.opening import input_errors, open_input
-from tpack.errors import locate
+from tpack.errors import FormatError, locate
 from tpack.layerdef import LayerDef, Program, as_program
 
 
@@ -23,8 +25,10 @@ def read_layerdef(layerdef: LayerDef | Program | str | os.PathLike[str]) -> Prog
     path = Path(layerdef)
     with locate(file=path):
         with open_input(path) as file, input_errors():
-            text = file.read()
-        data = parse_json(text, "R3", "LayerDef")
+            text = file.read(MAX_HEADER + 1)
+        if len(text) > MAX_HEADER:
+            raise FormatError(f"is longer than {MAX_HEADER} bytes.", rule="R3")
+        data = parse_json(text, "R3", "LayerDef", MAX_NESTING)
         is_program = isinstance(data, dict) and "layers" in data
         tree = Program.from_dict(data) if is_program else LayerDef.from_dict(data)
         return as_program(tree)

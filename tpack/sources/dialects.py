@@ -43,7 +43,7 @@ def adapt(
     quantization = config.get("quantization_config")
     if isinstance(quantization, dict) and "quant_method" in quantization:
         method = quantization["quant_method"]
-        if method in METHODS:
+        if isinstance(method, str) and method in METHODS:
             return _reader(METHODS[method])(tensors, config)
         raise UnsupportedError(
             f"is quantized by {method!r:.40} as its config.json says, expected "

@@ -201,7 +201,7 @@ def _layout(
         InputError: the config says another shape.
     """
     wanted = expected_shape(tensor.name, config)
-    if tensor.dtype != "uint8":
+    if tensor.dtype != "uint8" or not tensor.shape:
         shape, rows = tensor.shape, partial(_float_rows, tensor)
     else:
         shape = (STRIPES * tensor.shape[0], *tensor.shape[1:])

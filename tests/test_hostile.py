@@ -1,0 +1,606 @@
+"""Files made to cost time, memory, or to run: refused at once, and none of their text is run."""
+
+# ruff: noqa: PT017 -- an input may be accepted or refused; a refusal is checked too
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import keyword
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import hostile_files
+import pytest
+from corpus import make
+from source_names import strangers
+from torch import nn
+
+import tpack
+from tpack.codegen import generate_pytorch_code
+from tpack.container.strictjson import canonical_json
+from tpack.errors import LayerDefError, TpackError
+from tpack.layerdef import Identifier, LayerDef, Param, Program, Return, Tuple, validate
+from tpack.sources import SourceTensor
+from tpack.sources.dialects import adapt
+
+# ---- time and memory
+
+SECONDS, MEGABYTES = 2.0, 256
+
+#: Runs a command in a process of its own: exit code, CPU seconds, and the most memory.
+MEASURE = """
+import sys, time
+from tpack.cli.main import _run
+code = _run(sys.argv[1:])
+status = open("/proc/self/status").read()
+print(code, time.process_time(), int(status.split("VmHWM:")[1].split()[0]) // 1024)
+"""
+
+QUICK = ("deep_objects", "long_escapes", "long_integer", "unfolding", "repeats", "deep_layers")
+
+
+def check_cost(path: Path, *command: str) -> None:
+    """A command refuses a file by name, in the time and memory it may take."""
+    arguments = [word.replace("FILE", str(path)) for word in command]
+    for attempt in (1, 2, 3):  # other processes on the machine cost time too
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=False
+        )
+        code, seconds, megabytes = map(float, done.stdout.split())
+        if seconds <= SECONDS or attempt == 3:
+            break
+    assert code == 3, done.stderr
+    assert str(path) in done.stderr
+    assert len(done.stderr) < 2000
+    assert seconds <= SECONDS
+    assert megabytes <= MEGABYTES
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_hostile_files_are_refused_at_once(name, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(hostile_files.MAKERS[name]())
+    check_cost(path, "inspect", "FILE")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(hostile_files.MAKERS) - set(QUICK)))
+def test_more_hostile_files_are_refused_at_once(name, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    blob = hostile_files.MAKERS[name]()
+    assert len(blob) <= hostile_files.SIZE + 100
+    path.write_bytes(blob)
+    check_cost(path, "inspect" if name not in hostile_files.HARMLESS else "export", "FILE")
+
+
+COMMANDS = (
+    ("verify", "FILE"),
+    ("codegen", "FILE"),
+    ("diff", "FILE", "FILE"),
+    ("unpack", "FILE", "-o", "FILE.out"),
+    ("convert", "FILE", "-o", "FILE.out"),
+    ("export", "FILE", "--to", "gguf", "-o", "FILE.out"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda words: words[0])
+def test_every_command_refuses_a_million_keys_at_once(command, tmp_path):
+    path = tmp_path / "hostile.safetensors"
+    path.write_bytes(hostile_files.many_keys())
+    check_cost(path, *command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["many_keys", "deep_lists", "nested_objects", "many_strings"])
+@pytest.mark.parametrize("kind", ["model.safetensors.index.json", "config.json"])
+def test_hostile_json_of_a_folder_is_refused_at_once(name, kind, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((make.ACCEPT / "linear.safetensors").read_bytes())
+    path = tmp_path / kind
+    path.write_bytes(hostile_files.MAKERS[name]()[8:])
+    check_cost(path, "convert", str(tmp_path), "-o", str(tmp_path / "out"))
+
+
+def test_a_hostile_gguf_is_refused_at_once(tmp_path):
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(hostile_files.many_gguf_strings())
+    check_cost(path, "convert", "FILE", "-o", "FILE.out")
+
+
+# ---- limits of trees
+
+
+def holding(name, *children, **fields):
+    params = [Param(f"c{i}", "Layer", layer=child, **fields) for i, child in enumerate(children)]
+    return LayerDef(name, params)
+
+
+def test_depth_counts_what_was_measured_on_another_way():
+    layers = [holding(f"L{i}", *([f"L{i + 1}"] if i < 200 else [])) for i in range(201)]
+    root = holding("Root", *(f"L{i}" for i in range(150, -1, -50)))
+    with pytest.raises(LayerDefError, match="nested deeper than 64"):
+        validate(Program([root, *layers], "Root"))
+
+
+def test_depth_of_layers_at_its_limit():
+    for depth, good in ((64, True), (65, False)):
+        layers = [holding(f"L{i}", *([f"L{i + 1}"] if i < depth else [])) for i in range(depth + 1)]
+        if good:
+            validate(Program(layers, "L0"))
+        else:
+            with pytest.raises(LayerDefError, match="nested deeper than 64"):
+                validate(Program(layers, "L0"))
+
+
+def test_gaps_in_lists_count_as_modules():
+    leaf = LayerDef("Leaf", [])
+    for name in ("99999", "a.99999", "a.0.99999"):
+        params = [Param(name, "Layer", layer="Leaf")]
+        if "." in name:
+            params.append(Param(name.replace("a.", "b."), "Layer", layer="Leaf"))
+        with pytest.raises(LayerDefError, match="unfolds to over 100000 modules"):
+            validate(Program([LayerDef("Root", params), leaf], "Root"))
+
+
+def test_parameters_are_counted_with_their_copies():
+    layer = LayerDef("L", [Param(f"p{i}", "Buffer", [1]) for i in range(100)])
+    validate(Program([holding("R", "L", repeat=9_000), layer], "R"))
+    with pytest.raises(LayerDefError, match="1000000 parameters"):
+        validate(Program([holding("R", "L", repeat=11_000), layer], "R"))
+
+
+def test_layers_are_counted():
+    layers = [LayerDef(f"L{i}", []) for i in range(20_000)]
+    with pytest.raises(LayerDefError, match="has over 20000 layers"):
+        validate(Program([*layers, holding("R", "L0")], "R"))
+
+
+def test_names_of_many_parts_are_refused():
+    name = ".".join(["a"] * 65)
+    with pytest.raises(LayerDefError, match="nested deeper than 64"):
+        validate(Program([LayerDef("R", [Param(name, "Layer", layer="Linear")])], "R"))
+    value = Identifier(".".join(["a"] * 100_000))
+    with pytest.raises(LayerDefError, match="is not defined here"):
+        validate(Program([LayerDef("R", [], [Return(value)])], "R"))
+
+
+# ---- no text runs
+
+CANARY = "canary_of_tpack"
+HOSTILE = (
+    f"x\nimport {CANARY}",
+    f"x\rimport {CANARY}",
+    f"x\r\nraise {CANARY}",
+    f"x\x0cimport {CANARY}",
+    f"x\u2028import {CANARY}",
+    f"x\x85import {CANARY}",
+    f"x; {CANARY}()",
+    f'"""; {CANARY}(); """',
+    f"'''; {CANARY}(); '''",
+    f'"); {CANARY}("',
+    f"x  # {CANARY}",
+    "x\\",
+    "\\N{DIGIT ONE}",
+    "# -*- coding: utf-7 -*-",
+    "# vim: set fileencoding=rot13 :",
+    "{CANARY}",
+    "{0.__class__}",
+    "%(x)s",
+    "$x",
+    "../x",
+    "/etc/passwd",
+    "C:\\x",
+    "ｏｓ",
+    "ſelf",
+    "ﬁ",
+    "x\u0301",
+    "١",
+    "x\u200b",
+    "\u202ex",
+    "x\x00",
+    "",
+    " ",
+    "x y",
+    "x.y",
+    "x[0]",
+    "x()",
+    "-1",
+    "1.5",
+    "00",
+    "lambda",
+    "None",
+    "True",
+    "await",
+    "async",
+    "__class__",
+    "__init__",
+    "__import__",
+    "__builtins__",
+    "_tpack_steps",
+    "self",
+    "super",
+    "torch",
+    "nn",
+    "F",
+    "Tensor",
+    "math",
+    "state_dict",
+    "forward",
+    "_modules",
+    "register_buffer",
+    "training",
+    "load_state_dict",
+    "to",
+    "exec",
+    "eval",
+    "a" * 65,
+    "é",
+)
+
+
+def tree():
+    """A valid program with every kind of node and every field that holds text."""
+    name = {"node": "Identifier", "name": "h"}
+    linear = {"in_features": 4, "out_features": 4, "layout": "t5", "scale": "row"}
+    root = {
+        "name": "Root",
+        "params": [
+            {"name": "x", "param_type": "Tensor", "shape": None, "sizes": ["batch", 4]},
+            {"name": "w", "param_type": "TernaryTensor", "shape": [4, 4], "scale": "group:4"},
+            {"name": "v", "param_type": "Tensor", "shape": [4], "dtype": "float16"},
+            {"name": "b", "param_type": "Buffer", "shape": [4], "dtype": "bool"},
+            {
+                "name": "k",
+                "param_type": "Constant",
+                "shape": [2],
+                "formula": "values",
+                "args": {"values": [1.5, 2]},
+            },
+            {
+                "name": "turns",
+                "param_type": "Constant",
+                "shape": [2],
+                "formula": "rotary_frequencies",
+                "args": {"dim": 4, "base": 10000.0},
+            },
+            {"name": "blocks.0", "param_type": "Layer", "layer": "Block"},
+            {
+                "name": "named.norm",
+                "param_type": "Layer",
+                "layer": "RMSNorm",
+                "args": {"normalized_shape": [4], "eps": 1e-5},
+            },
+            {"name": "fc", "param_type": "Layer", "layer": "TernaryLinear", "args": linear},
+        ],
+        "body": [
+            {
+                "node": "Assignment",
+                "target": "h",
+                "value": {
+                    "node": "FunctionCall",
+                    "function": "gelu",
+                    "args": [
+                        {
+                            "node": "LayerCall",
+                            "layer": "blocks.0",
+                            "args": [{"node": "Identifier", "name": "x"}],
+                        }
+                    ],
+                    "kwargs": {"approximate": {"node": "Literal", "value": "tanh"}},
+                },
+                "sizes": ["batch", 4],
+            },
+            {
+                "node": "Unpack",
+                "targets": ["left", "right"],
+                "value": {
+                    "node": "FunctionCall",
+                    "function": "chunk",
+                    "args": [name, {"node": "Literal", "value": 2}],
+                },
+            },
+            {
+                "node": "Assignment",
+                "target": "h",
+                "value": {
+                    "node": "FunctionCall",
+                    "function": "einsum",
+                    "args": [
+                        {"node": "Literal", "value": "bi,ij->bj"},
+                        {"node": "Tuple", "items": [name, {"node": "Identifier", "name": "w"}]},
+                    ],
+                },
+            },
+            {
+                "node": "Return",
+                "value": {
+                    "node": "Dict",
+                    "items": {
+                        "logits": {
+                            "node": "BinaryOp",
+                            "operator": "+",
+                            "left": {"node": "UnaryOp", "operator": "-", "operand": name},
+                            "right": {"node": "Identifier", "name": "named.norm.weight"},
+                        },
+                        "left": {"node": "Identifier", "name": "left"},
+                    },
+                },
+            },
+        ],
+    }
+    block = {
+        "name": "Block",
+        "params": [{"name": "w", "param_type": "TernaryTensor", "shape": [4, 4]}],
+    }
+    return {"root": "Root", "layers": [root, block]}
+
+
+def strings(data, at=()):
+    """The place of every string of JSON data, keys too."""
+    if isinstance(data, str):
+        yield at
+    if not isinstance(data, dict | list):
+        return
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+        yield from strings(value, (*at, key))
+        if isinstance(key, str):
+            yield (*at, key, None)
+
+
+def put(path, word):
+    """The tree with another string at a place; None at its end means the key."""
+    data = tree()
+    *above, last = path
+    key = None
+    if last is None:
+        *above, key = above
+    place = data
+    for step in above:
+        place = place[step]
+    if key is None:
+        place[last] = word
+    else:
+        renamed = [(word if name == key else name, value) for name, value in place.items()]
+        place.clear()
+        place.update(renamed)
+    return data
+
+
+PLACES = sorted(strings(tree()), key=repr)
+
+
+def test_the_tree_is_valid_and_of_every_kind():
+    program = Program.from_dict(tree())
+    validate(program)
+    assert not strangers(generate_pytorch_code(program), program)
+    kinds = {node["node"] for node in nodes(tree()) if "node" in node}
+    assert kinds >= {"Assignment", "Unpack", "Return", "Identifier", "Literal", "Tuple", "Dict"}
+    assert kinds >= {"UnaryOp", "BinaryOp", "FunctionCall", "LayerCall"}
+    types = {node["param_type"] for node in nodes(tree()) if "param_type" in node}
+    assert types == {"TernaryTensor", "Tensor", "Buffer", "Constant", "Layer"}
+
+
+def nodes(data):
+    if isinstance(data, dict):
+        yield data
+    if isinstance(data, dict | list):
+        for value in data.values() if isinstance(data, dict) else data:
+            yield from nodes(value)
+
+
+def generated(data):
+    """Source of a tree, if it is accepted; nothing of it is a stranger."""
+    try:
+        program = Program.from_dict(data)
+        validate(program)
+        source = generate_pytorch_code(program)
+    except LayerDefError as error:
+        assert str(error).isprintable()
+        assert len(str(error)) < 1000
+        return None
+    assert not (found := strangers(source, program)), found
+    compile(source, "generated", "exec", dont_inherit=True)
+    return source
+
+
+@pytest.mark.parametrize("path", PLACES, ids=lambda p: ".".join(map(str, p[-4:])))
+def test_no_string_of_a_tree_becomes_more_than_a_name(path):
+    for word in HOSTILE:
+        source = generated(put(path, word))
+        if source is not None and not word.isidentifier():
+            assert not word.strip() or word not in source
+
+
+def test_what_is_accepted_runs_no_text_of_the_tree(monkeypatch):
+    """Source of every accepted tree is run: a canary in it would have to be called or imported."""
+    sang = []
+    monkeypatch.setattr(builtins, CANARY, lambda *_: sang.append(1), raising=False)
+    monkeypatch.setitem(sys.modules, CANARY, sys)
+    ran = set()
+    for path in PLACES:
+        for word in (CANARY, f"x\nimport {CANARY}", "exec", "lambda", "self", "__class__"):
+            try:
+                source = generate_pytorch_code(Program.from_dict(put(path, word)))
+            except LayerDefError:
+                continue
+            if source not in ran:
+                ran.add(source)
+                space = {"__name__": "generated"}
+                exec(compile(source, "generated", "exec", dont_inherit=True), space)
+                assert not any(value is sys for value in space.values())
+    assert len(ran) > 10
+    assert not sang
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_strings_outside_of_the_tree_reach_no_source(word):
+    """Names of tensors, digests, methods, aliases, other metadata: none stands in the source."""
+    blob = (make.ACCEPT / "tied.safetensors").read_bytes()
+    _, description, _ = make.parts(blob)
+    before = generate_pytorch_code(Program.from_dict(description["program"]))
+    for field in ("aliases", "metadata", "kept"):
+        changed = json.loads(json.dumps(description))
+        changed[field][word or "x"] = "0" * 64
+        assert generate_pytorch_code(Program.from_dict(changed["program"])) == before
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_names_of_tensors_are_refused_or_become_names(word, tmp_path):
+    """A source whose tensors have hostile names: what convert writes generates harmless source."""
+    import torch
+
+    path = tmp_path / "out.safetensors"
+    try:
+        tpack.convert({f"{word}.weight": torch.ones(4, 4), word or "a": torch.ones(4, 4)}, path)
+        with tpack.container.Checkpoint(path) as file:
+            program = file.document.program
+    except TpackError as error:
+        assert error.code == 3
+        return
+    if program is not None:
+        source = generate_pytorch_code(program)
+        assert not (found := strangers(source, program)), found
+
+
+def test_every_attribute_of_modules_keyword_and_builtin_is_refused_where_it_would_hide_one():
+    for name in {*dir(nn.Module()), *keyword.kwlist} - {"T_destination"}:
+        for params in ([Param(name, "Tensor")], [Param(name, "TernaryTensor", [4, 4])]):
+            with pytest.raises(LayerDefError):
+                validate(Program([LayerDef("L", params, [Return(Identifier("x"))])], "L"))
+    for name in dir(builtins):
+        with pytest.raises(LayerDefError):
+            validate(Program([LayerDef(name, [], [Return(Identifier("x"))])], name))
+
+
+def test_soft_keywords_are_only_names():
+    for name in keyword.softkwlist:
+        if name == "_":
+            continue
+        layer = LayerDef("L", [Param(name, "Tensor")], [Return(Tuple([Identifier(name)] * 2))])
+        source = generate_pytorch_code(layer)
+        assert not strangers(source, Program([layer], "L"))
+        ast.parse(source)
+
+
+# ---- pickles, flags, configs
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt"])
+def test_pickles_run_nothing_under_any_name_and_switch(tmp_path, suffix, monkeypatch):
+    import torch
+
+    canary = tmp_path / "canary"
+    for switch in ("", "1"):
+        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", switch)
+        for save in (pickle.dumps, None):
+            path = tmp_path / f"evil{suffix}"
+            if save is None:
+                torch.save({"w": Evil(str(canary))}, path)
+            else:
+                path.write_bytes(save({"w": Evil(str(canary))}))
+            with pytest.raises(TpackError) as caught:
+                tpack.convert(path, tmp_path / "out.safetensors")
+            assert caught.value.file == str(path)
+            assert not canary.exists()
+
+
+def test_no_flag_of_a_file_lends_trust(tmp_path):
+    """``trust_remote_code`` and ``auto_map`` of a config: the code is neither run nor copied."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file({"fc.weight": torch.ones(4, 4)}, folder / "model.safetensors")
+    canary = tmp_path / "canary"
+    (folder / "modeling_evil.py").write_text(f"open({str(canary)!r}, 'w')")
+    config = {
+        "trust_remote_code": True,
+        "auto_map": {"AutoModel": "modeling_evil.Evil"},
+        "weights_only": False,
+        "allow_pickle": True,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    tpack.convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "modeling_evil.py").exists()
+    tpack.load(tmp_path / "out")
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("method", [[], {}, None, 1, True, ["bitnet"]])
+def test_a_quant_method_of_any_type_is_refused(method):
+    with pytest.raises(TpackError, match="is quantized by"):
+        adapt({}, {"quantization_config": {"quant_method": method}})
+
+
+def test_norms_of_nothing_are_valid():
+    group = {"num_groups": 1, "num_channels": 0}
+    for layer, args in (("BatchNorm1d", {"num_features": 0}), ("GroupNorm", group)):
+        validate(Program([LayerDef("L", [Param("n", "Layer", layer=layer, args=args)])], "L"))
+
+
+def test_a_packed_weight_without_dims_is_refused():
+    import numpy as np
+
+    def stored(name, dtype):
+        kind = np.dtype(dtype)
+        return SourceTensor(name, dtype, (), lambda a, b: np.ones(1, kind)[a:b])
+
+    tensors = {
+        "m.weight": stored("m.weight", "uint8"),
+        "m.weight_scale": stored("m.weight_scale", "float32"),
+    }
+    with pytest.raises(TpackError, match="expected a matrix"):
+        adapt(tensors, {"quantization_config": {"quant_method": "bitnet"}})
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb.safetensors", "a\x1b[2J.safetensors", "a\u202eb", "a:b", ""]
+)
+def test_names_of_shards_that_are_no_plain_names_are_refused(name, tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"t": name}}))
+    with pytest.raises(TpackError, match="expected a file beside the index") as caught:
+        tpack.inspect(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_config_longer_than_may_be_is_refused_as_that(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((make.ACCEPT / "linear.safetensors").read_bytes())
+    (tmp_path / "config.json").write_bytes(b'{"a":"' + b"x" * 10_000_000 + b'"}')
+    with pytest.raises(TpackError, match="is longer than 10000000 bytes"):
+        tpack.convert(tmp_path, tmp_path / "out")
+
+
+def test_a_layerdef_file_is_read_as_strictly(tmp_path):
+    path = tmp_path / "tree.json"
+    for text, message in (
+        (b'{"name":"L","name":"M","params":[]}', "twice"),
+        (b"[" * 200, "nested"),
+    ):
+        path.write_bytes(text)
+        with pytest.raises(TpackError, match=message) as caught:
+            tpack.convert({}, tmp_path / "out.safetensors", layerdef=path)
+        assert caught.value.file == str(path)
+
+
+def test_the_deepest_tree_fits_into_a_description():
+    value = {"node": "Identifier", "name": "x"}
+    for _ in range(63):
+        value = {"node": "FunctionCall", "function": "relu", "args": [value]}
+    layer = {"name": "L", "params": [], "body": [{"node": "Return", "value": value}]}
+    blob = hostile_files.described({"root": "L", "layers": [layer]})
+    text = json.loads(blob[8:])["__metadata__"]["tpack"]
+    tpack.container.document.parse_document(canonical_json(json.loads(text)), {})
