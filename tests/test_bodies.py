@@ -127,25 +127,70 @@ def holding(name, *children, repeat=None):
     return layer(*params, name=name)
 
 
+def whole(name, *params):
+    """A layer of these parameters alone, not even an input."""
+    return LayerDef(name, params, [Unspecified()])
+
+
 def test_programs_unfold_to_no_more_than_100000_modules():
-    check(layer(Param("n", "Layer", repeat=90_000, **NORM), WEIGHT, child("m")))
-    assert "unfolds to over" in refusal(layer(Param("n", "Layer", repeat=100_000, **NORM)))[1]
-    node, message = refusal(
-        holding("A", "B", "B", repeat=300), holding("B", "C", repeat=300), layer(name="C")
-    )
-    assert (node, "unfolds to over" in message) == ("A", True)
-    check(holding("A", "B", "B", repeat=200), holding("B", "C", repeat=200), layer(name="C"))
+    most = Param("n", "Layer", repeat=99_999, **NORM)
+    check(layer(most, WEIGHT))
+    for more in (child("m"), Param("m", "Layer", layer="Leaf"), Param("m.0", "Layer", **NORM)):
+        node, message = refusal(
+            layer(most, more), *([layer(name="Leaf")] if more.layer == "Leaf" else [])
+        )
+        assert (node, "unfolds to over 100000 modules" in message) == ("L", True)
+    leaf, block = layer(name="Leaf"), holding("B", "Leaf", repeat=199)
+    check(holding("A", "B", repeat=499), block, leaf)  # 1 + 499 · (1 + 199)
+    assert refusal(holding("A", "B", repeat=500), block, leaf)[0] == "A"
+
+
+def test_places_of_a_list_that_no_child_fills_are_modules_too():
+    check(layer(child("a.99998")))
+    check(layer(child("a.b.99998")))
+    check(layer(child("99998"), child("5")))
+    check(layer(child("a.5"), child("a.49998"), child("b.49998")))
+    for names in (["a.99999"], ["a.b.99999"], ["a.99998", "b"], ["a.49999", "b.49999"]):
+        node, message = refusal(layer(*map(child, names)))
+        assert (node, "unfolds to over" in message) == ("L", True)
+
+
+def test_programs_unfold_to_no_more_than_a_million_parameters():
+    leaf = whole("Leaf", *(Param(f"b{i}", "Buffer", [1]) for i in range(1000)))
+    leaves = Param("n", "Layer", layer="Leaf", repeat=1000)
+    check(whole("L", leaves, child("m")), leaf)
+    for more in (Param("b", "Buffer", [1]), INPUT):
+        node, message = refusal(whole("L", leaves, more), leaf)
+        assert (node, "or 1000000 parameters" in message) == ("L", True)
+
+
+def test_programs_have_no_more_than_20000_layers():
+    leaves = [whole(f"L{i}") for i in range(20_000)]
+    params = [Param(f"c{i}", "Layer", layer=leaf.name) for i, leaf in enumerate(leaves)]
+    check(whole("A", *params[1:]), *leaves[1:])
+    assert refusal(whole("A", *params), *leaves) == ("program", "has over 20000 layers.")
+
+
+def tower(name, height, *below):
+    """Layers in each other, and below them others; the topmost first."""
+    above = [holding(f"{name}{i}", f"{name}{i - 1}") for i in range(height, 0, -1)]
+    return [*above, holding(f"{name}0", *below)]
 
 
 def test_layers_are_nested_no_deeper_than_64():
-    def tower(height):
-        layers = [holding(f"L{i + 1}", f"L{i}") for i in range(height)]
-        return layers[-1], *layers[:-1], layer(name="L0")
+    check(*tower("L", 64))
+    check(*tower("L", 63, "M"), layer(name="M"))
+    for layers in (tower("L", 65), tower("L", 66), tower("L", 3000)):
+        assert refusal(*layers)[1] == "is nested deeper than 64."
 
-    check(*tower(63))
-    node, message = refusal(*tower(66))
-    assert "nested deeper than 64" in message
-    assert node in ("L0", "L1", "L2")
+
+def test_layers_that_were_measured_higher_up_are_measured_further_down():
+    def shared(height):
+        """The tower of M is a child of the root, and of the lowest layer of L."""
+        return [holding("A", "M30", f"L{height}"), *tower("L", height, "M30"), *tower("M", 30)]
+
+    check(*shared(32))  # A, 33 of L, 31 of M
+    assert refusal(*shared(33)) == ("A", "is nested deeper than 64.")
 
 
 def test_a_program_of_several_layers():
@@ -154,7 +199,7 @@ def test_a_program_of_several_layers():
         "C",
         "is not used by root 'A'. Remove it.",
     )
-    assert refusal(holding("A", "B"), holding("B", "A"))[0] == "A"
+    assert refusal(holding("A", "B"), holding("B", "A")) == ("A", "contains itself through A → B.")
 
 
 @pytest.mark.parametrize("name", ["print", "int", "list", "None_", "class", "Linear"])
@@ -417,10 +462,11 @@ def test_expressions_are_nested_no_deeper_than_64(kind):
 @pytest.mark.parametrize("kind", RESULTS)
 def test_results_are_nested_no_deeper_than_64(kind):
     check(returning(nested(RESULTS[kind], 63)))
-    for times in (64, 65, 500):
-        node, _ = refusal(returning(nested(RESULTS[kind], times)))
-        assert node.startswith("L.body[0].value.")
-        assert len(node) <= 200
+    step = {"tuple": ".items[0]", "dict": ".a"}[kind]
+    for times in (64, 65, 500, 5000):
+        node, message = refusal(returning(nested(RESULTS[kind], times)))
+        assert message == "is nested deeper than 64."
+        assert node == f"L.body[0].value{step * 64}"[:200]
 
 
 def test_a_value_in_a_statement_is_nested_as_deep_as_one_that_is_returned():

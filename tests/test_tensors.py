@@ -96,12 +96,13 @@ def test_other_names_say_nothing(name):
     assert tensor_of(MODEL, name, PROGRAM.by_name) is None
 
 
-def test_a_child_is_found_behind_one_whose_name_begins_alike():
-    layer = LayerDef(
-        "L", [Param("a", "Layer", layer="Leaf"), Param("a.b", "Layer", **LINEAR), INPUT], [X]
-    )
+@pytest.mark.parametrize("repeat", [None, 2])
+def test_a_child_is_found_behind_one_whose_name_begins_alike(repeat):
+    first = Param("a", "Layer", layer="Leaf", repeat=repeat)
+    layer = LayerDef("L", [first, Param("a.b", "Layer", **LINEAR), INPUT], [X])
     assert tensor_of(layer, "a.b.weight", {"Leaf": LEAF}).shape == (3, 4)
-    assert tensor_of(layer, "a.w", {"Leaf": LEAF}).shape == (3, 4)
+    name = "a.w" if repeat is None else "a.1.w"
+    assert tensor_of(layer, name, {"Leaf": LEAF}).shape == (3, 4)
     assert tensor_of(layer, "a.b.w", {"Leaf": LEAF}) is None
 
 

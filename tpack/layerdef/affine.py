@@ -29,9 +29,8 @@ def affine_body(layer: LayerDef) -> tuple[Statement, ...]:
     """The statements that an empty body stands for.
 
     Example:
-        >>> affine_body(LayerDef("L", [Param("w", "TernaryTensor", [4, 2])]))
-        (Return(value=FunctionCall(function='matmul', args=(Identifier(name='x'), \
-Identifier(name='w')), kwargs=())),)
+        >>> affine_body(LayerDef("L", [Param("w", "TernaryTensor", [4, 2])]))[-1].value.args
+        (Identifier(name='x'), Identifier(name='w'))
 
     Raises:
         LayerDefError: the shapes do not chain, or there is nothing to chain.

@@ -51,7 +51,7 @@ def slots(program: Program) -> Iterator[Slot]:
                             home = (layer.name, param.name, stored.name)
                             yield Slot(below + stored.name, stored, home)
                     else:
-                        yield from walk(layers[param.layer or ""], below)
+                        yield from walk(layers[str(param.layer)], below)
 
     yield from walk(layers[program.root], "")
 
@@ -81,7 +81,7 @@ def tensor_of(layer: LayerDef, path: str, layers: Mapping[str, LayerDef]) -> Par
         if param.layer in BUILTIN:
             found = next((item for item in stored_by(param) if item.name == rest), None)
         else:
-            child = layers[param.layer or ""]
+            child = layers[str(param.layer)]
             found = child.by_name.get(rest)
             if found is None:
                 found = tensor_of(child, rest, layers)

@@ -164,8 +164,6 @@ class _Checker:
     def check(self) -> None:
         self.check_unique()
         self.check_containers()
-        if not self.layer.body:
-            return  # the natural affine map, checked when it is expanded
         if not any(param.is_input for param in self.layer.params):
             self.known.add("x")
         self.check_body()
@@ -202,11 +200,12 @@ class _Checker:
             self.taken.add(container)
 
     def check_body(self) -> None:
+        """Check the statements; none are the natural affine map, checked when it is expanded."""
         body = self.layer.body
         path = f"{self.layer.name}.body"
         if len(body) > MAX_STATEMENTS:
             raise LayerDefError(f"has over {MAX_STATEMENTS} statements.", node=path)
-        if len(body) == 1 and isinstance(body[0], Unspecified):
+        if body == (Unspecified(),):
             return
         for i, statement in enumerate(body):
             node = f"{path}[{i}]"
@@ -238,8 +237,8 @@ class _Checker:
             check_identifier(target, node)
             if target in self.taken and target not in self.inputs:
                 raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
-        function = value.function if isinstance(value, FunctionCall) else ""
-        if not isinstance(value, LayerCall) and function not in SEVERAL:
+        several = isinstance(value, FunctionCall) and value.function in SEVERAL
+        if not several and not isinstance(value, LayerCall):
             raise LayerDefError("unpacks what has one result.", node=f"{node}.value")
         self.check_expression(value, f"{node}.value", 1, several=True)
         self.known |= set(names)
@@ -249,8 +248,10 @@ class _Checker:
         if not isinstance(value, Tuple | Dict):
             self.check_expression(value, path, depth)
             return
-        if not value.items or depth > MAX_DEPTH:
-            raise LayerDefError("returns nothing.", node=path[:200])
+        if depth > MAX_DEPTH:
+            raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=path[:200])
+        if not value.items:
+            raise LayerDefError("returns nothing.", node=path)
         for i, item in enumerate(value.items):
             if isinstance(item, tuple):
                 check_word(item[0], path)
@@ -266,8 +267,7 @@ class _Checker:
             raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=path[:200])
         match node:
             case Identifier(name):
-                dotted = "." in name and tensor_of(self.layer, name, self.layers) is not None
-                if name not in self.known and not dotted:
+                if name not in self.known and tensor_of(self.layer, name, self.layers) is None:
                     raise LayerDefError(f"name {name!r:.60} is not defined here.", node=path)
             case Literal(value):
                 check_number(value, path)
@@ -320,7 +320,7 @@ class _Checker:
                     raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
             case "value" if isinstance(literal, str):
                 check_constant(param, literal, path)
-            case "device" if is_literal and literal is not None:
+            case "device" if literal is not None:
                 raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
             case "device" if is_literal:
                 pass
