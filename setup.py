@@ -1,5 +1,6 @@
 """Builds tpack.kernels._native where there is a C compiler; without one tpack installs too."""
 
+import os
 import platform
 import sys
 import sysconfig
@@ -25,16 +26,23 @@ MACHINES = {"AMD64": "x86_64", "x86_64": "x86_64", "arm64": "aarch64", "aarch64"
 
 # Each function names its own instruction set; -march here would let the compiler use it everywhere.
 # Contraction would fuse a product and a sum that the reference rounds separately.
-FLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+FLAGS = ["-std=c11", "-O3", "-g0", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
+def target() -> str:
+    """Name the processor to build for: on a Mac one, also where Python itself is made for two."""
+    if sys.platform == "darwin":
+        return os.environ.setdefault("ARCHFLAGS", f"-arch {platform.machine()}").split()[-1]
+    return platform.machine()
+
+
 def native() -> Extension:
-    """Describe the extension for this machine."""
-    names = COMMON + VARIANTS.get(MACHINES.get(platform.machine(), ""), [])
+    """Describe the extension for that processor."""
+    names = COMMON + VARIANTS.get(MACHINES.get(target(), ""), [])
     return Extension(
         "tpack.kernels._native",
-        [str(FOLDER / f"{name}.c") for name in names if (FOLDER / f"{name}.c").exists()],
+        [str(FOLDER / f"{name}.c") for name in names],
         depends=[str(path) for path in sorted(FOLDER.glob("*.h"))],
         extra_compile_args=FLAGS if sys.platform != "win32" else ["/std:c11", "/O2"],
         libraries=["dl", "pthread"] if sys.platform.startswith("linux") else [],
