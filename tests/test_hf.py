@@ -24,6 +24,8 @@ from tpack.hf.layers import (
     NormedBitLinear,
     PackedConv1D,
     PackedEmbedding,
+    ReadableEmbedding,
+    ReadableLinear,
     TiedEmbedding,
     TiedHead,
 )
@@ -227,7 +229,7 @@ def test_an_embedding_that_encoder_and_decoder_share(tmp_path):
         vocab_size=96, d_model=64, d_kv=16, d_ff=96, num_layers=1, num_heads=4
     )
     model = tables(make(config, transformers.AutoModelForSeq2SeqLM))
-    folder = packed_folder(model, tmp_path, include=["*shared.weight", "*.[qkvo].weight"])
+    folder = packed_folder(model, tmp_path, include=["*shared.weight", "*block*.weight"])
     packed = load(folder, "AutoModelForSeq2SeqLM")
     assert isinstance(packed.shared, PackedEmbedding)
     assert isinstance(packed.encoder.embed_tokens, TiedEmbedding)
@@ -238,6 +240,54 @@ def test_an_embedding_that_encoder_and_decoder_share(tmp_path):
     close(found, expected)
     packed.save_pretrained(tmp_path / "again")
     assert same_bytes(tmp_path / "again", folder)
+
+
+def test_a_weight_that_the_model_reads_itself(tmp_path):
+    config = transformers.MambaConfig(
+        vocab_size=96, hidden_size=64, num_hidden_layers=1, tie_word_embeddings=True
+    )
+    model = tables(make(config))
+    folder = packed_folder(model, tmp_path, include=["*_proj.weight", "*embeddings.weight"])
+    packed = load(folder)
+    layer = packed.backbone.layers[0].mixer.dt_proj
+    assert isinstance(layer, ReadableLinear)
+    assert torch.equal(layer.weight, model.backbone.layers[0].mixer.dt_proj.weight)
+    close(logits(packed), logits(model))
+    packed.save_pretrained(tmp_path / "again")
+    assert same_bytes(tmp_path / "again", folder)
+    half = load(folder, dtype=torch.bfloat16)
+    assert half.backbone.layers[0].mixer.dt_proj.weight.dtype == torch.bfloat16
+    close(logits(half).float(), logits(model), 5e-2)
+    tpack.nn.unfreeze(packed)
+    assert isinstance(layer.weight, torch.nn.Parameter)
+    close(logits(packed), logits(model), 1e-4)
+    assert isinstance(tpack.nn.freeze(packed).backbone.layers[0].mixer.dt_proj, ReadableLinear)
+
+
+def test_a_table_that_the_model_reads_itself(tmp_path):
+    config = transformers.DebertaV2Config(
+        vocab_size=96,
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=96,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+    )
+    model = tables(make(config, transformers.AutoModel))
+    folder = packed_folder(model, tmp_path, include=["*emb*.weight", "*.dense.weight"])
+    packed = load(folder, "AutoModel")
+    assert isinstance(packed.encoder.rel_embeddings, ReadableEmbedding)
+    close(logits(packed), logits(model))
+
+
+def test_a_packed_table_follows_the_dtype_of_the_model(tmp_path):
+    model = tables(llama(tie_word_embeddings=True))
+    folder = packed_folder(model, tmp_path, include=["*_proj.weight", "*embed_tokens.weight"])
+    packed = load(folder).to(torch.bfloat16)
+    assert logits(packed).dtype == torch.bfloat16
+    close(logits(packed).float(), logits(model), 5e-2)
 
 
 def test_a_head_that_shares_a_table_keeps_its_bias(tmp_path):

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from tpack.nn import BitLinear, TernaryEmbedding, ternary_linear, ternary_matmul
+from tpack.nn import (
+    BitLinear,
+    TernaryEmbedding,
+    TernaryLinear,
+    dequantize,
+    ternary_linear,
+    ternary_matmul,
+)
 from tpack.nn.modules import PackedWeight
 
 
@@ -47,11 +54,14 @@ class PackedEmbedding(TernaryEmbedding):
         self, num_embeddings: int, embedding_dim: int, *, output: torch.dtype, **options: Any
     ) -> None:
         super().__init__(num_embeddings, embedding_dim, **options)
-        self.output = output
+        # a tensor, whose dtype changes with that of the model
+        self.register_buffer("output", torch.empty(0, dtype=output), persistent=False)
+
+    output: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
         """Integers (...) → (..., embedding_dim)."""
-        return super().forward(ids).to(self.output)
+        return super().forward(ids).to(self.output.dtype)
 
 
 class PackedConv1D(PackedWeight):
@@ -73,20 +83,70 @@ class PackedConv1D(PackedWeight):
         return f"{self.nx}, {self.nf}"
 
 
+class Readable(PackedWeight):
+    """A packed layer with a ``weight``, for models that read it: floats, made each time."""
+
+    output: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in its logical shape, in the dtype of the model; the master, if unfrozen."""
+        master = self._parameters.get("weight")
+        if master is not None:
+            return master
+        return dequantize(
+            self.weight_packed, self.weight_scale, self.shape, self.output, **self.options
+        )
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, also in place of ``weight``."""
+        if name == "weight":  # else it would count as another attribute
+            self._parameters.setdefault(name, None)
+        super().register_parameter(name, param)
+
+
+class ReadableLinear(Readable, TernaryLinear):
+    """A TernaryLinear with a ``weight``; ``dtype`` is that of the model."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        dtype: torch.dtype,
+        **options: Any,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, dtype=dtype, **options)
+        self.register_buffer("output", torch.empty(0, dtype=dtype), persistent=False)
+
+
+class ReadableEmbedding(Readable, PackedEmbedding):
+    """A PackedEmbedding with a ``weight``."""
+
+
 class Tied(nn.Module):
     """What uses the table of a packed embedding that stands elsewhere in the model.
 
     It has no tensors of its own, so that the table is stored and counted once.
     """
 
-    def __init__(self, table: TernaryEmbedding) -> None:
+    def __init__(self, table: PackedEmbedding) -> None:
         super().__init__()
         self._table = (table,)  # in a tuple: no child, the model holds it already
 
     @property
-    def table(self) -> TernaryEmbedding:
+    def table(self) -> PackedEmbedding:
         """The embedding."""
         return self._table[0]
+
+    @property
+    def weight(self) -> Tensor:
+        """The table as floats, in the dtype of the model."""
+        table = self.table
+        return dequantize(
+            table.weight_packed, table.weight_scale, table.shape, table.output, **table.options
+        )
 
 
 class TiedEmbedding(Tied):
@@ -108,7 +168,7 @@ class TiedHead(Tied):
 
     bias: nn.Parameter | None
 
-    def __init__(self, table: TernaryEmbedding, bias: nn.Parameter | None = None) -> None:
+    def __init__(self, table: PackedEmbedding, bias: nn.Parameter | None = None) -> None:
         super().__init__(table)
         self.register_parameter("bias", bias)
 

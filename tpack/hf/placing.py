@@ -17,14 +17,17 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tpack.container import Checkpoint, TernaryEntry
 from tpack.errors import InputError, UnsupportedError, locate
+from tpack.hf.direct_reads import read_directly
 from tpack.hf.layers import (
     NormedBitLinear,
     PackedConv1D,
     PackedEmbedding,
+    ReadableEmbedding,
+    ReadableLinear,
     TiedEmbedding,
     TiedHead,
 )
-from tpack.nn import BitLinear, TernaryEmbedding, TernaryLinear
+from tpack.nn import BitLinear, TernaryLinear
 
 
 def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> None:
@@ -45,6 +48,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
     _check_complete(model, there, names)
     bit_linear = _bit_linear(settings)
     rounded = None if bit_linear is None else _rounded(model, settings)
+    direct = read_directly(model)
     placed: dict[str, nn.Module] = {}
     for name, entry in file.ternary():
         target, merged = names.target(name)
@@ -69,7 +73,8 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
                 )
             dtype = file.entries[f"{name}_scale"].dtype
             make = bit_linear if rounded is not None and path in rounded else None
-            placed[target] = _packed(model.get_submodule(path), entry, dtype, make)
+            layer = model.get_submodule(path)
+            placed[target] = _packed(layer, entry, dtype, make, readable=path in direct)
             model.set_submodule(path, placed[target])
     _mark_loaded(model, there, placed)
     if rounded is not None:
@@ -116,6 +121,8 @@ def _packed(
     entry: TernaryEntry,
     scale_dtype: str,
     bit_linear: Callable[..., nn.Module] | None,
+    *,
+    readable: bool,
 ) -> nn.Module:
     """The packed form of a layer, on the meta device.
 
@@ -141,10 +148,12 @@ def _packed(
         rounds = "BitLinear" in type(module).__name__
         with torch.device("meta"):
             if rounds or _runs_as(module, nn.Linear):
-                make = bit_linear or (BitLinear if rounds else TernaryLinear)
+                plain = ReadableLinear if readable else TernaryLinear
+                make = bit_linear or (BitLinear if rounds else plain)
                 return make(columns, rows, bias is not None, **options)
             if _runs_as(module, nn.Embedding):
-                return PackedEmbedding(rows, columns, output=weight.dtype, **options)
+                table = ReadableEmbedding if readable else PackedEmbedding
+                return table(rows, columns, output=weight.dtype, **options)
             if _runs_as(module, Conv1D):
                 return PackedConv1D(rows, columns, **options)
     raise UnsupportedError(
@@ -260,7 +269,7 @@ def _tie(model: PreTrainedModel, placed: Mapping[str, nn.Module]) -> None:
         if head in placed:
             continue
         module, path = placed[table], head.rpartition(".")[0]
-        if not isinstance(module, TernaryEmbedding):
+        if not isinstance(module, PackedEmbedding):
             raise UnsupportedError(
                 f"is shared with {head!r}, which packed weights of a layer other than an embedding "
                 f"cannot be. Convert with --exclude '{table}'.",

@@ -1,0 +1,45 @@
+"""Which layers of a model are not only called: whose ``weight`` its own code reads as well.
+
+T5 asks one for its dtype, Mamba multiplies with one itself. Such a layer needs a packed form that
+has a ``weight``. They are found in the compiled methods of the model's classes, as two attributes
+that are read in a row, the second of which is ``weight``. To find one too many does no harm.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+
+from torch import nn
+
+
+def read_directly(model: nn.Module) -> set[str]:
+    """Paths of the layers whose weight is read outside of them."""
+    read = {kind: _names_read(kind) for kind in {type(module) for module in model.modules()}}
+    found = set()
+    for path, module in model.named_modules():
+        if names := read[type(module)]:
+            for inner, _ in module.named_modules():
+                if inner.rpartition(".")[2] in names:
+                    found.add(f"{path}.{inner}" if path else inner)
+    return found
+
+
+def _names_read(kind: type[nn.Module]) -> set[str]:
+    """Attributes of which methods of a class of a model read the ``weight``."""
+    found = set()
+    for name, method in inspect.getmembers(kind, inspect.isfunction):
+        code = inspect.unwrap(method)
+        if name == "_init_weights" or not inspect.isfunction(code) or _is_torch(code.__module__):
+            continue
+        last = ""
+        for step in dis.get_instructions(code):
+            read = str(step.argval) if step.opname in ("LOAD_ATTR", "LOAD_METHOD") else ""
+            if read == "weight" and last:
+                found.add(last)
+            last = read
+    return found
+
+
+def _is_torch(module: str) -> bool:
+    return module.partition(".")[0] == "torch"
