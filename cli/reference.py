@@ -49,6 +49,7 @@ _EXIT_CODES = (
 _COMPLETION = """\
 With `--json` a failure is JSON on stdout too:
 `{"error": {"code": 4, "kind": "not_ternary", "message": …, "tensor": …}}`.
+[Errors](errors.md) says what to do about each.
 
 Shell completion: put `eval "$(_TPACK_COMPLETE=bash_source tpack)"` into `~/.bashrc`,
 `eval "$(_TPACK_COMPLETE=zsh_source tpack)"` into `~/.zshrc`, or
