@@ -1,14 +1,27 @@
 """Codes of other systems in layout t2, against their own packers and against brute force."""
 
+import json
+import struct
+
 import hf_models
 import numpy as np
 import pytest
 import torch
+from gguf_files import container
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
+import tpack
 from tpack import codec
-from tpack.dialects import codes, compressed_tensors, hf_bitnet, mlx
+from tpack.dialects import (
+    codes,
+    compressed_tensors,
+    gguf_blocks,
+    gguf_types,
+    hf_bitnet,
+    mlx,
+)
 from tpack.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -122,3 +135,115 @@ def test_mlx_by_hand():
     words[2, 2] |= np.uint32(3 << 30)
     with pytest.raises(InputError, match="code 3 at row 6, column 47"):
         mlx.to_t2(words, first=4)
+
+
+# ---- a file with a code that is no trit is refused, whatever dialect and place it is in
+
+ROWS, COLUMNS = 8, 256
+ILLEGAL_TQ1 = sorted({*range(256)} - {-(-256 * value // 243) for value in range(243)})
+
+
+def stored_codes(offset=1):
+    """Codes of random trits two bits each, four in a byte, as uint8 (ROWS, COLUMNS / 4)."""
+    packed = np.zeros((ROWS, COLUMNS // 4), dtype=np.uint8)
+    for (row, column), trit in np.ndenumerate(trits(ROWS, COLUMNS)):
+        packed[row, column // 4] |= np.uint8(trit + offset) << 2 * (column % 4)
+    return packed
+
+
+def folder_of(path, config, **tensors):
+    """A folder of one layer, from arrays."""
+    path.mkdir()
+    state = {name.replace("__", "."): torch.from_numpy(array) for name, array in tensors.items()}
+    save_file(state, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def bitnet_folder(path, place, damage):
+    stripes = np.zeros((ROWS // 4, COLUMNS), dtype=np.uint8)
+    for (row, column), trit in np.ndenumerate(trits(ROWS, COLUMNS)):
+        stripes[row % (ROWS // 4), column] |= np.uint8(trit + 1) << 2 * (row // (ROWS // 4))
+    if damage:
+        stripes.reshape(-1)[place] |= 3 << 2 * (place % 4)
+    config = {"quantization_config": {"quant_method": "bitnet"}}
+    scale = np.ones(1, dtype=np.float32)
+    return folder_of(path, config, a__weight=stripes, a__weight_scale=scale)
+
+
+def compressed_folder(path, place, damage):
+    packed = stored_codes(offset=2)
+    if damage:
+        packed.reshape(-1)[place] &= ~np.uint8(3 << 2 * (place % 4))
+    weights = {"num_bits": 2, "type": "int", "symmetric": True, "strategy": "tensor"}
+    config = {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "format": "pack-quantized",
+            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        }
+    }
+    return folder_of(
+        path,
+        config,
+        a__weight_packed=packed.view(np.int32),
+        a__weight_scale=np.ones(1, dtype=np.float32),
+        a__weight_shape=np.array([ROWS, COLUMNS]),
+    )
+
+
+def mlx_folder(path, place, damage):
+    packed = stored_codes()
+    if damage:
+        packed.reshape(-1)[place] |= 3 << 2 * (place % 4)
+    scales = np.ones((ROWS, COLUMNS // 64), dtype=np.float32)
+    return folder_of(
+        path,
+        {"quantization": {"group_size": 64, "bits": 2}},
+        a__weight=packed.view(np.uint32),
+        a__scales=scales,
+        a__biases=-scales,
+    )
+
+
+def gguf_file(kind, number):
+    def write(path, place, damage):
+        scales = np.ones((ROWS, COLUMNS // kind.weights), dtype=np.float16)
+        blocks = gguf_blocks.pack_blocks(kind, codec.pack(trits(ROWS, COLUMNS)), scales)
+        bodies = blocks.reshape(-1, kind.nbytes)[:, kind.body]  # a view
+        if damage:
+            block, byte = divmod(place % bodies.size, bodies.shape[1])
+            is_base_3 = kind.name in ("TQ1_0", "PTQ1_0")
+            bodies[block, byte] = (
+                ILLEGAL_TQ1[place % len(ILLEGAL_TQ1)]
+                if is_base_3
+                else bodies[block, byte] | 3 << 2 * (place % 4)
+            )
+        tail = struct.pack("<f", 1.0) + bytes(28) if kind.name == "I2_S" else b""
+        path = path.with_suffix(".gguf")
+        path.write_bytes(
+            container((), [("a.weight", (ROWS, COLUMNS), number, blocks.tobytes() + tail)])
+        )
+        return path
+
+    return write
+
+
+DIALECTS = {
+    "hf-bitnet": bitnet_folder,
+    "compressed-tensors": compressed_folder,
+    "mlx": mlx_folder,
+    **{kind.name: gguf_file(kind, number) for number, kind in gguf_types.TERNARY.items()},
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 101, 446, 447])
+@pytest.mark.parametrize("write", DIALECTS.values(), ids=DIALECTS)
+def test_an_illegal_code_is_refused_and_nothing_written(tmp_path, write, place):
+    target = tmp_path / "out"
+    with pytest.raises(InputError, match=r"code (3 )?(at|in)|the value -2 at") as caught:
+        tpack.convert(write(tmp_path / "bad", place, damage=True), target)
+    assert caught.value.code == 3
+    assert caught.value.tensor in ("a.weight", "a.weight_packed")
+    assert not target.exists()
+    tpack.convert(write(tmp_path / "good", place, damage=False), target)
