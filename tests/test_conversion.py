@@ -4,9 +4,11 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -339,6 +341,52 @@ def test_wrappers_are_stripped_and_reported(out):
 def test_state_dict_without_destination():
     with pytest.raises(UsageError, match="destination"):
         tpack.convert({"w": trits(2, 2)})
+
+
+def test_a_text_is_no_list_of_patterns(out):
+    """Its letters would be patterns, and ``*`` would match everything."""
+    state = {"a.weight": noise(4, 4), "b.weight": noise(4, 4)}
+    for option in ("include", "exclude"):
+        with pytest.raises(UsageError, match=rf"{option} is 'a\*', expected a list: \['a\*'\]"):
+            tpack.convert(state, out, **{option: "a*"})
+
+
+def test_values_that_differ_little_are_told_apart(out):
+    weight = torch.full((4, 4), 0.1)
+    weight[2, 1] = torch.nextafter(weight[2, 1], torch.tensor(1.0))
+    with pytest.raises(NotTernaryError) as caught:
+        tpack.convert({"a.weight": weight}, out, exact=True, scale="tensor")
+    text = str(caught.value)
+    value, scale = re.search(r"value (\S+) at index .*0 or ±(\S+) ", text).groups()
+    assert (np.float32(value), np.float32(scale)) == (weight[2, 1], np.float32(0.1))
+
+
+# ---- what it needs
+
+
+def test_the_promise_of_memory_is_kept_and_not_far_off(tmp_path):
+    save_file(
+        {"a.weight": trits(2048, 2048), "b.weight": noise(2048, 1024)}, tmp_path / "m.safetensors"
+    )
+    code = (
+        "import re, sys, tpack\n"
+        "report = tpack.convert(sys.argv[1], dry_run=True, quantize=sys.argv[2])\n"
+        "peak = re.search(r'VmHWM:\\s*(\\d+) kB', open('/proc/self/status').read())[1]\n"
+        "print(report.memory, 1024 * int(peak))"
+    )
+    for method in ("absmean", "mse"):
+        command = [sys.executable, "-c", code, str(tmp_path / "m.safetensors"), method]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        promised, used = map(int, said.split())
+        assert used < promised < 8 * used
+
+
+def test_a_disk_without_room(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(
+        StorageError, match=r"has 100 B of free space, but up to 1\.0 kB are needed"
+    ):
+        tpack.convert({"a.weight": noise(4, 400)}, tmp_path / "x")
 
 
 # ---- output

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from strategies import trit_arrays
 
 from tpack import codec
+from tpack.errors import UsageError
 from tpack.pack import pack_ternary, unpack_ternary
 
 DTYPES = [
@@ -107,6 +108,15 @@ def test_other_integers_are_named(dtype, bad):
 def test_integers_that_wrap_are_refused(bad):
     with pytest.raises(ValueError, match="not ternary"):
         pack_ternary(torch.tensor([bad, 0]))
+
+
+@pytest.mark.parametrize("value", [[1, 0], None, 1, np.zeros(3)])
+def test_what_is_no_tensor(value):
+    said = f"is a {type(value).__name__}, expected a torch.Tensor"
+    with pytest.raises(UsageError, match=said):
+        pack_ternary(value)
+    with pytest.raises(UsageError, match=said):
+        unpack_ternary(value, 2)
 
 
 def test_no_dim():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tpack.codec import illegal_byte, not_a_trit
+from tpack.dtypes import BY_NAME
 from tpack.errors import UsageError
 from tpack.kernels import selection
 from tpack.nn.functional import CODES
@@ -25,13 +26,15 @@ def pack_ternary(tensor: Tensor) -> Tensor:
         uint8 ``(..., ceil(k / 4))`` on the same device.
 
     Raises:
-        ValueError: another value, naming the first one and its index; or no dim.
+        ValueError: another value, naming the first one and its index; or no dim, no tensor.
 
     Example:
         >>> weights = torch.tensor([1, -1, 0, 1, 0, -1, 1, 1], dtype=torch.int8)
         >>> pack_ternary(weights)
         tensor([146, 161], dtype=torch.uint8)
     """
+    _check_tensor("pack_ternary: tensor", tensor)
+    tensor = tensor.resolve_neg()  # a view that negates has the bits of the other sign
     if tensor.is_complex():
         raise UsageError(f"pack_ternary: tensor is {tensor.dtype}, expected a real dtype.")
     if tensor.dim() == 0:
@@ -45,6 +48,18 @@ def pack_ternary(tensor: Tensor) -> Tensor:
         index = _first(bad)
         raise not_a_trit(float(tensor[index]), index)
     return pack_trits(tensor)
+
+
+def _check_tensor(what: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise UsageError(f"{what} is a {type(value).__name__}, expected a torch.Tensor.")
+    if value.is_nested or value.layout != torch.strided or value.is_quantized:
+        kind = "nested" if value.is_nested else "quantized" if value.is_quantized else value.layout
+        raise UsageError(f"{what} is {kind}, expected a plain dense one. Convert it first.")
+    if value.is_meta:
+        raise UsageError(f"{what} is on the meta device and has no values.")
+    if str(value.dtype).removeprefix("torch.") not in BY_NAME:
+        raise UsageError(f"{what} is {value.dtype}, expected a real dtype. Cast it first.")
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:
@@ -98,6 +113,7 @@ def unpack_ternary(packed: Tensor, numel: int | Sequence[int]) -> Tensor:
         >>> unpack_ternary(torch.tensor([146, 161], dtype=torch.uint8), 8)
         tensor([ 1, -1,  0,  1,  0, -1,  1,  1], dtype=torch.int8)
     """
+    _check_tensor("unpack_ternary: packed", packed)
     shape = (numel,) if isinstance(numel, int) else tuple(numel)
     if packed.dtype != torch.uint8:
         raise UsageError(f"unpack_ternary: packed is {packed.dtype}, expected torch.uint8.")

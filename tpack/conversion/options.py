@@ -37,6 +37,9 @@ class Options:
             if value not in known:
                 expected = ", ".join(filter(None, known))
                 raise UsageError(f"{option} {value!r} is unknown, expected {expected}.")
+        for option, patterns in (("include", self.include), ("exclude", self.exclude)):
+            if isinstance(patterns, str):  # its letters would be patterns
+                raise UsageError(f"{option} is {patterns!r}, expected a list: [{patterns!r}].")
         layout_named(self.layout)
         if self.scale != "auto":
             Scale.parse(self.scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,16 @@ from tpack.codec import GROUP_SIZES, layout_named, rows_and_columns
 from tpack.conversion.options import Options
 from tpack.conversion.plan import Plan
 from tpack.errors import StorageError
-from tpack.sources import Source
+from tpack.kernels.selection import default_threads
+from tpack.quantize.pieces import MOST_THREADS
+from tpack.quantize.weight import BLOCK
+from tpack.sources import PackedTensor, Source, SourceTensor
+from tpack.text import size
 
-#: Of the interpreter, buffers and threads; measured.
-FIXED_MEMORY = 300 << 20
+#: Of the interpreter with numpy, and of torch where a source needs it; measured.
+INTERPRETER, TORCH = 64 << 20, 200 << 20
+#: Copies of a piece that a thread works on, at four bytes a number; measured.
+PIECE_BYTES = 4 * 4 * BLOCK
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Needs:
     """Upper bounds in bytes, from the shapes alone.
 
     Attributes:
-        memory: resident.
+        memory: resident, with what is mapped from a pickle.
         disk: for the output and what is spooled on the way.
     """
 
@@ -33,14 +40,32 @@ class Needs:
     def of(cls, plan: Plan, source: Source, options: Options) -> Needs:
         """What a plan needs."""
         layout = layout_named(options.layout)
-        packed = scales = 0
+        packed = scales = largest = 0
         for tensor, split in plan.weights.values():
             rows, columns = rows_and_columns(tensor.shape, split)
             packed += rows * layout.bytes_for(columns)
             scales += 4 * rows * math.ceil(columns / GROUP_SIZES[-1])
+            largest = max(largest, _at_once(tensor, options))
         kept = sum(t.nbytes for t in plan.kept.values())
-        largest = max((t.nbytes for t in source.tensors.values()), default=0)
-        return cls(FIXED_MEMORY + largest, 2 * packed + scales + kept)
+        pieces = PIECE_BYTES * (1 + min(default_threads(), MOST_THREADS))
+        memory = INTERPRETER + pieces + largest + _of_torch(source)
+        return cls(memory, 2 * packed + scales + kept)
+
+
+def _at_once(tensor: SourceTensor | PackedTensor, options: Options) -> int:
+    """What a weight needs beside the pieces of it: trits and sums, for ``mse`` all its numbers."""
+    needed = 2 * tensor.numel
+    if options.quantize == "mse":
+        needed += 2 * tensor.numel * (8 if tensor.dtype == "float64" else 4)
+    return needed
+
+
+def _of_torch(source: Source) -> int:
+    """What torch needs, if it has the tensors: pickles are mapped, odd strides copied."""
+    if "torch" not in sys.modules:
+        return 0
+    mapped = sum(f.stat().st_size for f in source.files if f.suffix != ".safetensors")
+    return TORCH + mapped + max((t.nbytes for t in source.tensors.values()), default=0)
 
 
 def check_room(folder: Path, needs: Needs) -> None:
@@ -52,7 +77,7 @@ def check_room(folder: Path, needs: Needs) -> None:
     free = shutil.disk_usage(folder).free
     if free < needs.disk:
         raise StorageError(
-            f"has {free / 1e9:.1f} GB of free space, but up to {needs.disk / 1e9:.1f} GB are "
-            "needed. Free some, or convert to another disk with -o.",
+            f"has {size(free)} of free space, but up to {size(needs.disk)} are needed. Free "
+            "some, or convert to another disk with -o.",
             file=folder,
         )

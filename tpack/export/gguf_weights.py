@@ -122,7 +122,7 @@ def _rounding(exact: Array, halves: npt.NDArray[np.float16]) -> tuple[float, str
         )
     return (
         float(f"{off[worst]:.3e}"),
-        f"has the scale {exact[worst]!s}, which float16 only holds as {halves[worst]!s} "
+        f"has the scale {exact[worst]!s}, which float16 only holds as {back[worst]!s} "
         f"(relative error {off[worst]:.1e})",
     )
 

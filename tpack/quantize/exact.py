@@ -69,7 +69,7 @@ def refuse(weight: Weight, statistics: Statistics, wanted: Scale | None) -> NotT
         )
     index, value, scale = _first_other(weight, scope)
     return NotTernaryError(
-        f"is not ternary: value {value:g} at index {index}, expected 0 or ±{scale:g} "
+        f"is not ternary: value {value!r} at index {index}, expected 0 or ±{scale!r} "
         f"as before it in the same {scope.kind}. Convert without --exact to quantize it.",
         index=index,
         value=value,

@@ -144,7 +144,7 @@ def _ternary_scale(scales: SourceTensor, biases: SourceTensor) -> npt.NDArray[An
     if bad.any():
         index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
         raise UnsupportedError(
-            f"is {others[index]:g} at index {index}, expected {-values[index]:g}, the negative "
+            f"is {others[index]!s} at index {index}, expected {-values[index]!s}, the negative "
             "scale: the weights are quantized to four values, not ternary. Convert the unquantized "
             "model.",
             tensor=biases.name,
