@@ -11,7 +11,7 @@ from tpack.cli.output import print_json
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.checkpoint)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: stdout.")
 @click.option("--standalone", is_flag=True, help="Source that imports nothing but torch.")
 @options.force

@@ -160,9 +160,10 @@ def _summary(report: ConversionReport) -> dict[str, str]:
     proof = "each packed weight unpacks to its source, bit for bit" if packed else ""
     loss = f"quantized with relative error {_error(quantized)}" if quantized else ""
     before, after = max(report.input_bytes, 1), max(report.output_bytes, 1)
-    change = (
-        f"{before / after:.1f}× smaller" if after <= before else f"{after / before:.1f}× larger"
-    )
+    ratio = f"{max(before / after, after / before):.1f}"
+    change = f"{ratio}× {'smaller' if after < before else 'larger'}"
+    if ratio == "1.0":
+        change = "about the same"
     return {
         "detected": f"{found}, {len(quantized)} others, {plural(len(kept), 'tensor')} to keep",
         "packed": f"{len(packed)} packed losslessly, {len(quantized)} quantized, {len(kept)} kept",

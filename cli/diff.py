@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("first", type=click.Path(path_type=Path))
-@click.argument("second", type=click.Path(path_type=Path))
+@click.argument("first", type=options.checkpoint)
+@click.argument("second", type=options.checkpoint)
 @options.as_json
 @options.quiet
 @options.verbose

@@ -11,7 +11,7 @@ from tpack.cli.output import print_json, printable, shape, shorten, size, table
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.checkpoint)
 @click.option(
     "--to", type=click.Choice(["hf-bitnet", "gguf"]), required=True, help="Whose dialect."
 )

@@ -9,25 +9,37 @@ from typing import TYPE_CHECKING
 import click
 
 from tpack.cli import options
-from tpack.cli.output import METHODS, grouped, print_json, shape, size, table
+from tpack.cli.output import (
+    METHODS,
+    grouped,
+    plural,
+    print_json,
+    printable,
+    shape,
+    shorten,
+    size,
+    table,
+    tint,
+)
 
 if TYPE_CHECKING:
     from tpack.inspection import InspectionReport
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.checkpoint)
 @click.option(
     "--html", type=click.Path(path_type=Path), help="Write a page of charts; verifies too."
 )
 @options.force
 @options.as_json
 @options.verbose
-def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: bool) -> None:
+def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: bool) -> int:
     """Show what is in a checkpoint, tensor by tensor.
 
     Repeated layers share a line. With --html: a page of its own that needs no network, with
-    charts, a table to sort and filter, and the source of the model. Prints its path.
+    charts, a table to sort and filter, and the source of the model. Prints its path, and
+    exits with 5 if a check does not hold.
 
     \b
     Example:
@@ -37,33 +49,40 @@ def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: 
     from tpack.inspection import inspect as run
 
     if html is not None:
-        _write_page(file, html, force=force)
+        problems = _write_page(file, html, force=force)
         if as_json:
-            print_json({"output": str(html)})
+            print_json({"output": str(html), "ok": not problems, "problems": problems})
         else:
             click.echo(html)
-        return
+            if problems:
+                told = f"{file}: {plural(len(problems), 'problem')}, which the page lists"
+                click.echo(f"{tint('FAILED', 'bad')}: {printable(told)}", err=True)
+        return 5 if problems else 0
     report = run(file)
     if as_json:
         print_json(report.to_dict())
-        return
+        return 0
     click.echo(_table(report, verbose=verbose))
     layers = len(report.program.layers) if report.program else 0
     click.echo(
         f"{len(report.tensors)} ternary, {len(report.kept)} kept, {report.bpw_total:.2f} bits per "
-        f"weight in all, {size(report.file_bytes)}, {layers} LayerDefs"
+        f"weight in all, {size(report.file_bytes)}, {plural(layers, 'LayerDef')}"
     )
+    return 0
 
 
-def _write_page(file: Path, html: Path, *, force: bool) -> None:
+def _write_page(file: Path, html: Path, *, force: bool) -> list[str]:
+    """Write the page; returns what verification found."""
     from tpack.container.atomic import check_not_input, check_target, new_file
-    from tpack.html_report import html_report
+    from tpack.html_report import gather, render
 
     check_not_input(html, file)
     check_target(html, force=force)
-    page = html_report(file).encode()
+    facts = gather(file)
+    page = render(facts).encode()
     with new_file(html, force=force) as out:
         out.write(page)
+    return list(facts.verification.problems)
 
 
 def _table(report: InspectionReport, *, verbose: bool) -> str:
@@ -82,6 +101,10 @@ def _table(report: InspectionReport, *, verbose: bool) -> str:
     for label, names in grouped(((t.name, (t.shape, t.dtype)) for t in report.kept), each=verbose):
         like = kept[names[0]]
         rows.append((label, shape(like.shape), like.dtype, "kept", "", ""))
+    rows += [
+        (alias, "", f"= {shorten(name, 24)}", "alias", "", "")
+        for alias, name in report.aliases.items()
+    ]
     head = ("tensor", "shape", "stored as", "method", "zeros", "bpw")
     stream = None if verbose else sys.stdout
     return table(head, rows, right=(4, 5), stream=stream, meanings=METHODS)

@@ -11,7 +11,7 @@ from tpack.cli.output import print_json, size
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.checkpoint)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @options.force
 @options.as_json

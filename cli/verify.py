@@ -11,7 +11,7 @@ from tpack.cli.output import plural, print_json, printable, table, tint
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=options.checkpoint)
 @click.option(
     "--against",
     metavar="SOURCE",

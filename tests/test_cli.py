@@ -307,6 +307,33 @@ def test_exit_5_and_6(run, source):
     assert run("convert", source, "--force")[0] == 0
 
 
+def test_checkpoints_may_be_named_by_file_addresses_and_no_others(run, source):
+    made = Path(run("convert", source, "-q")[1].strip())
+    for command in ("verify", "inspect"):
+        assert run(command, f"file://{made}")[0] == 0
+    code, _, err = run("verify", "s3://bucket/model")
+    assert code == 2
+    assert "'s3://bucket/model' is an address, expected a path" in err
+
+
+def test_an_output_with_an_unknown_scheme_is_named(run, source):
+    code, out, err = run("convert", source, "-o", "nosuch://x")
+    assert (code, out) == (3, "")
+    assert err == "tpack: nosuch://x: cannot be opened: Protocol not known: nosuch.\n"
+
+
+def test_inspect_shows_tied_tensors(run, tmp_path):
+    table = torch.randn(8, 8)
+    torch.save(
+        {"embed.weight": table, "fc.weight": torch.eye(8), "lm_head.weight": table},
+        tmp_path / "m.pt",
+    )
+    made = run("convert", tmp_path / "m.pt", "-q")[1].strip()
+    assert "lm_head.weight         = embed.weight  alias\n" in run("inspect", made)[1]
+    report = json.loads(run("inspect", made, "--json")[1])
+    assert report["aliases"] == {"lm_head.weight": "embed.weight"}
+
+
 def test_exit_1_is_a_bug_and_shows_a_traceback_only_on_request(run, source, monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError("oh")

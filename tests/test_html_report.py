@@ -300,7 +300,27 @@ def test_the_command_writes_the_page_once(run, made, tmp_path):
     assert out.read_text() == text
     assert run("inspect", path, "--html", out)[0] == 6
     code, said, _ = run("inspect", path, "--html", out, "--force", "--json")
-    assert (code, json.loads(said)) == (0, {"output": str(out)})
+    assert (code, json.loads(said)) == (
+        0,
+        {"output": str(out), "ok": True, "problems": []},
+    )
     assert run("inspect", path, "--html", path, "--force")[0] == 6
     assert run("inspect", tmp_path / "gone", "--html", tmp_path / "x.html")[0] == 3
     assert not (tmp_path / "x.html").exists()
+
+
+def test_the_command_fails_after_it_wrote_the_page_of_a_damaged_file(run, tmp_path):
+    path, out = CHECKPOINTS["one"](tmp_path / "bad.safetensors"), tmp_path / "report.html"
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 0x55
+    path.write_bytes(blob)
+    code, said, err = run("inspect", path, "--html", out)
+    assert (code, said) == (5, f"{out}\n")
+    assert re.fullmatch(
+        rf"FAILED: {re.escape(str(path))}: . problems?, which the page lists\n", err
+    )
+    assert "Verification failed" in out.read_text()
+    code, said, err = run("inspect", path, "--html", out, "--force", "--json")
+    report = json.loads(said)
+    assert (code, report["ok"], err) == (5, False, "")
+    assert report["problems"]

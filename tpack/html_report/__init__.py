@@ -12,7 +12,7 @@ import os
 from tpack.html_report.facts import gather
 from tpack.html_report.page import render
 
-__all__ = ["html_report"]
+__all__ = ["gather", "html_report", "render"]
 
 
 def html_report(path: str | os.PathLike[str]) -> str:

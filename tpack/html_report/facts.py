@@ -30,7 +30,6 @@ class Facts:
         name: of the file, without its folder.
         tensors: ternary and kept ones, layer 2 before layer 10.
         scales: of the ternary ones; None where no scale is finite.
-        aliases: other names of tensors.
     """
 
     name: str
@@ -38,7 +37,6 @@ class Facts:
     verification: VerificationReport
     tensors: tuple[TernaryInfo | KeptInfo, ...]
     scales: Mapping[str, Spread | None]
-    aliases: Mapping[str, str]
 
 
 def gather(path: str | os.PathLike[str]) -> Facts:
@@ -50,11 +48,10 @@ def gather(path: str | os.PathLike[str]) -> Facts:
     report = inspect(path)
     with Checkpoint(path) as file:
         scales = {t.name: _spread(widen(*file.scale(t.name)[:2])) for t in report.tensors}
-        aliases = dict(sorted(file.document.aliases.items()))
     rows: list[TernaryInfo | KeptInfo] = [*report.tensors, *report.kept]
     rows.sort(key=lambda tensor: Place.of(tensor.name).sort_key)
     name = os.fsencode(Path(os.path.abspath(path)).name).decode(errors="replace")  # noqa: PTH100
-    return Facts(name, report, verify(path), tuple(rows), scales, aliases)
+    return Facts(name, report, verify(path), tuple(rows), scales)
 
 
 def _spread(scale: npt.NDArray[Any]) -> Spread | None:

@@ -155,7 +155,7 @@ def _table(facts: Facts) -> str:
     rows = "\n".join(_row(tensor) for tensor in facts.tensors)
     aliases = "".join(
         f"<li><code>{text(a)}</code> is <code>{text(b)}</code></li>"
-        for a, b in facts.aliases.items()
+        for a, b in facts.inspection.aliases.items()
     )
     shared = f'<p class="lead">Shared</p><ul class="aliases">{aliases}</ul>' if aliases else ""
     return f"""<section aria-labelledby="tensors-title"><h2 id="tensors-title">Tensors</h2>

@@ -90,10 +90,11 @@ def _file_system(address: str) -> tuple[Any, str]:
     except ImportError:
         raise UnsupportedError(
             f"needs the package fsspec for {scheme}://. Install tpack-ternary with the extra "
-            "remote."
+            "remote.",
+            file=address,
         ) from None
     try:
         files, root = fsspec.url_to_fs(address)
     except (ImportError, ValueError) as error:
-        raise UnsupportedError(f"cannot be opened: {error}") from error
+        raise UnsupportedError(f"cannot be opened: {error}.", file=address) from error
     return files, str(root)
