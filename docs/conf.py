@@ -68,11 +68,13 @@ pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 
 
-def add_toctrees(_: Sphinx, page: str, source: list[str]) -> None:
-    """Make the navigation of the links that the index has under each heading.
+def read_page(_: Sphinx, page: str, source: list[str]) -> None:
+    """Take pages as a code host shows them: plain Markdown, which names each page once.
 
-    So the index stays Markdown that a code host shows as it is, and names each page once.
+    The navigation is made of the links that the index has under each heading. Markdown that
+    lies outside of the manual, such as ../SECURITY.md, is linked as a file.
     """
+    source[0] = re.sub(r"\]\((\.\./[\w./-]+\.md)(#[\w-]+)?\)", r"](path:\1)", source[0])
     if page != "index":
         return
     for section in source[0].split("\n## ")[1:]:
@@ -84,4 +86,4 @@ def add_toctrees(_: Sphinx, page: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    app.connect("source-read", add_toctrees)
+    app.connect("source-read", read_page)
