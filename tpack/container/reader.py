@@ -129,9 +129,6 @@ class Checkpoint:
                 raise FormatError(f"{file.path.name} belongs to another model.", rule="R19")
             if shard.number > 1 and file.document.program is not None:
                 raise FormatError(f"{file.path.name} has a program of its own.", rule="R19")
-        count = sum(len(file.entries) for file in self.files)
-        if count != len(self.entries):
-            raise FormatError("holds a tensor in two shards.", rule="R19")
         tensors: dict[str, TernaryEntry] = {}
         kept: dict[str, str] = {}
         aliases: dict[str, str] = {}
