@@ -39,8 +39,9 @@ ROOT = Path(__file__).parent.parent
 PARTS = {
     "tpack/codec": ["tests/test_codec.py", "tests/test_pack.py", "tpack/codec"],
     "tpack/container": [
-        *(f"tests/test_{name}.py" for name in ("container", "document", "header", "index")),
-        *("tests/test_strictjson.py", "tpack/container"),
+        *(f"tests/test_{name}.py" for name in ("atomic", "document", "header", "index", "reader")),
+        *(f"tests/test_{name}.py" for name in ("container", "strictjson", "writer")),
+        "tpack/container",
     ],
     **{
         f"tpack/layerdef/{name}.py": [
