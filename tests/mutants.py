@@ -224,7 +224,7 @@ def _values(value: object) -> list:
         case int() | float():
             return [value + 1, value - 1]
         case str():
-            return [f"{value}_"]
+            return [f"{value}x"]
         case bytes():
-            return [value + b"_"]
+            return [value + b"x"]
     return []

@@ -196,6 +196,7 @@ def test_an_index_is_written_again(tied):
     assert tied.read_bytes() == before
     assert before.endswith(b"\n}\n")
     assert before.startswith(b'{\n  "metadata": {')
+    assert list(json.loads(before)["weight_map"]) == ["a", "b"]
 
 
 def test_an_index_holds_only_as_it_was_written(tied):

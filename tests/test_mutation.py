@@ -28,7 +28,7 @@ def texts(source):
         ("a << b", ["a << b → a >> b"]),
         ("7", []),
         ("x = 7", ["7 → 8", "7 → 6"]),
-        ("x = 'a'", ["'a' → 'a_'"]),
+        ("x = 'a'", ["'a' → 'ax'"]),
         ("x = True", ["True → False"]),
         ("x = f'{a}'", ["f'{a}' → 'mutated'"]),
         ("x = min(a)", ["min → max"]),
