@@ -24,6 +24,7 @@ from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError
 from tpack.layerdef import LayerDef, Program, as_program, slots
 from tpack.layerdef.refine import Found, refine
 from tpack.nn import is_unfrozen
+from tpack.nn.legal import check_legal, remember
 from tpack.parallel import Part, split
 from tpack.reading import read_program
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
@@ -43,7 +44,10 @@ def load(
 
     The module is built from the embedded LayerDefs; no text of the file is run. On the CPU
     its tensors map the file: nothing is read before it is used, and pages are shared between
-    processes. The mapping is private: writing to a tensor does not change the file.
+    processes. The mapping is private: writing to a tensor does not change the file. The first
+    use of a packed weight reads it whole and raises FormatError where its bytes hold no codes.
+    A tensor that the source had under several names is there once, by the name that the file
+    stores it by; the others are in ``module.ternary_aliases``, and ``save`` writes them again.
 
     Args:
         path: the checkpoint.
@@ -71,9 +75,18 @@ def load(
         elif device_mesh is not None or parallel is not None:
             raise UsageError("load: device_mesh and parallel are given together, or neither.")
         tensors = dict(map_tensors(file, parts))
+        layouts = {f"{name}_packed": entry.layout for name, entry in file.document.tensors.items()}
+        aliases: Any = dict(file.document.aliases)  # plain data, no part of the state
+    module.ternary_aliases = aliases
     module.load_state_dict(tensors, strict=True, assign=True)
+    for name in layouts:
+        remember(tensors[name], os.fspath(path), name)
     try:
-        return module if torch.device(device).type == "cpu" else module.to(device)
+        if torch.device(device).type == "cpu":
+            return module
+        for name, layout in layouts.items():  # copies are made of them, so they are read now
+            check_legal(tensors[name], layout)
+        return module.to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
         raise UsageError(f"load: device {str(device)!r} cannot be used: {error}.") from error
 
@@ -204,7 +217,12 @@ def save(
             )
         with locate(tensor=f"{name}_packed"):
             ternary[name], packed[name] = repacked(entry, state[f"{name}_packed"], scale)
-    document = Document(program, ternary, kept)
+    aliases = {
+        alias: name
+        for alias, name in getattr(module, "ternary_aliases", {}).items()
+        if name in ternary or name in kept
+    }
+    document = Document(program, ternary, kept, aliases)
     expected = set(kept) | {f"{name}_{part}" for name in ternary for part in ("packed", "scale")}
     if surplus := sorted(set(state) - expected):
         raise LayerDefError(f"is in no LayerDef of {program.root}.", tensor=surplus[0])

@@ -1,6 +1,7 @@
 """Modules and ops on packed weights, for torch.
 
-``reference`` defines the ops, ``modules`` the layers, ``training`` how they train.
+``reference`` defines the ops, ``legal`` checks what they compute with, ``modules`` are
+the layers, ``training`` how they train.
 Importing this package registers ``torch.ops.tpack.linear`` and
 ``torch.ops.tpack.bit_linear``.
 """
@@ -9,6 +10,7 @@ from tpack.nn import ops as _ops  # registers torch.ops.tpack
 from tpack.nn.functional import (
     dequantize,
     ternary_bit_linear,
+    ternary_conv1d,
     ternary_conv2d,
     ternary_embedding,
     ternary_linear,
@@ -25,7 +27,6 @@ from tpack.nn.modules import (
 from tpack.nn.reference import (
     rotary_frequencies,
     rotate_half,
-    ternary_conv1d,
     unpack_trits,
 )
 from tpack.nn.training import freeze, is_unfrozen, unfreeze

@@ -3,13 +3,14 @@
 On a CPU, in plain eager inference, an op is one direct call of the extension. Under
 autograd, torch.compile or torch.export it is the operator of the same name in
 ``torch.ops.tpack``. On other devices, in layout t5, in float64, or without the
-extension it is the reference.
+extension it is the reference. Packed bytes are checked when they are first used.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor
 from tpack.kernels import selection
 from tpack.kernels.matmul import MOST_COLUMNS
 from tpack.nn import reference
+from tpack.nn.legal import check_legal
 
 Op = Callable[..., Tensor]
 
@@ -197,6 +199,7 @@ def _rows(
     layout: str,
     group_size: int,
 ) -> Tensor:
+    check_legal(packed, layout)
     if serves(x, packed, scale, layout):
         if is_plain(x, scale, bias):
             found = call(
@@ -221,6 +224,7 @@ def ternary_matmul(
     group_size: int = 0,
 ) -> Tensor:
     """``x @ weight`` for a weight of ``shape`` (in, out)."""
+    check_legal(packed, layout)
     if serves(x, packed, scale, layout):
         if is_plain(x, scale, None):
             found = call(
@@ -246,6 +250,7 @@ def dequantize(
     group_size: int = 0,
 ) -> Tensor:
     """``scale * trit`` in the logical shape, in the dtype of ``like`` or the scale."""
+    check_legal(packed, layout)
     dtype = like.dtype if like is not None and like.is_floating_point() else scale.dtype
     columns = math.prod(shape[packed.dim() - 1 :])
     native = selection.native
@@ -291,6 +296,7 @@ def ternary_embedding(
     Raises:
         IndexError: an id outside the table.
     """
+    check_legal(packed, layout)
     native = selection.native
     rows, columns = shape
     if ids.dtype == torch.int64 and serves(scale, packed, scale, layout) and ids.is_cpu:
@@ -377,6 +383,14 @@ def ternary_conv2d(
 #: 512 channels, 1 to 25,088 positions: 1.1 to 12 times within these bounds, 0.1 to 1.3
 #: times outside, where oneDNN neither unfolds nor multiplies as often (Winograd).
 FEW, LARGE = 16, 1 << 16
+
+
+def ternary_conv1d(
+    x: Tensor, packed: Tensor, scale: Tensor, *args: Any, **options: Any
+) -> Tensor:
+    """Convolution: as the reference, which has the arguments."""
+    check_legal(packed, options.get("layout", "t2"))
+    return reference.ternary_conv1d(x, packed, scale, *args, **options)
 
 
 def _two(value: int | tuple[int, ...]) -> tuple[int, int]:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from tpack.nn import functional, reference
+from tpack.nn.legal import check_legal
 
-#: Kept alive: the registration ends with the object.
-_LIBRARY = torch.library.Library("tpack", "FRAGMENT")
+#: Kept alive, also when this module is loaded again: the registration ends with it.
+_LIBRARY = globals().get("_LIBRARY") or torch.library.Library("tpack", "FRAGMENT")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
@@ -56,6 +57,7 @@ def _cpu_rows(name: str, define: Any) -> Any:
         *,
         group_size: int = 0,
     ) -> Tensor:
+        check_legal(packed)
         if functional.serves(x, packed, scale, "t2"):
             outputs = packed.shape[0]
             found = functional.call(
@@ -72,6 +74,7 @@ def _cpu_rows(name: str, define: Any) -> Any:
 def _cpu_matmul(
     x: Tensor, packed: Tensor, scale: Tensor, columns: int, *, group_size: int = 0
 ) -> Tensor:
+    check_legal(packed)
     if functional.serves(x, packed, scale, "t2"):
         found = functional.call(
             "linear_columns", x, packed, scale, None, columns, columns, group_size
@@ -191,6 +194,8 @@ for _name, _schema, _define, _cpu, _fake, _setup, _backward in (
     ("matmul", _COLUMNS, _matmul, _cpu_matmul, _fake_matmul, _save_linear,
      _matmul_backward),
 ):  # fmt: skip
+    if hasattr(torch.ops.tpack, _name):  # it is loaded again, or a second copy
+        continue
     _LIBRARY.define(f"{_name}{_schema} -> Tensor", tags=_TAGS)
     _LIBRARY.impl(_name, _define, "CompositeExplicitAutograd")
     _LIBRARY.impl(_name, _cpu, "CPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from tpack.container.opening import open_input
 from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError
+from tpack.sources.mapped_file import MappedFile
 from tpack.sources.names import clean_names
 from tpack.sources.source import Source, SourceTensor
 
@@ -44,7 +46,9 @@ def pickle_source(path: Path) -> Source:
                     "state dict instead: torch.save(model.state_dict(), path)."
                 ) from error
             raise InputError("is not a checkpoint of torch, or is damaged.") from error
-    source = state_dict_source(data, str(path))
+        mapped = MappedFile(os.dup(file.fileno()))
+    source = state_dict_source(data, str(path), mapped)
+    source.resources.callback(mapped.close)
     source.files = (path,)
     source.nbytes = path.stat().st_size
     return source
@@ -62,8 +66,13 @@ def _load(path: Path, file: BinaryIO) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def state_dict_source(data: object, label: str = "state dict") -> Source:
+def state_dict_source(
+    data: object, label: str = "state dict", mapped: MappedFile | None = None
+) -> Source:
     """Take the tensors of a state dict, of what wraps one, or of a module.
+
+    Args:
+        mapped: the file that torch may have mapped them from.
 
     Raises:
         InputError: no tensors in it, or not under names.
@@ -88,7 +97,7 @@ def state_dict_source(data: object, label: str = "state dict") -> Source:
     if not tensors:
         raise InputError("holds no tensors, expected a state dict.")
     names, stripped = clean_names(tensors)
-    held = _Held()
+    held = _Held(mapped)
     found: dict[str, SourceTensor] = {}
     aliases: dict[str, str] = {}
     owners: dict[object, str] = {}
@@ -100,6 +109,11 @@ def state_dict_source(data: object, label: str = "state dict") -> Source:
         if key is not None:
             owners[key] = names[name]
         found[names[name]] = _source_tensor(names[name], tensor, held)
+    notes += [
+        f"{names[name]} is quantized by torch: taken as float32"
+        for name, tensor in tensors.items()
+        if tensor.is_quantized
+    ]
     notes += stripped + [f"{alias} shares the storage of {name}" for alias, name in aliases.items()]
     size = sum(tensor.nbytes for tensor in found.values())
     return Source(label, found, aliases=aliases, notes=notes, nbytes=size)
@@ -123,7 +137,7 @@ def _has_tensors(data: Mapping[Any, Any]) -> bool:
 
 def _identity(tensor: Tensor) -> object:
     """What two tensors share that are views of the same elements; None if there are none."""
-    if tensor.layout != torch.strided or tensor.is_meta or not tensor.numel():
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or not tensor.numel():
         return None
     bits = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
     return (*bits, tensor.is_conj(), tensor.is_neg())
@@ -132,21 +146,31 @@ def _identity(tensor: Tensor) -> object:
 class _Held:
     """The last tensor that had to be copied to become contiguous: one at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, mapped: MappedFile | None) -> None:
         self.original: Tensor | None = None
         self.flat = torch.empty(0)
+        self.mapped = mapped
+
+    def piece(self, tensor: Tensor, start: int, stop: int) -> Tensor:
+        """Elements of a tensor, row by row."""
+        found = self.flatten(tensor)[start:stop]
+        return found if self.mapped is None else self.mapped.read(found)
 
     def flatten(self, tensor: Tensor) -> Tensor:
         if tensor.is_contiguous() and not tensor.is_quantized and tensor.device.type == "cpu":
             return tensor.reshape(-1)
         if self.original is not tensor:
             self.original = tensor
+            if self.mapped is not None and not tensor.is_quantized:
+                tensor = self.mapped.read_strided(tensor)
             plain = tensor.dequantize() if tensor.is_quantized else tensor
             self.flat = plain.cpu().contiguous().reshape(-1)
         return self.flat
 
 
 def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
+    if tensor.is_nested:
+        raise UnsupportedError("is nested, of no one shape. Pad it to a tensor.", tensor=name)
     if tensor.is_meta:
         raise UnsupportedError("is on the meta device and has no values.", tensor=name)
     if tensor.layout != torch.strided:
@@ -155,7 +179,7 @@ def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
     dtype, convert = element_reader(kind, name)
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
-        piece = held.flatten(tensor)[start:stop]
+        piece = held.piece(tensor, start, stop)
         return convert(piece.resolve_conj().resolve_neg())
 
     return SourceTensor(name, dtype, tuple(tensor.shape), read)

@@ -1,0 +1,96 @@
+"""Read the tensors that torch has mapped from a file by calls, as all other sources are read.
+
+Where a mapped file becomes shorter, whoever looks at the rest is ended by a signal; a call
+returns an error.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tpack.errors import InputError
+
+_MAPS = Path("/proc/self/maps")
+
+
+class MappedFile:
+    """An open file of which tensors are mapped; on a system that does not tell, they are used.
+
+    Args:
+        handle: of the open file, closed with the object.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._inode = os.fstat(handle).st_ino
+        self._spans: list[tuple[int, int, int]] = []
+
+    def read(self, piece: Tensor) -> Tensor:
+        """A copy of a contiguous tensor, or the tensor itself where it is not of the file.
+
+        Raises:
+            InputError: the file became shorter, or cannot be read.
+        """
+        offset = self._offset(piece.data_ptr()) if piece.numel() else None
+        if offset is None:
+            return piece
+        copy = torch.empty_like(piece)
+        view, done = memoryview(copy.view(torch.uint8).numpy()), 0
+        try:
+            while done < len(view):
+                count = os.preadv(self._handle, [view[done:]], offset + done)
+                if count == 0:
+                    raise InputError(
+                        "ends before its last byte: the file was truncated while it was read."
+                    )
+                done += count
+        except OSError as error:
+            raise InputError(f"cannot be read: {error.strerror}.") from error
+        return copy
+
+    def read_strided(self, tensor: Tensor) -> Tensor:
+        """The same for a tensor that is not contiguous: its whole storage is read.
+
+        Raises:
+            InputError: as ``read``.
+        """
+        stored = tensor.untyped_storage()
+        whole = torch.empty(0, dtype=torch.uint8).set_(stored)
+        copy = self.read(whole)
+        if copy is whole:
+            return tensor
+        made = torch.empty(0, dtype=tensor.dtype)
+        place = tensor.storage_offset(), tensor.shape, tensor.stride()
+        return made.set_(copy.untyped_storage(), *place)
+
+    def _offset(self, address: int) -> int | None:
+        """Where in the file a byte of memory comes from."""
+        for fresh in (False, True):
+            if fresh:
+                self._spans = list(self._mapped())
+            for start, stop, offset in self._spans:
+                if start <= address < stop:
+                    return offset + address - start
+        return None
+
+    def _mapped(self) -> list[tuple[int, int, int]]:
+        """First and last address of each part of memory that is of the file, and its offset."""
+        try:
+            lines = _MAPS.read_text().splitlines()
+        except OSError:  # not Linux
+            return []
+        spans = []
+        for line in lines:
+            addresses, _, offset, _, inode, *_ = line.split(maxsplit=5)
+            if int(inode) == self._inode:
+                start, stop = (int(text, 16) for text in addresses.split("-"))
+                spans.append((start, stop, int(offset, 16)))
+        return spans
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._handle)
