@@ -164,8 +164,9 @@ def _summary(report: ConversionReport) -> dict[str, str]:
     change = f"{ratio}× {'smaller' if after < before else 'larger'}"
     if ratio == "1.0":
         change = "about the same"
+    others = plural(len(quantized), "other")
     return {
-        "detected": f"{found}, {len(quantized)} others, {plural(len(kept), 'tensor')} to keep",
+        "detected": f"{found}, {others}, {plural(len(kept), 'tensor')} to keep",
         "packed": f"{len(packed)} packed losslessly, {len(quantized)} quantized, {len(kept)} kept",
         "checked": "; ".join(filter(None, (proof, loss))) or "nothing to check",
         "size": f"{size(report.input_bytes)} → {size(report.output_bytes)} ({change})",

@@ -1,5 +1,6 @@
 """Load and save: packed bytes are mapped, and outputs equal those of plain torch."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -210,3 +211,18 @@ def test_loading_does_not_read_the_tensors(tmp_path):
         timeout=60,
     )
     assert int(done.stdout) < 16 << 20
+
+
+def test_tied_tensors_are_there_once_and_saved_under_all_their_names(tmp_path):
+    table, weight = torch.randn(8, 4), torch.eye(4)
+    state = {"embed.weight": table, "fc.weight": weight, "again.weight": weight}
+    state["lm_head.weight"] = table
+    tpack.convert(state, tmp_path / "a.safetensors")
+    module = copy.deepcopy(tpack.load(tmp_path / "a.safetensors"))
+    assert module.ternary_aliases == {"lm_head.weight": "embed.weight", "again.weight": "fc.weight"}
+    assert "lm_head.weight" not in module.state_dict()
+    tpack.save(module, tmp_path / "b.safetensors")
+    back = tpack.unpack(tmp_path / "b.safetensors")
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    assert tpack.verify(tmp_path / "b.safetensors", state).ok
