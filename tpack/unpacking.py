@@ -84,7 +84,8 @@ def _blocks(file: Checkpoint, name: str, dtype: str) -> Iterator[memoryview]:
                 values = spread(scale, granularity, first, *trits.shape) * trits
                 plain = narrow(values, dtype)
             held = widen(plain, dtype)
-            if not (held == values if dtype == "int8" else np.isfinite(held)).all():
+            kept = np.isfinite(held) & ((held != 0) == (values != 0))
+            if not (held == values if dtype == "int8" else kept).all():
                 raise InputError(
                     f"has a scale that {dtype} cannot hold. Unpack it in another dtype.",
                     tensor=name,

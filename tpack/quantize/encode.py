@@ -72,7 +72,9 @@ def encode_blocks(weight: Weight, fit: Fit, take: Callable[[Bytes, int], None]) 
     for packed, columns in in_pieces(weight, fit.granularity, work):
         take(packed, columns)
     lost, total = (add_in_order(each) for each in squares.T)
-    return math.sqrt(lost / total) if total else 0.0
+    if not total:  # squares of float64 that are no numbers: such weights are lost altogether
+        return float(fit.method != "exact")
+    return math.sqrt(lost / total)
 
 
 def _pack_natively(

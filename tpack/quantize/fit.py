@@ -51,13 +51,15 @@ def make_fit(
     """Round the scale to its stored dtype and shape, and complete the rule.
 
     Raises:
-        InputError: the scale overflows its dtype.
+        InputError: a scale overflows its dtype, or becomes 0 in it.
     """
     shape = granularity.shape(weight.shape, weight.split)
     stored = narrow(scale, weight.scale_dtype)
-    if not np.isfinite(widen(stored, weight.scale_dtype)).all():
+    held = widen(stored, weight.scale_dtype)
+    bad = ~np.isfinite(held) | ((held == 0) & (scale != 0))
+    if bad.any():
         raise InputError(
-            f"needs a scale of {scale.max():g}, which {weight.scale_dtype} cannot hold. "
+            f"needs a scale of {scale[bad].max():g}, which {weight.scale_dtype} cannot hold. "
             "Divide the weights by a constant first."
         )
     limit = np.zeros_like(scale) if threshold is None else threshold
