@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import hf_models
@@ -168,6 +169,52 @@ def test_a_tied_head_is_named_among_them(tmp_path):
     plain = ["model.layers.1.self_attn.o_proj", "lm_head"]
     assert settings(tmp_path / "out")["modules_to_not_convert"] == plain
     assert type(hf_models.load(tmp_path / "out").lm_head).__name__ == "Linear"
+
+
+BERT = {
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 100,
+    "max_position_embeddings": 16,
+}
+DISTILBERT = {"dim": 32, "hidden_dim": 32, "n_layers": 1, "n_heads": 2, "vocab_size": 100}
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "kept"),
+    [
+        ("Bert", BERT, "*.query.weight"),
+        ("Roberta", BERT, "*.query.weight"),
+        ("DistilBert", DISTILBERT, "*.q_lin.weight"),
+    ],
+)
+def test_a_tied_head_of_another_name_stays_plain(tmp_path, family, sizes, kept):
+    library = hf_models.transformers()
+    torch.manual_seed(0)
+    make = getattr(library, f"{family}ForMaskedLM")
+    model = make(getattr(library, f"{family}Config")(**sizes)).eval()
+    head = model.get_output_embeddings()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module is not head:
+                module.weight.copy_(torch.randint(-1, 2, module.weight.shape) * 0.125)
+    save_plain(model, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    del config["tie_word_embeddings"]  # as older versions write it, for true is the default
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
+    tpack.convert(tmp_path / "hf", tmp_path / "packed", exclude=[kept])
+    with Checkpoint(tmp_path / "packed") as file:
+        report = export_hf_bitnet(file, tmp_path / "out")
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = make.from_pretrained(tmp_path / "out").eval()
+    kinds = [type(module).__name__ for module in loaded.modules()]
+    assert kinds.count("AutoBitLinear") == report.packed
+    assert type(loaded.get_output_embeddings()) is torch.nn.Linear
+    wanted = hf_models.logits(model)
+    assert (hf_models.logits(loaded) - wanted).abs().max() < 0.1 * wanted.abs().max()
 
 
 def test_a_packed_head(tmp_path):

@@ -9,7 +9,7 @@ Source: ``replace_with_bitnet_linear`` and the conversion mappings of the transf
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tpack.container import TernaryEntry
@@ -27,6 +27,42 @@ _CONV1D_MODELS = ("clvp", "clvp_decoder", "decision_transformer", "gpt2", "image
 #: Layers that transformers keeps in float32.
 _FLOAT32 = re.compile(r"(?:^|.*\.)wo\.weight")
 _FLOAT32_MODELS = ("mt5", "pop2piano", "t5", "udop", "umt5")
+#: Heads that may share the table of an embedding, where they are not called ``lm_head``.
+_HEADS = {
+    "biogpt": "output_projection",
+    "distilbert": "vocab_projector",
+    "flaubert": "pred_layer.proj",
+    "fsmt": "decoder.output_projection",
+    "git": "output",
+    "gpt_neox_japanese": "embed_out",
+    "modernbert": "decoder",
+    "modernbert-decoder": "decoder",
+    "moonshine": "proj_out",
+    "rwkv": "head",
+    "trocr": "output_projection",
+    "whisper": "proj_out",
+    "xlm": "pred_layer.proj",
+    "xlnet": "lm_loss",
+}
+
+
+def tied_heads(config: Mapping[str, Any], names: Collection[str]) -> list[str]:
+    """Modules that may be a head without a tensor of its own, which transformers must not pack.
+
+    Args:
+        config: of the model.
+        names: of its tensors.
+    """
+    if config.get("tie_word_embeddings") is False:
+        return []
+    heads = ["lm_head"]
+    if any(name.startswith("lm_head.dense.") for name in names):  # RoBERTa and its like
+        heads = ["lm_head.decoder"]
+    if (named := config.get("model_type")) in _HEADS:
+        heads.append(_HEADS[named])
+    if any("predictions." in name for name in names):  # BERT and its like
+        heads.append("predictions.decoder")
+    return heads
 
 
 def check_layer(

@@ -25,7 +25,7 @@ from tpack.container.reader import CheckpointFile
 from tpack.dialects.hf_bitnet import STRIPES, from_codes
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import FormatError, InputError, NotTernaryError, UnsupportedError, locate
-from tpack.export.bitnet_layers import check_layer, has_experts
+from tpack.export.bitnet_layers import check_layer, has_experts, tied_heads
 from tpack.export.bitnet_scales import SETTINGS, Convention, Number, Scaled, choose, scaled
 from tpack.export.folder import new_folder
 from tpack.hfconfig import plain_config
@@ -201,8 +201,9 @@ class _Plan:
         )
         if not packed & {"lm_head"} and not set(plain) - {"lm_head"}:
             return None
-        if self.config.get("tie_word_embeddings") and "lm_head" not in (*packed, *plain):
-            plain.append("lm_head")
+        for head in tied_heads(self.config, self.checkpoint.entries):
+            if not any(name.endswith(head) for name in (*packed, *plain)):
+                plain.append(head)
         for name in plain:  # versions of transformers compare names in several ways
             if clash := next((other for other in sorted(packed) if name in other), None):
                 raise UnsupportedError(
