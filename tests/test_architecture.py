@@ -41,6 +41,7 @@ TORCH = {
     "demo",
     "hf",
     "sources.exported",
+    "sources.mapped_file",
     "sources.torch_source",
     "sources.dcp_source",
     "tracing",
