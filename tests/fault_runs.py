@@ -30,7 +30,11 @@ FAULTS = [
     *((call, name) for call in ("rename", "link") for name in ("EIO", "EACCES")),
     ("unlink", "EIO"),
     ("write", "short"),
+    ("write", "flip"),
+    ("preadv", "EIO"),
 ]  # fmt: skip
+#: What is asked of a write instead of an error.
+TRICKS = {"short": -1, "flip": -2}
 OLD = b"what was there before"
 
 
@@ -138,7 +142,7 @@ def calls(folder: Path) -> None:
                         put_old(target)
                     old = contents(target)
                     counter.write_bytes(b"")
-                    fault = -1 if name == "short" else ERRORS[name]
+                    fault = TRICKS[name] if name in TRICKS else ERRORS[name]
                     code = run(arguments, partial(arm, call, number, fault, place, counter))
                     after = contents(target)
                     seen = int(counter.read_text())

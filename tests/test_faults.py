@@ -28,7 +28,7 @@ def lines(folder, *arguments, **environment):
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        timeout=500,
+        timeout=1500,
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -46,7 +46,7 @@ def calls(tmp_path_factory):
 
 def test_every_call_is_tried(calls):
     tried = {(call, error) for _, _, call, error, *_ in calls}
-    assert len(tried) == 19
+    assert len(tried) == 21
     assert len(calls) > 250
 
 

@@ -1,7 +1,8 @@
 /* Preloaded, makes the n-th call of one function fail, for files below one folder.
  *
  * faults_arm(function, n, error, folder) arms it; faults_seen() tells how many calls there were.
- * `error` below zero asks for a short write instead: half of the bytes.
+ * `error` below zero asks for something else of a write: -1 for half of the bytes, -2 for all of
+ * them with one bit flipped.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -9,8 +10,10 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static char armed[16], below[4096];
@@ -44,14 +47,31 @@ static int hits(const char *function) { return !strcmp(armed, function) && ++see
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
 
+static ssize_t write_flipped(ssize_t (*real)(int, const void *, size_t), int descriptor, const void *data,
+                             size_t count) {
+    unsigned char *copy = malloc(count + 1);
+    memcpy(copy, data, count);
+    copy[count / 2] ^= 8;
+    ssize_t written = real(descriptor, copy, count);
+    free(copy);
+    return written;
+}
+
 ssize_t write(int descriptor, const void *data, size_t count) {
     REAL(write);
     if (descriptor_counts(descriptor) && hits("write")) {
-        if (fails_with < 0) return real(descriptor, data, count > 1 ? count / 2 : count);
+        if (fails_with == -2) return write_flipped(real, descriptor, data, count);
+        if (fails_with == -1) return real(descriptor, data, count > 1 ? count / 2 : count);
         errno = fails_with;
         return -1;
     }
     return real(descriptor, data, count);
+}
+
+ssize_t preadv64v2(int descriptor, const struct iovec *pieces, int count, off64_t offset, int flags) {
+    REAL(preadv64v2);
+    if (descriptor_counts(descriptor) && hits("preadv")) return errno = fails_with, -1;
+    return real(descriptor, pieces, count, offset, flags);
 }
 
 int fsync(int descriptor) {
