@@ -50,7 +50,6 @@ static void work(void *argument) {
 
 typedef void (*gomp_parallel)(void (*function)(void *), void *data, unsigned threads, unsigned flags);
 
-static _Atomic(gomp_parallel) openmp;
 static atomic_int forked;
 
 static void after_fork(void) { atomic_store(&forked, 1); }
@@ -79,6 +78,7 @@ static int find_torch(struct dl_phdr_info *info, size_t size, void *data) {
 }
 
 static gomp_parallel find_openmp(void) {
+    static _Atomic(gomp_parallel) openmp;
     static _Atomic unsigned long long searched_at;
     gomp_parallel found = atomic_load(&openmp);
     if (found) return found;
