@@ -147,7 +147,8 @@ def main(folder: Path, steps: int = STEPS) -> None:
 
     written = write(packed, alphabet)
     words = re.findall("[A-Za-z]{3,}", written.removeprefix(PROMPT))
-    known = sum(word in re.findall("[A-Za-z]+", text) for word in words) / len(words)
+    vocabulary = set(re.findall("[A-Za-z]+", text))
+    known = sum(word in vocabulary for word in words) / len(words)
     whose = "the same as" if written == write(model, alphabet) else "not as"
     print(f"written, {known:.0%} of it words of the text, {whose} the trained model:\n\n{written}")
 
