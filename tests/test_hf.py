@@ -364,6 +364,20 @@ def test_experts_that_are_merged_are_refused(tmp_path):
         load(folder)
 
 
+def test_a_weight_whose_parts_are_renamed_otherwise_is_refused(folder, tmp_path, monkeypatch):
+    from transformers.core_model_loading import WeightRenaming
+
+    rules = [WeightRenaming(r"\.up\.weight$", ".up_proj.weight")]
+    monkeypatch.setattr("tpack.hf.placing.get_model_conversion_mapping", lambda _: rules)
+
+    def rename(tensors):
+        for name in [name for name in tensors if ".up_proj." in name]:
+            tensors[name.replace("up_proj", "up")] = tensors.pop(name)
+
+    with pytest.raises(UnsupportedError, match=r"but its part in .*mlp.up.weight_packed would be"):
+        load(change(folder, tmp_path, rename))
+
+
 # ---- models that round their inputs
 
 

@@ -50,6 +50,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
     rounded = None if bit_linear is None else _rounded(model, settings)
     direct = read_directly(model)
     placed: dict[str, nn.Module] = {}
+    sources: dict[str, str] = {}
     for name, entry in file.ternary():
         target, merged = names.target(name)
         with locate(tensor=name):
@@ -76,6 +77,8 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
             layer = model.get_submodule(path)
             placed[target] = _packed(layer, entry, dtype, make, readable=path in direct)
             model.set_submodule(path, placed[target])
+            sources[target] = name
+    _check_parts(model, sources)
     _mark_loaded(model, there, placed)
     if rounded is not None:
         _check_rounding(model, settings, rounded)
@@ -215,6 +218,29 @@ def _check_complete(model: PreTrainedModel, there: set[str], names: _Names) -> N
             and not (ignored and re.search(ignored, name))
         ):
             raise InputError("is missing. Convert the model again.", tensor=name)
+
+
+def _check_parts(model: PreTrainedModel, sources: Mapping[str, str]) -> None:
+    """Make sure that transformers loads the parts of a weight where it would load the whole.
+
+    Its rules for names may look at what a name ends in. A part that it does not find stays zero,
+    which is the trit -1.
+
+    Args:
+        sources: the name in the checkpoint by that in the model.
+
+    Raises:
+        UnsupportedError: naming a weight whose parts are renamed otherwise.
+    """
+    names = _Names(model)
+    for target, name in sources.items():
+        for part in ("packed", "scale"):
+            if (found := names.target(f"{name}_{part}")[0]) != f"{target}_{part}":
+                raise UnsupportedError(
+                    f"is {target!r} in {type(model).__name__}, but its part in {name}_{part} would "
+                    f"be {found!r}. Convert with --exclude '{name}'.",
+                    tensor=name,
+                )
 
 
 def _mark_loaded(model: PreTrainedModel, there: set[str], placed: Mapping[str, nn.Module]) -> None:

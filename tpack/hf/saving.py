@@ -10,7 +10,15 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpack.container import INDEX, SINGLE, Shard, new_file, program_digest, write_checkpoint
+from tpack.container import (
+    INDEX,
+    SINGLE,
+    Shard,
+    new_file,
+    program_digest,
+    write_checkpoint,
+    write_index,
+)
 from tpack.errors import UsageError
 from tpack.hf.describing import Described, describe
 from tpack.hfconfig import packed_config
@@ -91,8 +99,7 @@ def _write(folder: Path, described: Described, limit: int) -> None:
         for file, names in zip(files, shards, strict=True)
         for piece in described.pieces(names)
     }
-    metadata = {"total_size": described.nbytes}
-    _write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(homes.items()))})
+    write_index(folder / INDEX, homes, {"total_size": described.nbytes})
 
 
 def _write_json(path: Path, data: Any) -> None:
