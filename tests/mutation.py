@@ -153,9 +153,14 @@ class Session:
 class InOrder:
     """The plugin of a process for one fault: the fastest tests first, the slowest not at all."""
 
-    def __init__(self, seconds: dict[str, float], failed: set[str]) -> None:
+    def __init__(self, mutant: Mutant | None, seconds: dict[str, float], failed: set[str]) -> None:
+        self.mutant = mutant
         self.seconds = seconds
         self.failed = failed
+
+    def pytest_configure(self) -> None:
+        if self.mutant is not None:  # before pytest's own finder, which loads what it is given
+            sys.meta_path.insert(0, Changed(self.mutant, self.mutant.apply()))
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         known = {i.nodeid: i for i in items if i.nodeid in self.seconds.keys() - self.failed}
@@ -256,9 +261,8 @@ def run_tests(tests: list[str], plugin: object, *, first_failure: bool = False) 
     return pytest.main([*options, *(["-x"] if first_failure else []), *tests], plugins=[plugin])
 
 
-def run_on_import(mutant: Mutant, tests: list[str], plugin: InOrder, _: Callable) -> int:
+def run_on_import(tests: list[str], plugin: InOrder, _: Callable) -> int:
     silence()
-    sys.meta_path.insert(0, Changed(mutant, mutant.apply()))
     return KILLED if run_tests(tests, plugin, first_failure=True) else SURVIVED
 
 
@@ -284,11 +288,13 @@ def results_of(mutants: list[Mutant], tests: list[str]) -> list[str]:
         os.waitpid(pid, 0)
         results, seconds, failed = json.loads(notes.read_text())
     results = {int(number): result for number, result in results.items()}
-    plugin = InOrder(seconds, set(failed))
-    for number, mutant in enumerate(mutants):
-        if results.get(number, "broken") == "broken":
-            child = partial(run_on_import, mutant, tests, plugin)
-            results[number], _ = judged(child, 5 + min(BUDGET, sum(seconds.values())))
+    on_import = [i for i in range(len(mutants)) if results.get(i, "broken") == "broken"]
+    for number in [None, *on_import] if on_import else []:
+        mutant = None if number is None else mutants[number]
+        child = partial(run_on_import, tests, InOrder(mutant, seconds, set(failed)))
+        results[number], _ = judged(child, 5 + BUDGET)
+        assert number is not None or results[number] == "survived", "tests fail without a fault"
+        if mutant is not None:
             tell(mutant, results[number])
     return [results[number] for number in range(len(mutants))]
 

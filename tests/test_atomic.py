@@ -303,6 +303,13 @@ def test_sections_have_digests_of_their_own(checked):
     assert checked.path.read_bytes() == b"abcabc"
 
 
+def test_a_section_of_several_pieces_ends_where_the_next_begins(checked):
+    checked.write(bytes(5_000_000))
+    checked.section()
+    checked.write(b"abc")
+    checked.check()
+
+
 def test_what_is_written_last_may_stand_first(checked):
     checked.seek(3)
     checked.write(b"def")

@@ -383,9 +383,10 @@ SHARD = {"number": 2, "of": 3, "program_sha256": HEX}
 )
 def test_shards(change):
     data = SHARD | change
-    shard = parsed(described(shard=data))[0].shard
-    assert shard == Shard(data["number"], data["of"], HEX)
-    assert shard.to_dict() == data
+    document = parsed(described(shard=data))[0]
+    assert document.shard == Shard(data["number"], data["of"], HEX)
+    assert document.shard.to_dict() == data
+    assert json.loads(document.to_json(stored()))["shard"] == data
 
 
 @pytest.mark.parametrize(
@@ -475,6 +476,13 @@ def test_a_program_with_another_tensor(other, tensor):
 def test_a_program_that_leaves_a_tensor_out(left_out, name):
     params = [param for i, param in enumerate(LAYER.params[:2]) if i != left_out]
     assert refusal(with_program(*params)) == ("R13", name, "is in no LayerDef.")
+
+
+@pytest.mark.parametrize("text", ["{", '{"\ud800": 1}', '{"a": 1, "a": 2}', '{"version": NaN}'])
+def test_what_is_no_json_is_called_a_description(text):
+    with pytest.raises(FormatError, match=r"^description ") as caught:
+        parse_document(text, {})
+    assert caught.value.rule == "R8"
 
 
 def test_the_digest_of_a_program():

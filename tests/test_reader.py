@@ -135,6 +135,8 @@ def test_shards_that_are_missing_or_doubled(tmp_path, changed, numbers):
     ("changed", "message"),
     [
         ({"y": (None, None, "b")}, "y.safetensors is a whole checkpoint, no shard."),
+        ({"x": (None, None, "c")}, "x.safetensors is a whole checkpoint, no shard."),
+        ({"x": (Shard(3, 4, DIGEST), None, "c")}, "x.safetensors belongs to another model."),
         ({"y": (Shard(2, 4, DIGEST), None, "b")}, "y.safetensors belongs to another model."),
         ({"y": (Shard(2, 3, HEX), None, "b")}, "y.safetensors belongs to another model."),
         ({"z": (Shard(1, 3, HEX), PROGRAM, "a")}, "z.safetensors belongs to another model."),
@@ -168,13 +170,15 @@ def test_every_tensor_is_where_the_index_says(tmp_path):
     folder_of(tmp_path, tie=False)
     index = tmp_path / "model.safetensors.index.json"
     weight_map = {"a": "z.safetensors", "b": "y.safetensors", "c": "x.safetensors"}
-    for change in ({"c": "y.safetensors", "d": "x.safetensors"}, {"d": "x.safetensors"}):
+    for change, name in (
+        ({"c": "y.safetensors", "d": "x.safetensors"}, "c"),
+        ({"d": "x.safetensors"}, "d"),
+    ):
         index.write_text(json.dumps({"weight_map": weight_map | change}))
         with pytest.raises(FormatError) as caught:
             Checkpoint(tmp_path)
-        assert caught.value.rule == "R19"
+        assert (caught.value.rule, caught.value.tensor) == ("R19", name)
         assert caught.value.message == "is not where model.safetensors.index.json says."
-        assert caught.value.tensor in ("c", "d")
     index.write_text(json.dumps({"weight_map": weight_map | {"n" * 300: "x.safetensors"}}))
     with pytest.raises(FormatError) as caught:
         Checkpoint(tmp_path)
@@ -302,6 +306,33 @@ def test_blocks_of_a_weight(tmp_path, rows, columns, layout, firsts):
         for first, block in file.trit_blocks("w"):
             assert np.array_equal(block, trits[first : first + len(block)])
         assert [name for name, _ in file.ternary()] == ["w"]
+
+
+def test_a_weight_of_one_dim_is_a_row(tmp_path):
+    trits, entry, pieces = weight(1, 7)
+    entry = replace(entry, shape=(7,), split=0)
+    pieces = [replace(piece, shape=piece.shape[1:]) for piece in pieces]
+    with Checkpoint(write(tmp_path / "x", *pieces, tensors={"w": entry})) as file:
+        ((first, block),) = file.trit_blocks("w")
+    assert (first, block.tolist()) == (0, trits.tolist())
+
+
+def test_weights_of_several_shards(tmp_path):
+    none = program_digest(None)
+    weight_map = {}
+    for number, name in enumerate("wv", 1):
+        _, entry, pieces = weight(number, 5)
+        pieces = [replace(piece, name=piece.name.replace("w", name)) for piece in pieces]
+        shard = Shard(number, 2, none)
+        write(tmp_path / f"{name}.safetensors", *pieces, tensors={name: entry}, shard=shard)
+        weight_map |= {piece.name: f"{name}.safetensors" for piece in pieces}
+    write_index(tmp_path / "model.safetensors.index.json", weight_map, {})
+    with Checkpoint(tmp_path) as file:
+        assert [(name, entry.shape) for name, entry in file.ternary()] == [
+            ("v", (2, 5)),
+            ("w", (1, 5)),
+        ]
+        assert [len(block) for name in "wv" for _, block in file.trit_blocks(name)] == [1, 2]
 
 
 def test_a_scale_and_its_granularity(tmp_path):

@@ -136,6 +136,7 @@ def message(text, **options):
         (b"9223372036854775808", "thing has the integer 9223372036854775808, beyond 64 bits."),
         (b"-9223372036854775808", "thing has the integer -9223372036854775808, beyond 64 bits."),
         (b"1" * 30, f"thing has the integer {'1' * 24}, beyond 64 bits."),
+        (b"1" * 5000, f"thing has the integer {'1' * 24}, beyond 64 bits."),
         (b"[1e999]", "thing has the number 1e999, beyond doubles."),
         (b"-1.0" + b"0" * 30 + b"e400", f"thing has the number -1.0{'0' * 20}, beyond doubles."),
         (b"[[[]]]", "thing is nested deeper than 2."),
@@ -213,3 +214,5 @@ def test_canonical_text():
 
 def test_the_deepest_nesting():
     assert MAX_NESTING == 64
+    assert parse_json(b"1", "R8", "thing", nesting=0) == 1
+    assert message(b"[]", nesting=0) == "thing is nested deeper than 0."

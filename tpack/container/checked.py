@@ -40,8 +40,7 @@ class CheckedFile:
     def section(self) -> str:
         """End a section; returns the SHA-256 of its bytes."""
         found = self._state.hexdigest()
-        if self._position > self._start:
-            self._sections.append((self._start, self._position, found))
+        self._sections.append((self._start, self._position, found))
         self._start, self._state = self._position, hashlib.sha256()
         return found
 
@@ -69,15 +68,16 @@ class CheckedFile:
         with suppress(AttributeError, OSError):  # no such call on this system
             os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
         end = 0
-        for start, stop, written in sorted(self._sections):
+        for start, stop, _ in sorted(self._sections):
             assert start == end, f"bytes {end} to {start} were written twice or never"
+            end = stop
+        for start, stop, written in self._sections:
             if _digest(handle, start, stop) != written:
                 raise StorageError(
                     f"holds other bytes from {start} to {stop} than were written there: the disk "
                     "or the memory is failing. Choose another disk.",
                     file=self.path,
                 )
-            end = stop
         if (size := os.fstat(handle).st_size) != end:
             raise StorageError(
                 f"holds {size} bytes, expected {end}: the disk is failing.", file=self.path
