@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check types docs html asan tsan neon mutation clean
+.PHONY: demo test test-slow check types docs html asan tsan neon fuzz mutation clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -65,6 +65,20 @@ tsan: | $(NATIVE)
 neon: | $(NATIVE)
 	aarch64-linux-gnu-gcc $(FLAGS) -O3 $(COMMON) $(CSRC)/neon.c $(DRIVER) -o $(NATIVE)/neon -ldl -lpthread -lm
 	qemu-aarch64 -L /usr/aarch64-linux-gnu -cpu max $(NATIVE)/neon
+
+# Random inputs, guided by coverage, to all that reads a file, prints source or takes an address.
+# `make fuzz SECONDS=3600` looks longer. What it finds is kept in build/fuzz/findings.
+SECONDS := 60
+
+fuzz: $(VENV)/.fuzz $(NATIVE)/fuzz
+	$(BIN)/python tests/fuzz/run.py --seconds $(SECONDS) --native $(NATIVE)/fuzz
+
+$(VENV)/.fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[fuzz]"
+	touch $@
+
+$(NATIVE)/fuzz: tests/native/fuzz_kernels.c $(COMMON) $(X86) $(wildcard $(CSRC)/*.h tests/native/*.h) | $(NATIVE)
+	$(CC) $(FLAGS) -fsanitize=address,undefined -fno-sanitize-recover=all $(COMMON) $(X86) $< -o $@ -ldl -lpthread -lm
 
 $(NATIVE):
 	mkdir -p $@

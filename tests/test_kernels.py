@@ -155,6 +155,13 @@ def test_the_first_bad_index_is_named(variant: str) -> None:
 # --- quantization -------------------------------------------------------------------------------
 
 
+def test_embedding_of_rows_with_code_3_is_refused(variant: str) -> None:
+    packed = np.array([[0x55, 0x55], [0x55, 0x35]], np.uint8)
+    kernels.embedding(np.array([0, 0]), packed, 7, np.ones(1, np.float32))
+    with pytest.raises(ValueError, match="a row holds code 3"):
+        kernels.embedding(np.array([0, 1]), packed, 7, np.ones(1, np.float32))
+
+
 SETS = [0, 1, 32, 96, 128, 4096, 4128, 8192]  # groups that the ranges take
 
 

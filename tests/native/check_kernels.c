@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "../../tpack/kernels/csrc/ops.h"
+#include "buffers.h"
 
 static const size_t SIZES[] = {0, 1, 3, 4, 5, 16, 31, 33, 63, 64, 65, 127, 255, 256, 257, 1030};
 static const size_t GROUPS[] = {0, 1, 4, 12, 32, 48, 64, 128, 256, 512};
@@ -15,36 +16,11 @@ enum { SIZE_COUNT = sizeof SIZES / sizeof *SIZES, GROUP_COUNT = sizeof GROUPS / 
 
 static int failures;
 
-static uint32_t random_bits(void) {
-    static uint64_t state = 1;
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)(state >> 33);
-}
-
-static float random_float(void) { return (float)random_bits() / 1073741824.0f - 1.0f; }
-
-/* a buffer that ends where its last element does, at an odd offset where the element allows it */
-typedef struct {
-    char *base, *data;
-    size_t bytes;
-} buffer;
-
-static buffer make(size_t bytes, size_t offset) {
-    buffer b = {malloc(bytes + offset + 1), NULL, bytes};
-    if (!b.base) abort();
-    b.base = realloc(b.base, bytes + offset ? bytes + offset : 1);
-    b.data = b.base + offset;
-    memset(b.data, 0x5a, bytes);
-    return b;
-}
-
 static void check(const char *variant, const char *what, int good, size_t rows, size_t columns, size_t extra) {
     if (good) return;
     failures++;
     printf("%s: %s differs at (%zu, %zu), %zu\n", variant, what, rows, columns, extra);
 }
-
-static int equal(buffer a, buffer b) { return !memcmp(a.data, b.data, a.bytes); }
 
 static int close_to(buffer a, buffer b, size_t columns) {
     const float *x = (const float *)a.data, *y = (const float *)b.data;

@@ -139,6 +139,7 @@ def embedding(
 
     Raises:
         ValueError: An index is not in 0..rows-1; the message names the first and its position.
+            Or a row that an index names holds code 3.
     """
     code = dtype_code(dtype, "dtype")
     packed, threads = check_packed(packed, columns), check_threads(threads)
@@ -160,7 +161,10 @@ def embedding(
         bad = int(np.argmax(outside)) if outside.any() else -1
         if bad < 0:
             chosen = as_float32(scale if group == 0 else scale[flat])
-            out = from_float32(reference.dequantize(packed[flat], columns, chosen, group)[0], dtype)
+            floats, wrong = reference.dequantize(packed[flat], columns, chosen, group)
+            if wrong >= 0:
+                raise ValueError("packed: a row holds code 3, expected 0, 1 or 2.")
+            out = from_float32(floats, dtype)
     if bad >= 0:
         raise ValueError(f"indices: {flat[bad]} at position {bad}, expected 0 to {rows - 1}.")
     return out.reshape(*indices.shape, columns)

@@ -232,7 +232,9 @@ AVX512_TARGET static uint64_t read_bytes(const uint8_t *data, size_t count) {
         a = _mm512_add_epi64(a, _mm512_loadu_si512(data + i));
         b = _mm512_add_epi64(b, _mm512_loadu_si512(data + i + 64));
     }
-    uint64_t sum = (uint64_t)_mm512_reduce_add_epi64(_mm512_add_epi64(a, b));
+    uint64_t lanes[8], sum = 0; /* the reduction of the header adds signed numbers, which may overflow */
+    _mm512_storeu_si512(lanes, _mm512_add_epi64(a, b));
+    for (int i = 0; i < 8; i++) sum += lanes[i];
     for (; i < count; i++) sum += data[i];
     return sum;
 }

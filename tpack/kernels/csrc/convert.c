@@ -149,7 +149,8 @@ static void embedding_task(void *context, size_t task, unsigned worker) {
     size_t row_size = c->weight->columns * tp_size_of(c->dtype);
     size_t last = (task + 1) * c->rows_per_task;
     for (size_t i = task * c->rows_per_task; i < last && i < c->rows; i++)
-        dequantize_span(c, (size_t)c->indices[i], 0, c->weight->columns, c->out + i * row_size);
+        if (dequantize_span(c, (size_t)c->indices[i], 0, c->weight->columns, c->out + i * row_size) < c->weight->columns)
+            note_bad(c, i);
 }
 
 ptrdiff_t tp_embedding(const tp_kernels *k, const tp_weight *weight, const int64_t *indices, size_t count,
@@ -159,6 +160,7 @@ ptrdiff_t tp_embedding(const tp_kernels *k, const tp_weight *weight, const int64
     if (!count || !weight->columns) return TP_GOOD;
     conversion c = {.k = k, .weight = weight, .indices = indices, .rows = count, .dtype = dtype, .out = out};
     c.rows_per_task = (SPLIT + weight->columns - 1) / weight->columns;
+    atomic_init(&c.first_bad, SIZE_MAX);
     tp_parallel(threads, (count + c.rows_per_task - 1) / c.rows_per_task, embedding_task, &c);
-    return TP_GOOD;
+    return atomic_load(&c.first_bad) == SIZE_MAX ? TP_GOOD : TP_BAD_CODE;
 }

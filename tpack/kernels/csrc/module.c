@@ -51,6 +51,7 @@ static tp_floats floats(size_t address, size_t dtype) {
     } while (0)
 
 static PyObject *answer(ptrdiff_t result) {
+    if (result == TP_BAD_CODE) return PyErr_Format(PyExc_ValueError, "packed: a row holds code 3, expected 0, 1 or 2.");
     return result == TP_NO_MEMORY ? PyErr_NoMemory() : PyLong_FromSsize_t(result);
 }
 

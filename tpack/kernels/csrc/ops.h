@@ -6,7 +6,7 @@
 
 #include "kernels.h"
 
-enum { TP_GOOD = -1, TP_NO_MEMORY = -2 };
+enum { TP_GOOD = -1, TP_NO_MEMORY = -2, TP_BAD_CODE = -3 };
 
 /* `group` says what a scale (or a sum, or a threshold) belongs to. */
 enum { TP_PER_TENSOR = 0, TP_PER_ROW = 1 /* anything larger: that many columns of a row */ };
@@ -35,7 +35,7 @@ ptrdiff_t tp_pack(const tp_kernels *k, tp_floats source, size_t rows, size_t col
                   unsigned threads);
 ptrdiff_t tp_dequantize(const tp_kernels *k, const tp_weight *weight, tp_dtype dtype, void *out,
                         unsigned threads);
-/* the index is that of the first bad element of `indices` */
+/* the index is that of the first bad element of `indices`; TP_BAD_CODE: a row that they name holds code 3 */
 ptrdiff_t tp_embedding(const tp_kernels *k, const tp_weight *weight, const int64_t *indices, size_t count,
                        tp_dtype dtype, void *out, unsigned threads);
 
