@@ -263,6 +263,37 @@ def test_links_of_a_hub_cache(source, target, tmp_path):
         tpack.convert(snapshot, tmp_path / "other")
 
 
+def test_prefixes_of_wrappers_are_those_of_the_whole_folder(tmp_path, target):
+    """A shard may hold nothing but a submodule that is called as a wrapper is."""
+    state = {"embed.weight": torch.ones(4, 4), "module.a.weight": trits(8, 8)}
+    state["module.b.weight"] = trits(8, 8)
+    write_shards(tmp_path / "a", state, count=3)
+    tpack.convert(tmp_path / "a", target)
+    assert tpack.unpack(target).keys() == state.keys()
+    wrapped = {f"module.{name}": tensor for name, tensor in model(1).items()}
+    for suffix in ("safetensors", "bin"):
+        folder = write_shards(tmp_path / suffix, wrapped, count=2, suffix=suffix)
+        report = tpack.convert(folder, tmp_path / f"{suffix}.out")
+        assert tpack.unpack(report.output).keys() == model(1).keys()
+        assert [note for note in report.notes if "stripped" in note] == [
+            "stripped 'module.' from names (DataParallel)"
+        ]
+
+
+def test_weights_that_are_there_twice(source, target):
+    """Others load the single file, which may be older or newer."""
+    save_file({"a.weight": trits(4, 4)}, source / "model.safetensors")
+    with pytest.raises(InputError, match=r"model.safetensors beside model.safetensors.index.json"):
+        tpack.convert(source, target)
+
+
+def test_safetensors_go_before_pickles(tmp_path, target):
+    folder = write_shards(tmp_path / "a", model(1), count=2, suffix="bin")
+    save_file({"a.weight": trits(4, 4)}, folder / "model.safetensors")
+    report = tpack.convert(folder, target)
+    assert [row.name for row in report.tensors] == ["a.weight"]
+
+
 def test_a_missing_shard(source, target):
     (source / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(InputError, match="missing: model-00002"):

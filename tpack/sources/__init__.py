@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tpack.container.opening import input_errors, open_input
 from tpack.errors import InputError, TpackError, UnsupportedError, locate
-from tpack.sources.names import clean_names
+from tpack.sources.names import Naming, as_stored, clean_names
 from tpack.sources.packed_layouts import refuse_packed
 from tpack.sources.source import (
     PackedTensor,
@@ -89,7 +90,7 @@ def _open_path(path: Path) -> Source:
             return dcp_source(path)
         from tpack.sources.folder_source import folder_source
 
-        return folder_source(path, _open_file)
+        return folder_source(path, partial(_open_file, naming=as_stored))
     source = _open_file(path)
     source.path = path
     if any(_may_be_packed(tensor) for tensor in source.tensors.values()):
@@ -97,14 +98,14 @@ def _open_path(path: Path) -> Source:
     return source
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path, naming: Naming = clean_names) -> Source:
     """Open one file, its tensors as they are stored."""
     if not path.exists():
         raise InputError("does not exist.")
     if path.suffix == ".safetensors":
         from tpack.sources.safetensors_source import safetensors_source
 
-        return safetensors_source(path)
+        return safetensors_source(path, naming)
     if path.suffix == ".gguf" or _begins_with(path, b"GGUF"):
         from tpack.sources.gguf_source import gguf_source
 
@@ -116,7 +117,7 @@ def _open_file(path: Path) -> Source:
     if path.suffix in PICKLES:
         from tpack.sources.torch_source import pickle_source
 
-        return pickle_source(path)
+        return pickle_source(path, naming)
     raise UnsupportedError(
         f"has suffix {path.suffix!r}, expected .safetensors, .gguf, .pt2 or one of "
         f"{', '.join(PICKLES)}. Rename it if it is one of these."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,14 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
     resources = ExitStack()
     with resources:
         opened = [resources.enter_context(open_file(file)) for file in files]
+        if index is not None:
+            for file, source in zip(files, opened, strict=True):
+                _check_against(index, file, source)
+        stripped = _clean(opened)
         tensors: dict[str, SourceTensor | PackedTensor] = {}
         homes: dict[str, int] = {}
         aliases: dict[str, str] = {}
         for number, (file, source) in enumerate(zip(files, opened, strict=True)):
-            if index is not None:
-                _check_against(index, file, source)
             for name, tensor in source.tensors.items():
                 if name in tensors:
                     raise InputError(
@@ -68,7 +71,7 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
         adapted, notes = adapt(plain, config) if len(plain) == len(tensors) else (tensors, [])
         for name in adapted:  # a dialect may rename what it unpacks
             homes.setdefault(name, homes.get(f"{name}_packed", 0))
-        notes = [note for source in opened for note in source.notes] + notes
+        notes = [note for source in opened for note in source.notes] + stripped + notes
         shards = tuple(
             SourceShard(file, _output_name(number, len(files), file, index), names)
             for number, file in enumerate(files)
@@ -91,6 +94,19 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
             resources=resources.pop_all(),
         )
     raise AssertionError  # the block returns or raises
+
+
+def _clean(sources: list[Source]) -> list[str]:
+    """Strip the prefixes of wrappers from the names of all files as one; notes what was."""
+    names, notes = clean_names([n for s in sources for n in (*s.tensors, *s.aliases)])
+    if notes:
+        for source in sources:
+            source.tensors = {
+                names[name]: replace(tensor, name=names[name])
+                for name, tensor in source.tensors.items()
+            }
+            source.aliases = {names[a]: names[name] for a, name in source.aliases.items()}
+    return notes
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -120,14 +136,17 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 def _files(path: Path) -> tuple[Index | None, list[Path]]:
     """The index, if there is one, and the files of weights."""
-    for name in (INDEX, PICKLE_INDEX):
+    for single, name in zip(SINGLES, (INDEX, PICKLE_INDEX), strict=True):
         if (path / name).exists():
             _check_inside(path, path / name)
             index = read_index(path / name)
+            if (path / single).exists() and single not in index.files:
+                raise InputError(
+                    f"holds {single} beside {name}, which is about other files. Remove what is old."
+                )
             return index, _checked(path, [path / shard for shard in index.files])
-    for name in SINGLES:
-        if (path / name).exists():
-            return None, _checked(path, [path / name])
+        if (path / single).exists():
+            return None, _checked(path, [path / single])
     found = sorted(file for file in path.iterdir() if file.suffix in WEIGHTS)
     shards = [file for file in found if re.fullmatch(r".*-\d+-of-\d+", file.stem)]
     if len(found) == 1 and not shards:
@@ -182,8 +201,7 @@ def _complete(shards: list[Path]) -> list[Path]:
 
 def _check_against(index: Index, file: Path, source: Source) -> None:
     """Make sure that a shard holds what the index says."""
-    listed = [name for name, home in index.weight_map.items() if home == file.name]
-    named = set(clean_names(listed)[0].values()) if listed else set()
+    named = {name for name, home in index.weight_map.items() if home == file.name}
     there = {*source.tensors, *source.aliases}
     if missing := sorted(named - set(there)):
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tpack.container.header import check_name
 from tpack.errors import InputError
@@ -14,6 +14,15 @@ PARALLEL = "module."
 COMPILED = "_orig_mod."
 
 _COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
+
+
+#: Gives each name what to call it, and notes for the report.
+Naming = Callable[[Iterable[str]], tuple[dict[str, str], list[str]]]
+
+
+def as_stored(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
+    """Leave names alone: those of a shard, which do not show what all have in common."""
+    return {name: name for name in names}, []
 
 
 def clean_names(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:

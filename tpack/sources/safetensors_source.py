@@ -13,11 +13,11 @@ from tpack.container import TensorFile
 from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.errors import UnsupportedError
-from tpack.sources.names import clean_names
+from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
 
 
-def safetensors_source(path: Path) -> Source:
+def safetensors_source(path: Path, naming: Naming = clean_names) -> Source:
     """Open a plain safetensors file.
 
     Raises:
@@ -29,7 +29,7 @@ def safetensors_source(path: Path) -> Source:
     if "tpack" in file.metadata:
         resources.close()
         raise UnsupportedError("is a tpack checkpoint already. Unpack it first: tpack unpack.")
-    names, notes = clean_names(file.entries)
+    names, notes = naming(file.entries)
     tensors = {names[name]: _tensor(file, name, names[name]) for name in sorted(file.entries)}
     return Source(
         str(path),

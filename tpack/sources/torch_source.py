@@ -19,14 +19,14 @@ from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError
 from tpack.sources.mapped_file import MappedFile
-from tpack.sources.names import clean_names
+from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
 
 #: Where trainers put the state dict, tried in this order.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
-def pickle_source(path: Path) -> Source:
+def pickle_source(path: Path, naming: Naming = clean_names) -> Source:
     """Open what ``torch.save`` wrote. Only tensors are unpickled: no code of the file runs.
 
     Raises:
@@ -47,7 +47,7 @@ def pickle_source(path: Path) -> Source:
                 ) from error
             raise InputError("is not a checkpoint of torch, or is damaged.") from error
         mapped = MappedFile(os.dup(file.fileno()))
-    source = state_dict_source(data, str(path), mapped)
+    source = state_dict_source(data, str(path), mapped, naming)
     source.resources.callback(mapped.close)
     source.files = (path,)
     source.nbytes = path.stat().st_size
@@ -67,12 +67,16 @@ def _load(path: Path, file: BinaryIO) -> Any:
 
 
 def state_dict_source(
-    data: object, label: str = "state dict", mapped: MappedFile | None = None
+    data: object,
+    label: str = "state dict",
+    mapped: MappedFile | None = None,
+    naming: Naming = clean_names,
 ) -> Source:
     """Take the tensors of a state dict, of what wraps one, or of a module.
 
     Args:
         mapped: the file that torch may have mapped them from.
+        naming: what to call them.
 
     Raises:
         InputError: no tensors in it, or not under names.
@@ -96,7 +100,7 @@ def state_dict_source(
             notes.append(f"left out {str(name)!r}: {type(value).__name__}, not a tensor")
     if not tensors:
         raise InputError("holds no tensors, expected a state dict.")
-    names, stripped = clean_names(tensors)
+    names, stripped = naming(tensors)
     held = _Held(mapped)
     found: dict[str, SourceTensor] = {}
     aliases: dict[str, str] = {}
