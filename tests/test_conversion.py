@@ -361,6 +361,14 @@ def test_values_that_differ_little_are_told_apart(out):
     assert (np.float32(value), np.float32(scale)) == (weight[2, 1], np.float32(0.1))
 
 
+def test_patterns_that_match_nothing_are_noted(out):
+    state = {"q_proj.weight": noise(4, 4), "k_proj.weight": noise(4, 4)}
+    report = tpack.convert(state, out, exclude=["q_proj", "k_proj.*"])
+    assert [note for note in report.notes if "matches" in note] == [
+        "--exclude 'q_proj' matches no name"
+    ]
+
+
 # ---- what it needs
 
 

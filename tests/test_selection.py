@@ -99,6 +99,7 @@ FAMILIES = [
     ("conv.parametrizations.weight.original1", (128, 64, 3), None),
     ("flow.log_scale", (2, 1), "no matrix by its name"),  # VITS
     ("perceiver.embeddings.latents", (8, 64), "embedding"),
+    ("base.layers.0.q_proj.lora_A.default.weight", (8, 64), "adapter"),  # PEFT
     ("resampler.latents", (8, 64), "no matrix by its name"),  # Idefics
 ]  # fmt: skip
 

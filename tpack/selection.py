@@ -89,6 +89,7 @@ RULES = (
     Rule("router", "owner", "is", ("gate",), shape=_wide),  # Mixtral, Qwen-MoE, DeepSeek
     Rule("router", "path", "ends", ("expert_gate.weight", ".gate.wg.weight")),  # Qwen-MoE, Hunyuan
     Rule("router", "owner", "is", ("ffn_gate_inp", "ffn_gate_inp_shexp")),  # GGUF
+    Rule("adapter", "path", "has", (".lora_a.", ".lora_b.")),  # PEFT
     Rule("position bias", "owner", "has", ("bias", "rel_pos")),  # T5, MPNet, timm
     Rule("position bias", "last", "has", ("rel_pos",)),  # SAM
     Rule("position bias", "owner", "is", ("attn_rel_b",)),  # GGUF

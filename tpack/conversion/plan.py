@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from tpack.codec.shapes import default_split
 from tpack.conversion.options import KEEP_DTYPES, Options
@@ -76,7 +77,19 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
             "with --include."
         )
     _check_names(plan, source.aliases)
+    plan.notes += _idle_patterns(source, options)
     return plan
+
+
+def _idle_patterns(source: Source, options: Options) -> list[str]:
+    """Notes for patterns that name no tensor: what they were to keep may be packed."""
+    names = [*source.tensors, *source.aliases]
+    return [
+        f"--{option} {pattern!r} matches no name"
+        for option in ("include", "exclude")
+        for pattern in getattr(options, option)
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
 
 
 def _keep_reason(source: Source, tensor: SourceTensor, options: Options) -> str | None:
