@@ -209,6 +209,10 @@ def test_a_description_holds_if_it_is_canonical_and_has_its_own_digest():
     ("change", "tensors"),
     [
         ({"shape": [10], "split": 0, "scale": "tensor"}, {"w_packed": (3,), "w_scale": (1,)}),
+        (
+            {"shape": [2**62], "split": 0, "scale": "tensor"},
+            {"w_packed": (2**60,), "w_scale": (1,)},
+        ),
         ({"shape": [1] * 16, "split": 15}, {"w_packed": (1,) * 16, "w_scale": (1,) * 16}),
         ({"shape": [3, 2, 5]}, {}),
         ({"shape": [3, 2, 5], "split": 2}, {"w_packed": (3, 2, 2), "w_scale": (3, 2, 1)}),
