@@ -1,5 +1,11 @@
 """Whole models: captured, converted, loaded and printed, they compute what they did."""
 
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
 import llama_page
 import pytest
 import torch
@@ -12,8 +18,8 @@ from tpack import LayerDefError, UsageError
 from tpack.build import BuiltModule, build_module, program_of
 from tpack.cli.reference import ops_reference
 from tpack.codegen import generate_pytorch_code
-from tpack.layerdef import Assignment, lower, slots
-from tpack.tracing import capture
+from tpack.layerdef import Assignment, LayerDef, Program, Unspecified, lower, slots
+from tpack.tracing import Captured, capture, trace_module
 
 
 def flat(result):
@@ -30,13 +36,44 @@ def from_text(source, name):
     return namespace[name]().eval()
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
-def family(request, tmp_path_factory):
-    """A model, its conversion, and the file."""
-    example = FAMILIES[request.param]()
-    path = tmp_path_factory.mktemp("captured") / "model.tpack.safetensors"
-    report = tpack.convert(example.model, path, exact=True, **example.arguments())
-    return example, report, path
+class Converted(NamedTuple):
+    """A model of a family, what convert made of it, and the trace that it made it from."""
+
+    example: Example
+    report: tpack.ConversionReport
+    path: Path
+    trace: Captured
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """Converts a family, once: nearly all the time goes to torch.export."""
+
+    @cache
+    def convert(name):
+        example = FAMILIES[name]()
+        path = tmp_path_factory.mktemp("captured") / "model.tpack.safetensors"
+        traces = []
+
+        def spy(*args):
+            traces.append(trace_module(*args))
+            return traces[-1]
+
+        with mock.patch("tpack.tracing.trace_module", spy):
+            report = tpack.convert(example.model, path, exact=True, **example.arguments())
+        return Converted(example, report, path, *traces)
+
+    return convert
+
+
+#: Families that differ from others here in little.
+SLOW = ("gpt2, eager", "qwen3")
+
+
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in FAMILIES])
+def family(request, converted):
+    """One of the families, converted."""
+    return converted(request.param)
 
 
 def check(example: Example, modules, sizes):
@@ -50,7 +87,7 @@ def check(example: Example, modules, sizes):
 
 
 def test_loaded_models_and_their_source_equal_the_original(family):
-    example, report, path = family
+    example, report, path, _ = family
     loaded = tpack.load(path)
     source = generate_pytorch_code(program_of(loaded), standalone=True)
     assert "tpack.nn" not in source
@@ -62,7 +99,7 @@ def test_loaded_models_and_their_source_equal_the_original(family):
 
 
 def test_shapes_that_source_tells_are_those_of_the_values(family, monkeypatch):
-    example, _, path = family
+    example, _, path, _ = family
     loaded = tpack.load(path)
     seen = []
 
@@ -102,7 +139,7 @@ def test_shapes_that_source_tells_are_those_of_the_values(family, monkeypatch):
 
 
 def test_keys_are_those_of_the_original(family):
-    example, report, path = family
+    example, report, path, _ = family
     state = example.model.state_dict()
     packed = {tensor.name for tensor in report.tensors if tensor.action == "packed"}
     tied = {note.partition(" ")[0] for note in report.notes if "shares the storage" in note}
@@ -112,12 +149,9 @@ def test_keys_are_those_of_the_original(family):
 
 
 @pytest.mark.parametrize("name", ["mlp", "mobilenet", "llama", "t5 encoder", "lstm"])
-def test_plain_capture_describes_plain_weights(name):
-    example = FAMILIES[name]()
-    given = example.arguments()
-    program = capture(
-        example.model, given["example_args"], given["example_kwargs"], given["dynamic_shapes"]
-    )
+def test_plain_capture_describes_plain_weights(name, converted):
+    example, _, _, trace = converted(name)
+    program = trace.program()
     kinds = {slot.param.param_type for slot in slots(program)}
     assert "TernaryTensor" not in kinds
     module = build_module(program)
@@ -128,8 +162,7 @@ def test_plain_capture_describes_plain_weights(name):
 
 
 def test_source_has_no_names_of_the_tracer(family):
-    _, _, path = family
-    source = generate_pytorch_code(program_of(tpack.load(path)))
+    source = generate_pytorch_code(program_of(tpack.load(family.path)))
     for word in ("getitem", "aten", "sym_size", "add_1", "view_"):
         assert word not in source
     assert "NotImplementedError" not in source
@@ -173,20 +206,19 @@ def test_weights_that_are_kept_stay_plain(tmp_path):
     check(example, [loaded], [(3, 1)])
 
 
-def test_copies_that_are_packed_differently_become_layers_of_their_own(tmp_path):
-    example = llama()
-    path = tmp_path / "m.tpack.safetensors"
-    tpack.convert(example.model, path, exclude=["model.layers.0.*"], **example.arguments())
-    loaded = tpack.load(path)
-    assert isinstance(loaded.get_submodule("model.layers.0.mlp.up_proj"), nn.Linear)
-    check(example, [loaded], [(2, 6)])
+def test_copies_that_are_packed_differently_become_layers_of_their_own(converted):
+    trace = converted("llama").trace
+    ternary = [name for name in trace.graph.stored if name.startswith("model.layers.1.mlp")]
+    program = trace.program(ternary)
+    layers = {param.name: param.layer for param in program.by_name["LlamaModel"].params}
+    assert layers["layers.0"] != layers["layers.1"]
+    kinds = {slot.name: slot.param.param_type for slot in slots(program)}
+    assert {name for name, kind in kinds.items() if kind == "TernaryTensor"} == set(ternary)
 
 
-def test_compiled_models_match_eager_ones():
-    example = llama()
-    given = example.arguments()
-    module = build_module(capture(example.model, (), given["example_kwargs"]))
-    module.load_state_dict(example.model.state_dict(), strict=True)
+def test_compiled_models_match_eager_ones(converted):
+    example, _, path, _ = converted("llama")
+    module = tpack.load(path)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     inputs = example.inputs(2, 7)
@@ -270,11 +302,38 @@ def test_control_flow_that_depends_on_values_is_refused_with_its_line(caplog):
     assert "Unable to find user code" not in caplog.text
 
 
-def test_experts_are_computed_as_before_once_captured():
-    example = FAMILIES["mixtral"]()
-    config = example.model.config
-    capture(example.model, (), example.arguments()["example_kwargs"])
-    assert config._experts_implementation == "eager"
+def test_experts_are_computed_as_before_once_captured(converted):
+    assert converted("mixtral").example.model.config._experts_implementation == "eager"
+
+
+@pytest.mark.parametrize("standalone", [False, True], ids=["importing", "standalone"])
+def test_generated_classes_are_saved_as_what_they_were_made_from(family, standalone, tmp_path):
+    loaded = tpack.load(family.path)
+    program = program_of(loaded)
+    written = from_text(generate_pytorch_code(program, standalone=standalone), program.root)
+    written.load_state_dict(loaded.state_dict(), strict=True)
+    tpack.save(written, tmp_path / "m.tpack.safetensors")
+    again = tpack.load(tmp_path / "m.tpack.safetensors")
+    inputs = family.example.inputs(3, 4)
+    with torch.no_grad():
+        for found, expected in zip(flat(again(**inputs)), flat(loaded(**inputs)), strict=True):
+            assert torch.equal(found, expected)
+    sources = [generate_pytorch_code(without_sizes(p)) for p in (program, program_of(again))]
+    if "= dequantize(" not in sources[0]:  # that step is the printer's, and has no other name
+        assert sources[0] == sources[1]
+
+
+def without_sizes(program):
+    """The program without the shapes that it tells."""
+    plain = [
+        LayerDef(
+            layer.name,
+            [replace(param, sizes=None) for param in layer.params],
+            [s if isinstance(s, Unspecified) else replace(s, sizes=None) for s in layer.body],
+        )
+        for layer in program.layers
+    ]
+    return Program(plain, program.root)
 
 
 def test_half_precision_is_captured_to_the_bit(tmp_path):

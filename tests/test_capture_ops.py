@@ -266,6 +266,9 @@ MASKS = {
     "of integers": lambda m, x: attend(
         x, (torch.arange(4)[:, None] - torch.arange(4)).to(torch.int64) > -2
     ),
+    "chosen, then moved": lambda m, x: (
+        torch.where(causal(x).expand(2, 3, -1, -1), 0.5, -1.0).flatten(1, 2).unsqueeze(0)
+    ),
     "filled": lambda m, x: (x @ x.mT).masked_fill(~causal(x), float("-inf")).softmax(-1) @ x,
 }
 

@@ -8,7 +8,8 @@ mask become one comparison, and a causal one a flag of the attention.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sympy
 import torch
@@ -17,7 +18,7 @@ from sympy.logic.boolalg import BooleanFalse, BooleanTrue
 
 from tpack.layerdef.ops import BINARY
 from tpack.tracing.formulas import INDICES, Formulas
-from tpack.tracing.graph import Graph, Value, same_size, same_sizes, values_in
+from tpack.tracing.graph import Graph, Size, Value, same_size, same_sizes, values_in
 
 _WRITTEN = {sympy.Le: "<=", sympy.Lt: "<", sympy.Ge: ">=", sympy.Gt: ">"}
 _WRITTEN |= {sympy.Eq: "==", sympy.Ne: "!="}
@@ -30,19 +31,45 @@ def rewrite_positions(graph: Graph) -> None:
     reader = Formulas()
     users, returned = graph.users(), set(values_in(graph.result))
     formulas = {value: reader.read(value) for value in graph.values}
+    tolerant = dict.fromkeys(returned, False)
+
+    def may_shrink(value: Value) -> bool:
+        """Whether dims of size 1 do in the place of what a value does not depend on."""
+        if value not in tolerant:
+            tolerant[value] = all(
+                user.op in _BROADCAST and (_grows(user, value, formulas) or may_shrink(user))
+                for user in users.get(value, [])
+            )
+        return tolerant[value]
 
     def change(value: Value) -> Value | None:
         if value.op == "scaled_dot_product_attention":
             return _attention(value, reader)
         formula = formulas.get(value)
+        if formula is None and value.op in _BROADCAST:
+            value.shape = _broadcast(values_in(tuple(value.args.values())))
         if formula is None or value.op in ("arange", "zeros", "ones", "full"):
             return None
-        tolerant = value not in returned and all(
-            user.op in _BROADCAST for user in users.get(value, [])
-        )
-        return _Writer(value, reader.leaves, whole=not tolerant).write(formula)
+        return _Writer(value, reader.leaves, whole=not may_shrink(value)).write(formula)
 
     graph.rewrite(change)
+
+
+def _grows(user: Value, value: Value, formulas: Mapping[Value, Any]) -> bool:
+    """Whether a value takes its shape from other operands than one."""
+    if user.op == "scaled_dot_product_attention":
+        return True
+    parts = values_in(tuple(user.args.values()))
+    others = [part for part in parts if part is not value and formulas.get(part) is None]
+    return same_sizes(_broadcast(others), user.shape)
+
+
+def _broadcast(values: Iterable[Value]) -> tuple[Size, ...]:
+    """The shape that values have together."""
+    shapes = [value.shape for value in values]
+    rank = max(map(len, shapes), default=0)
+    aligned = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    return tuple(next((s for s in sizes if s != 1), 1) for sizes in zip(*aligned, strict=True))
 
 
 def _attention(value: Value, reader: Formulas) -> Value | None:
@@ -153,11 +180,7 @@ class _Writer:
         parts = [arg for arg in args.values() if isinstance(arg, Value)]
         if not parts:
             raise KeyError(op)
-        rank = max(len(part.shape) for part in parts)
-        aligned = [(1,) * (rank - len(part.shape)) + part.shape for part in parts]
-        dims = zip(*aligned, strict=True)
-        shape = tuple(next((size for size in sizes if size != 1), 1) for sizes in dims)
-        return self.place.like(op, dict(args), shape=shape, dtype=dtype, asked={})
+        return self.place.like(op, dict(args), shape=_broadcast(parts), dtype=dtype, asked={})
 
     def leaf(self, formula: AppliedUndef) -> Value:
         """An input with its dims where the formula asks for them."""
