@@ -414,6 +414,15 @@ def test_bitnet_rounds_as_the_original_does(tmp_path, norm):
     assert config["quantization_config"] == settings
 
 
+def test_a_norm_before_a_packed_layer_that_is_missing_is_named(tmp_path):
+    settings = BITNET | {"use_rms_norm": True}
+    model = bitnet(settings)
+    folder = packed_folder(model, tmp_path, config={"quantization_config": settings})
+    name = "model.layers.1.mlp.up_proj.rms_norm.weight"
+    with pytest.raises(InputError, match=f"'{name}' is missing"):
+        load(change(folder, tmp_path, lambda tensors: tensors.pop(name)))
+
+
 def test_a_head_that_is_packed_does_not_round_if_the_original_does_not(tmp_path):
     model = bitnet(BITNET)
     with torch.no_grad():
@@ -647,9 +656,22 @@ def change(folder, tmp_path, edit):
 
 @pytest.mark.parametrize(
     "name",
-    ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"],
+    [
+        "model.layers.1.mlp.up_proj.weight",
+        "model.layers.1.input_layernorm.weight",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    ],
 )
 def test_a_missing_weight_is_named(folder, tmp_path, name):
+    changed = change(folder, tmp_path, lambda tensors: tensors.pop(name))
+    with pytest.raises(InputError, match=f"'{name}' is missing"):
+        load(changed)
+
+
+def test_a_missing_bias_is_named(tmp_path):
+    folder = packed_folder(llama(attention_bias=True), tmp_path)
+    name = "model.layers.1.self_attn.q_proj.bias"
     changed = change(folder, tmp_path, lambda tensors: tensors.pop(name))
     with pytest.raises(InputError, match=f"'{name}' is missing"):
         load(changed)

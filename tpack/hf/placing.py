@@ -78,7 +78,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
             placed[target] = _packed(layer, entry, dtype, make, readable=path in direct)
             model.set_submodule(path, placed[target])
             sources[target] = name
-    _check_parts(model, sources)
+    _check_parts(model, file, sources)
     _mark_loaded(model, there, placed)
     if rounded is not None:
         _check_rounding(model, settings, rounded)
@@ -201,26 +201,28 @@ def _stored(file: Checkpoint, names: _Names) -> set[str]:
 
 
 def _check_complete(model: PreTrainedModel, there: set[str], names: _Names) -> None:
-    """Refuse a checkpoint without a weight that transformers would make up.
+    """Refuse a checkpoint without a tensor that transformers would make up.
 
     A head that the checkpoint was not trained with is left to transformers, which reports it.
     """
     head = model.get_output_embeddings()
     ignored = "|".join(model._keys_to_ignore_on_load_missing or ())  # noqa: SLF001
     whole = model.base_model is model
-    for path, module in model.named_modules():
-        name = f"{path}.weight"
+    for name, _ in model.named_parameters():
         if (
-            isinstance(module, nn.Linear | nn.Embedding | Conv1D)
-            and name not in there
+            name not in there
             and name not in model.all_tied_weights_keys
-            and (whole or module is head or not names.is_other_head(name))
+            and (
+                whole
+                or not names.is_other_head(name)
+                or model.get_submodule(name.rpartition(".")[0]) is head
+            )
             and not (ignored and re.search(ignored, name))
         ):
             raise InputError("is missing. Convert the model again.", tensor=name)
 
 
-def _check_parts(model: PreTrainedModel, sources: Mapping[str, str]) -> None:
+def _check_parts(model: PreTrainedModel, file: Checkpoint, sources: Mapping[str, str]) -> None:
     """Make sure that transformers loads the parts of a weight where it would load the whole.
 
     Its rules for names may look at what a name ends in. A part that it does not find stays zero,
@@ -230,9 +232,15 @@ def _check_parts(model: PreTrainedModel, sources: Mapping[str, str]) -> None:
         sources: the name in the checkpoint by that in the model.
 
     Raises:
+        InputError: naming a norm of a packed layer that is not there.
         UnsupportedError: naming a weight whose parts are renamed otherwise.
     """
     names = _Names(model)
+    there = _stored(file, names)
+    for path, module in model.named_modules():
+        norm = f"{path}.rms_norm.weight"
+        if isinstance(module, NormedBitLinear) and norm not in there:
+            raise InputError("is missing. Convert the model again.", tensor=norm)
     for target, name in sources.items():
         for part in ("packed", "scale"):
             if (found := names.target(f"{name}_{part}")[0]) != f"{target}_{part}":
