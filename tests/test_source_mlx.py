@@ -191,6 +191,16 @@ def test_a_folder_with_an_embedding(tmp_path):
     assert torch.equal(tpack.unpack(tmp_path / "out")["model.embed_tokens.weight"], wanted)
 
 
+def test_patterns_choose_among_packed_weights(tmp_path):
+    state = layer()[1] | {f"second.{name}": t for name, t in layer()[1].items()}
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config()))
+    for options in ({"include": ["second.*"]}, {"exclude": ["model.*"]}):
+        report = tpack.convert(tmp_path, tmp_path.parent / "out", force=True, **options)
+        actions = {t.name: t.action for t in report.tensors}
+        assert actions == {f"{LAYER}.weight": "kept", f"second.{LAYER}.weight": "packed"}
+
+
 def test_it_is_recognised():
     _, state = layer()
     assert list(dialects.adapt(state_dict_source(state).tensors, config())[0]) == [

@@ -125,18 +125,18 @@ def keep_reason(
         >>> keep_reason("layers.0.fc.weight", "float32", (64, 64)) is None
         True
     """
-    if excluded(name, exclude):
-        return "excluded"
+    patterns = unwanted(name, include, exclude)
+    if patterns == "excluded":
+        return patterns
     if 0 in shape:
         return "empty"
     if not 2 <= len(shape) <= MAX_RANK:
         return f"{len(shape)}-D"
     if dtype not in WEIGHT_DTYPES and not dtype.startswith(("float8", "complex")):
         return "integer"
-    if include:
-        if not any(fnmatchcase(name, pattern) for pattern in include):
-            return "not included"
-    elif reason := _reason_by_name(name, shape):
+    if patterns:
+        return patterns
+    if not include and (reason := _reason_by_name(name, shape)):
         return reason
     if dtype not in WEIGHT_DTYPES:
         raise UnsupportedError(
@@ -147,9 +147,13 @@ def keep_reason(
     return None
 
 
-def excluded(name: str, exclude: Sequence[str]) -> bool:
-    """Whether a pattern of ``exclude`` names a tensor."""
-    return any(fnmatchcase(name, pattern) for pattern in exclude)
+def unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
+    """Why a tensor that is a weight is kept: for the patterns alone; None if they let it be."""
+    if any(fnmatchcase(name, pattern) for pattern in exclude):
+        return "excluded"
+    if include and not any(fnmatchcase(name, pattern) for pattern in include):
+        return "not included"
+    return None
 
 
 def _reason_by_name(name: str, shape: Shape) -> str | None:

@@ -13,7 +13,7 @@ from tpack.errors import InputError
 from tpack.layerdef import Program, slots
 from tpack.layerdef.refine import match_slots
 from tpack.layerdef.tensors import Slot
-from tpack.selection import excluded, keep_reason
+from tpack.selection import keep_reason, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor, with_companion
 
 
@@ -59,7 +59,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         if ternary is not None:
             reason = None if name in ternary else "LayerDef"
         elif isinstance(tensor, PackedTensor):
-            reason = "excluded" if excluded(name, options.exclude) else None
+            reason = unwanted(name, options.include, options.exclude)
         else:
             reason = _keep_reason(source, tensor, options)
         tensors[name] = (tensor, reason)
