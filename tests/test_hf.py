@@ -592,6 +592,30 @@ def test_a_packed_layer_that_became_floats_is_not_saved(folder, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("part", ["norm.weight", "layers.0.mlp.up_proj.weight_packed"])
+def test_a_state_dict_without_a_tensor_is_not_saved(folder, tmp_path, part):
+    model = load(folder)
+    state = model.state_dict()
+    del state[f"model.{part}"]
+    with pytest.raises(UsageError, match=f"'model.{part}' is missing in the state_dict"):
+        model.save_pretrained(tmp_path / "new", state_dict=state)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unfrozen_model_is_not_saved(folder, tmp_path):
+    model = tpack.nn.unfreeze(load(folder))
+    with pytest.raises(UsageError, match=r"q_proj.weight' is unfrozen, .*tpack.nn.freeze\(model"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    tpack.nn.freeze(model).save_pretrained(tmp_path / "new")
+    assert same_bytes(tmp_path / "new", folder)
+
+
+def test_there_are_no_floats_to_go_back_to(folder):
+    with pytest.raises(UsageError, match="tpack unpack"):
+        load(folder).dequantize()
+
+
 def test_a_layer_that_was_packed_since_is_saved_so(tmp_path):
     model = llama()
     packed = load(packed_folder(model, tmp_path, exclude=["*layers.1.mlp.up_proj*"]))

@@ -14,7 +14,7 @@ from tpack.codec import Scale
 from tpack.container import Document, Piece, Shard, TernaryEntry
 from tpack.container.document import NO_DIGEST
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError, LayerDefError, UnsupportedError, locate
+from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
 from tpack.layerdef import Param, Program, Slot, mirror, validate
 from tpack.layerdef.refine import Found, match_slots, refine
 from tpack.nn.modules import PackedWeight
@@ -136,6 +136,7 @@ def describe(
         origin: the description of the checkpoint that it was loaded from.
 
     Raises:
+        UsageError: a tensor of the model is not among them; a weight is unfrozen.
         InputError: a scale is not finite.
         UnsupportedError: a packed layer was replaced by one of floats.
         NotTernaryError: a byte without valid codes.
@@ -143,6 +144,7 @@ def describe(
     old = origin or Document(None, {}, {})
     unsaved = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}  # noqa: SLF001
     own = {name: tensor.detach() for name, tensor in state.items() if name not in unsaved}
+    _check_whole(model, own, unsaved)
     tensors: dict[str, Tensor] = revert_weight_conversion(model, own)
     names = {tensor.data_ptr(): name for name, tensor in tensors.items()}
     ternary = {}
@@ -160,6 +162,22 @@ def describe(
                 tensor=name,
             )
     return Described(tensors, ternary, old)
+
+
+def _check_whole(model: PreTrainedModel, own: Mapping[str, Tensor], unsaved: set[str]) -> None:
+    """Make sure that all that a model has is there to be saved, and that its weights are packed."""
+    for path, module in model.named_modules():
+        if isinstance(module, PackedWeight) and "weight_packed" not in module._buffers:  # noqa: SLF001
+            raise UsageError(
+                "is unfrozen, expected packed weights. Pack them first: tpack.nn.freeze(model).",
+                tensor=f"{path}.weight",
+            )
+    for name in model.state_dict():
+        if name not in own and name not in unsaved:
+            raise UsageError(
+                "is missing in the state_dict to be saved, expected all tensors of the model.",
+                tensor=name,
+            )
 
 
 def _entry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
@@ -105,6 +105,11 @@ class TpackQuantizer(HfQuantizer):
         if not self.saving:
             raise UsageError("a packed model is saved by its own method: model.save_pretrained.")
         return {}, {}
+
+    def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> NoReturn:  # noqa: ARG002
+        raise UsageError(
+            "a packed model has no float weights to go back to. Unpack its folder: tpack unpack."
+        )
 
     def is_serializable(self) -> bool:
         """Packed models can be saved."""
