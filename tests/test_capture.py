@@ -179,6 +179,38 @@ def test_linear_layers_that_round_activations_are_bit_linear(tmp_path):
     assert "relu_squared" in str(program)
 
 
+class Rounded(nn.Linear):
+    """A weight rounded to trits as it is used; x stays as it is."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.rounded(self.weight.abs().mean()), self.bias)
+
+    def rounded(self, scale):
+        trits = (self.weight / scale.clamp(min=1e-5)).round().clamp(-1, 1)
+        weight = trits * scale.clamp(min=1e-5)
+        return self.weight + (weight - self.weight).detach()
+
+
+class RoundedByLargest(Rounded):
+    """The same with a scale that no method of quantization gives."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.rounded(self.weight.abs().amax()), self.bias)
+
+
+@pytest.mark.parametrize(("kind", "action"), [(Rounded, "quantized"), (RoundedByLargest, "kept")])
+def test_weights_that_forward_rounds_are_not_rounded_twice(kind, action, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(16, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    model[2].weight.data = model[2].weight.data.sign()
+    x = torch.randn(4, 16)
+    report = tpack.convert(model, tmp_path / "m", example_args=(x,))
+    assert {t.name: t.action for t in report.tensors}["0.weight"] == action
+    loaded = tpack.load(tmp_path / "m")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x[:3]), model(x[:3]), rtol=1e-5, atol=1e-5)
+
+
 def test_exported_programs_are_sources(tmp_path):
     example = mlp()
     x = torch.randn(2, 24)

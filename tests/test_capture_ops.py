@@ -266,6 +266,7 @@ MASKS = {
     "of integers": lambda m, x: attend(
         x, (torch.arange(4)[:, None] - torch.arange(4)).to(torch.int64) > -2
     ),
+    "of the largest": lambda m, x: attend(x, causal(x)) * (x.max() - x.min()) + x.amax(),
     "chosen, then moved": lambda m, x: (
         torch.where(causal(x).expand(2, 3, -1, -1), 0.5, -1.0).flatten(1, 2).unsqueeze(0)
     ),

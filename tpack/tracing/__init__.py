@@ -58,6 +58,7 @@ def trace(program: ExportedProgram, notes: Sequence[str] = ()) -> Captured:
     simplify(graph)
     rewrite_positions(graph)
     simplify(graph)
+    merge_equal(graph)
     find_patterns(graph)
     simplify(graph)
     merge_equal(graph)

@@ -147,11 +147,14 @@ def _rotate_half(value: Value) -> Value | None:
 
 
 def _bit_linear(value: Value) -> Value | None:
-    """A linear layer of what was rounded to int8 per token, and maybe to trits."""
+    """A linear layer of what was rounded: x to int8 per token, the weight to trits."""
     x, weight = value.args["x"], _master(value.args["weight"])
     rounded = _rounded(_straight(x))
-    if rounded is None or weight is None:
+    if weight is None or (rounded is None and weight is value.args["weight"]):
         return None
+    weight.rounded = True
+    if rounded is None:
+        return value.like("linear", value.args | {"weight": weight})
     return value.like("bit_linear", value.args | {"x": rounded, "weight": weight})
 
 
@@ -215,9 +218,23 @@ def _master(weight: Arg) -> Value | None:
                 continue
             scaled = inner.args["x"]
             if (_is(scaled, "*") or _is(scaled, "/")) and scale in scaled.args.values():
-                found = scaled.args["x"]
+                found = scaled.args["x"] if _is_mean_of(scale, scaled.args["x"]) else None
                 break
     return found if _is(found, STORED) and len(found.shape) == 2 else None
+
+
+def _is_mean_of(scale: Arg, weight: Arg) -> bool:
+    """Whether a scale is ``mean|w|``, or 1 over it, with or without a smallest value."""
+    if _is(scale, "/") and _number(scale.args["x"]) == 1.0:
+        scale = scale.args["y"]
+    if _is(scale, "clamp") and (scale.args.get("min") or 0) <= 1e-5:
+        scale = scale.args["x"]
+    if (shifted := _with_number(scale, "+")) is not None and shifted[1] <= 1e-5:
+        scale = shifted[0]
+    if not (_is(scale, "mean") and scale.args.get("dim") is None):
+        return False
+    inside = scale.args["x"]
+    return _is(inside, "abs") and inside.args["x"] is weight
 
 
 _RULES: dict[str, tuple[Callable[[Value], Value | None], ...]] = {

@@ -263,6 +263,14 @@ def _item(value: Value) -> Value | None:
     return value.like("unsqueeze", {"x": found, "dim": dim}) if keepdim else found
 
 
+def _extreme(value: Value) -> Value | None:
+    """The largest or smallest of all: over every dim."""
+    if value.args.get("dim"):
+        return None
+    dims = tuple(range(len(value.args["x"].shape)))
+    return value.like(value.op, value.args | {"dim": dims})
+
+
 def _reciprocal(value: Value) -> Value:
     return value.like("/", {"x": 1.0, "y": value.args["x"]})
 
@@ -370,6 +378,8 @@ _RULES: dict[str, Callable[[Value], Value | None]] = {
     "/": _times,
     "**": _times,
     ITEM: _item,
+    "amax": _extreme,
+    "amin": _extreme,
     "reciprocal": _reciprocal,
     "arange": _arange,
     "zeros": _filled,
