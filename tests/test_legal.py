@@ -169,3 +169,13 @@ def test_modules_in_training_have_no_bytes():
     module = nn.Sequential(filled(TernaryLinear(COLUMNS, ROWS)))
     tpack.nn.unfreeze(module)
     module(X).sum().backward()
+
+
+@pytest.mark.parametrize("layout", ["t2", "t5"])
+def test_a_master_is_not_made_of_bytes_without_codes(layout):
+    module = filled(TernaryLinear(COLUMNS, ROWS, layout=layout), layout)
+    module.weight_packed[2, 1] = NO_CODE[layout]
+    with pytest.raises(FormatError, match="index \\(2, 1\\)") as caught:
+        tpack.nn.unfreeze(nn.Sequential(module))
+    assert caught.value.tensor == "0.weight_packed"
+    assert "weight_packed" in module.state_dict()

@@ -30,13 +30,15 @@ _modes = torch._C._len_torch_dispatch_stack  # noqa: SLF001
 _tracing = torch._C._get_tracing_state  # noqa: SLF001
 
 
-def check_legal(packed: Tensor, layout: str = "t2") -> None:
+def check_legal(packed: Tensor, layout: str = "t2", name: str | None = None) -> None:
     """Make sure that packed bytes hold codes only, unless they did when last asked.
 
     While something is traced there are no bytes to look at, and nothing is checked.
 
     Args:
         packed: uint8; floats, which a weight in training is, pass.
+        layout: of the bytes.
+        name: for the error, where nothing better is known.
 
     Raises:
         FormatError: rule R14: a byte that no encoder writes.
@@ -55,7 +57,7 @@ def check_legal(packed: Tensor, layout: str = "t2") -> None:
         return
     first = _first_illegal(packed.detach(), layout)
     if first is not None:
-        raise _error(packed, first, layout)
+        raise _error(packed, first, layout, name)
     accept(packed)
 
 
@@ -76,15 +78,18 @@ def remember(packed: Tensor, file: str, name: str) -> None:
     )
 
 
-def _error(packed: Tensor, first: int, layout: str) -> FormatError:
+def _error(packed: Tensor, first: int, layout: str, named: str | None) -> FormatError:
     index = tuple(int(i) for i in np.unravel_index(first, tuple(packed.shape)))
     value = int(packed.detach()[index])
     text = illegal_byte(value, index, layout).message
     origin = _ORIGINS.get(id(packed))
-    if origin is None or origin[0]() is not packed:
+    file, name = None, named
+    if origin is not None and origin[0]() is packed:
+        _, file, name = origin
+    if name is None:
         return FormatError(f"packed: {text}", rule="R14")
-    error = FormatError(f"is damaged: {text}", rule="R14", tensor=origin[2])
-    error.file = origin[1]
+    error = FormatError(f"is damaged: {text}", rule="R14", tensor=name)
+    error.file = file
     return error
 
 

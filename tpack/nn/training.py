@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tpack.codec import GROUP_SIZES, Scale
 from tpack.errors import InputError, UsageError, locate
+from tpack.nn.legal import check_legal
 from tpack.nn.reference import dequantize, pack_trits
 from tpack.nn.rules import CHOICES, Rule
 
@@ -122,6 +123,7 @@ def unfreeze(module: Module, method: str = "absmean", scale: str = "auto") -> Mo
     Raises:
         UsageError: an unknown method or scale, no packed weight, or a scale that the
             source of the module does not provide for.
+        FormatError: rule R14: packed bytes that hold no codes.
 
     Example:
         >>> from tpack.nn import TernaryLinear
@@ -140,6 +142,7 @@ def unfreeze(module: Module, method: str = "absmean", scale: str = "auto") -> Mo
     for prefix, owner in module.named_modules():
         for name in _packed(owner):
             with locate(tensor=_path(prefix, name)):
+                _check_bytes(owner, name, _path(prefix, name))
                 found.append((owner, name, _frozen(owner, name, method, wanted)))
     if not found:
         raise UsageError(
@@ -175,6 +178,14 @@ def freeze(module: Module) -> Module:
 def is_unfrozen(module: nn.Module) -> bool:
     """Whether some weight of a module is a float master."""
     return any(isinstance(owner, Unfrozen) for owner in module.modules())
+
+
+def _check_bytes(owner: Any, name: str, path: str) -> None:
+    """Refuse a packed weight whose bytes hold no codes."""
+    layouts: dict[str, str] = getattr(owner, "ternary_layouts", {})
+    check_legal(
+        getattr(owner, f"{name}_packed"), layouts.get(name, "t2"), f"{path}_packed"
+    )
 
 
 def _path(prefix: str, name: str) -> str:
