@@ -142,10 +142,11 @@ class Session:
         except Exception:  # noqa: BLE001 -- such as other free variables: then on import
             return BROKEN
         self.failed.clear()
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for at, item in enumerate(items):
+            following = items[at + 1] if at + 1 < len(items) else None
             item.ihook.pytest_runtest_protocol(item=item, nextitem=following)
             if self.failed:
-                say(items.index(item))
+                say(at)
                 return KILLED
         return SURVIVED
 
@@ -224,8 +225,8 @@ def judged(child: Callable[[Callable], int], seconds: float) -> tuple[str, int |
             resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
             signal.alarm(10 * limit)
             status = child(lambda at: os.write(write, str(at).encode()))
-        except BaseException:  # noqa: BLE001 -- a fault may raise anything, and is noticed then
-            status = KILLED
+        except BaseException:  # noqa: BLE001 -- pytest tells of what tests raise: it is ours
+            status = BROKEN
         finally:
             os._exit(status)
     os.close(write)
