@@ -369,6 +369,25 @@ def test_patterns_that_match_nothing_are_noted(out):
     ]
 
 
+def test_int8_codes_of_unknown_scales_are_noted(out):
+    state = {"a.weight": torch.tensor([[3, -7], [1, 0]], dtype=torch.int8)}
+    state["b.weight"] = torch.tensor([[3, -3], [3, 0]], dtype=torch.int8)  # ternary
+    report = tpack.convert(state, out)
+    assert [note for note in report.notes if "int8" in note] == [
+        "a.weight is int8 with values that are not ternary: if they are codes, what they were to "
+        "be scaled by is not used"
+    ]
+    report = tpack.convert(state | {"a.weight_scale": torch.ones(1)}, out, force=True)
+    assert not [note for note in report.notes if "int8" in note]
+
+
+def test_an_empty_path_is_not_this_folder(out, tmp_path, monkeypatch):
+    save_file({"a.weight": trits(4, 4)}, tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="source is an empty path"):
+        tpack.convert("", tmp_path.parent / "out")
+
+
 # ---- what it needs
 
 

@@ -156,6 +156,7 @@ def _convert_file(
     with _spool(None if target is None else target.parent) as spool:
         batch = pack_batch(plan, source.tensors, options, spool, source.label)
         notes: list[str] = []
+        notes += batch.doubts(plan)
         (document,) = describe([batch], source, program, options, notes)
         pieces = list(batch.pieces())
         total = sum(piece.nbytes for piece in pieces)

@@ -194,6 +194,7 @@ def _finish(
             shutil.rmtree(out)
         out.mkdir()
         notes = _about_name(folder.target)
+        notes += [note for batch in batches for note in batch.doubts(plan)]
         sizes = _write_shards(folder, batches, out, notes)
         reports = _reports(folder, batches)
         _write_rest(folder, batches, reports, sizes, out)
@@ -303,6 +304,7 @@ def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
                 pack_batch(plan, shard.names, folder.options, spool, str(shard.path), done)
             )
             done += sum(folder.source.tensors[name].nbytes for name in shard.names)
+        notes += [note for batch in batches for note in batch.doubts(plan)]
         documents = describe(batches, folder.source, folder.program, folder.options, notes)
         size = sum(
             checkpoint_size(document, list(batch.pieces()), {} if n else folder.source.metadata)

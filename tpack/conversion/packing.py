@@ -88,6 +88,17 @@ class Batch:
         for start in range(0, item.length, CHUNK):
             yield self.spool.read(min(CHUNK, item.length - start))
 
+    def doubts(self, plan: Plan) -> Iterator[str]:
+        """Notes on weights that may be codes of another quantization, whose scales are unknown."""
+        for name, item in self.packed.items():
+            tensor = plan.weights[name][0]
+            plain = isinstance(tensor, SourceTensor) and tensor.factor is None
+            if plain and tensor.dtype == "int8" and item.entry.method != "exact":
+                yield (
+                    f"{name} is int8 with values that are not ternary: if they are codes, what "
+                    "they were to be scaled by is not used"
+                )
+
     def reports(self, source: Source, names: Iterable[str]) -> Iterator[TensorReport]:
         """What became of the tensors ``names``, and of what shares their storage."""
         names = list(names)

@@ -54,6 +54,8 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
     """
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
+        if not text:  # of a variable that is not set; as a path it would be this folder
+            raise InputError("source is an empty path, expected a file, a folder or an address.")
         with locate(file=text), input_errors():
             return _plain(_open_text(text))
     from tpack.sources.torch_source import state_dict_source
