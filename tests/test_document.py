@@ -482,6 +482,12 @@ def test_a_program_that_leaves_a_tensor_out(left_out, name):
     assert refusal(with_program(*params)) == ("R13", name, "is in no LayerDef.")
 
 
+def test_the_first_of_several_tensors_that_are_left_out_is_named():
+    program = Program([LayerDef("L", [LAYER.params[2]], LAYER.body)], "L")
+    found = refusal(described(program=program.to_dict()))
+    assert found == ("R13", "b", "is in no LayerDef.")
+
+
 @pytest.mark.parametrize("text", ["{", '{"\ud800": 1}', '{"a": 1, "a": 2}', '{"version": NaN}'])
 def test_what_is_no_json_is_called_a_description(text):
     with pytest.raises(FormatError, match=r"^description ") as caught:

@@ -398,3 +398,9 @@ def test_a_disk_that_cannot_be_read(tmp_path, monkeypatch):
             file.read("t")
     assert caught.value.message == "cannot be read: I/O error."
     assert (caught.value.file, caught.value.tensor) == (str(tmp_path / "x"), "t")
+
+
+def test_a_fifo_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(InputError, match="is not a regular file"):
+        TensorFile(tmp_path / "x")
