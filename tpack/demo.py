@@ -266,8 +266,11 @@ def run(folder: Path, say: Callable[[str], Any] = print) -> list[Outcome]:
     train_images, train_labels, images, labels = digits()
     mlp, cnn = Mlp(), Cnn()
     say(f"training on {len(train_labels)} images of digits, testing on {len(labels)}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # layers this small are slower on several, by far where cores are busy
     train(mlp, train_images, train_labels, epochs=40)
     train(cnn, train_images.view(-1, 1, 8, 8), train_labels, epochs=20)
+    torch.set_num_threads(threads)
     plain_mlp, plain_cnn = Mlp(nn.Linear), Cnn(nn.Linear, nn.Conv2d)
     plain_mlp.load_state_dict(freeze_ternary(mlp))
     plain_cnn.load_state_dict(freeze_ternary(cnn))
