@@ -283,6 +283,20 @@ def test_an_op_outside_the_table_is_named_with_its_module():
     assert "A row in tpack/tracing/aten.py adds an op" in text
 
 
+def test_buffers_that_forward_changes_are_named():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(1))
+
+        def forward(self, x):
+            self.calls += 1
+            return x + self.calls
+
+    with pytest.raises(LayerDefError, match=r"changes its tensor '0\.calls' in forward"):
+        capture(nn.Sequential(Counter()).eval(), (torch.randn(2, 3),))
+
+
 def test_modules_in_training_mode_are_refused():
     with pytest.raises(UsageError, match="eval"):
         capture(Trained().train(), (torch.randn(2, 24),))

@@ -194,6 +194,12 @@ class _Reader:
         target = node.args[0]
         assert isinstance(target, fx.Node)
         old = self.made[target]
+        if isinstance(old, Value) and old.op in (STORED, CONSTANT):
+            raise LayerDefError(
+                f"changes its tensor {old.name!r} in forward, which no LayerDef says. Compute a "
+                "new tensor instead.",
+                node=_place(node),
+            )
         views = [user for user in target.users if self.is_view(user) and user is not node]
         if not isinstance(old, Value) or old.is_leaf or old.op in _VIEWS or views:
             raise LayerDefError(
