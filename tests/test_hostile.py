@@ -617,7 +617,7 @@ def test_the_deepest_tree_fits_into_a_description():
 def test_every_truncation_and_every_flip_of_the_header_is_refused_or_changes_nothing(
     name, tmp_path
 ):
-    """Of each accepted file: cut at every byte, and each bit of its header turned around."""
+    """Each accepted file, cut at every byte, and with a bit of each byte of its header flipped."""
     blob = (make.ACCEPT / f"{name}.safetensors").read_bytes()
     path = tmp_path / "x.safetensors"
 
@@ -632,14 +632,13 @@ def test_every_truncation_and_every_flip_of_the_header_is_refused_or_changes_not
         with pytest.raises(TpackError):
             described()
     for at in range(8 + int.from_bytes(blob[:8], "little")):
-        for bit in range(8):
-            path.write_bytes(blob[:at] + bytes([blob[at] ^ 1 << bit]) + blob[at + 1 :])
-            try:
-                document, entries, holds = described()
-            except TpackError as error:
-                assert error.file == str(path)
-                continue
-            assert not holds or (document, entries) == whole[:2]
+        path.write_bytes(blob[:at] + bytes([blob[at] ^ 1 << at % 8]) + blob[at + 1 :])
+        try:
+            document, entries, holds = described()
+        except TpackError as error:
+            assert error.file == str(path)
+            continue
+        assert not holds or (document, entries) == whole[:2]
 
 
 @pytest.mark.slow
