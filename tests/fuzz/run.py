@@ -10,9 +10,11 @@ atheris. The C code is fuzzed by ``tests/native/fuzz_kernels.c``, under sanitize
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -72,7 +74,16 @@ def _start(name: str, seconds: float, seed: int) -> tuple[int, bool]:
         words.write_text("".join(f'"{_escaped(word)}"\n' for word in fuzzed.words))
         command.append(f"-dict={words}")
     started = time.monotonic()
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=memory) as folder:  # libFuzzer leaves without a word
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env=os.environ | {"TMPDIR": folder},
+        )
     took = time.monotonic() - started
     counts = re.findall(r"^#(\d+)\s", done.stderr, re.MULTILINE)
     counts += re.findall(r"number_of_executed_units: (\d+)", done.stderr)

@@ -9,9 +9,10 @@ holds what the target checks. Any other exception, and any check that fails, is 
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -64,9 +65,10 @@ class Fuzzed:
 
 @cache
 def _folder() -> Path:
-    """A folder in memory, one for each process."""
-    home = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    return Path(tempfile.mkdtemp(prefix="tpack-fuzz-", dir=home))
+    """A folder for each process; ``run.py`` has it in memory."""
+    folder = Path(tempfile.mkdtemp(prefix="tpack-fuzz-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _file(data: bytes, name: str) -> Path:
