@@ -3,6 +3,7 @@
 # ruff: noqa: PTH208 -- listdir gives names, which is what is compared
 
 import errno
+import gc
 import json
 import os
 
@@ -404,3 +405,17 @@ def test_a_fifo_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "x")
     with pytest.raises(InputError, match="is not a regular file"):
         TensorFile(tmp_path / "x")
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(on):
+    before = gc.isenabled()
+    try:
+        (gc.enable if on else gc.disable)()
+        parse_header(b"{}", 0)
+        assert gc.isenabled() == on
+        with pytest.raises(FormatError):
+            parse_header(b"[", 0)
+        assert gc.isenabled() == on
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -156,7 +156,7 @@ def test_only_what_is_spelled_as_a_shard_counts(folder, name, counts):
         read_index(path)
 
 
-@pytest.mark.parametrize("name", ["a", "a.b", "ä", "a b", "...", "a_"])
+@pytest.mark.parametrize("name", ["a", "a.b", "ä", "a b", "...", "a_", "x"])
 def test_plain_names(name):
     assert is_plain_name(name)
 
