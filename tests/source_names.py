@@ -10,8 +10,11 @@ import ast
 import io
 import math
 import re
+import subprocess
+import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 
 from tpack.layerdef import Program
 
@@ -170,3 +173,17 @@ def _identifiers(node: ast.AST) -> Iterator[str]:
             yield other or "F"
         case ast.ImportFrom(module=name):
             yield from (name or "").split(".")
+
+
+@cache
+def names_of_torch() -> frozenset[str]:
+    """What torch's modules have by themselves: other libraries add methods to them."""
+    code = (
+        "import torch\n"
+        "found = set(dir(torch.nn.Module())) | set(dir(torch.nn.ModuleList()))\n"
+        "print(*(found | set(torch.nn.Module.__annotations__)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    return frozenset(done.stdout.split())

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from running import readings
+from source_names import names_of_torch
 from strategies import AWKWARD, identifiers
 
 from tpack import LayerDefError
@@ -41,26 +42,12 @@ from tpack.layerdef.names import (
 # ---- names
 
 
-@pytest.fixture(scope="module")
-def names_of_torch():
-    """What torch's modules have by themselves: other libraries add methods to them."""
-    code = (
-        "import torch\n"
-        "found = set(dir(torch.nn.Module())) | set(dir(torch.nn.ModuleList()))\n"
-        "print(*(found | set(torch.nn.Module.__annotations__)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    )
-    return set(done.stdout.split())
+def test_module_names_are_those_of_torch():
+    assert not {name for name in names_of_torch() if not name.startswith("__")} - MODULE_NAMES
 
 
-def test_module_names_are_those_of_torch(names_of_torch):
-    assert not {name for name in names_of_torch if not name.startswith("__")} - MODULE_NAMES
-
-
-def test_module_names_hold_nothing_else(names_of_torch):
-    assert not MODULE_NAMES - names_of_torch
+def test_module_names_hold_nothing_else():
+    assert not MODULE_NAMES - names_of_torch()
 
 
 BAD = {
