@@ -10,12 +10,15 @@ INSTALLED := $(VENV)/.installed
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
 
-# a fixed hash seed, so that generated examples are the same in every run
+# a fixed hash seed, so that generated examples are the same in every run; two processes with one
+# thread each, since most tests are small
+PYTEST := PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: check
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=95
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=95
 
 test-slow: $(INSTALLED)
-	PYTHONHASHSEED=0 $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow --durations 10
 
 # what survives is explained in docs/testing.md
 mutation: $(INSTALLED)
