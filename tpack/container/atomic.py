@@ -156,7 +156,7 @@ def check_not_input(target: Path, *inputs: str | os.PathLike[str]) -> None:
     """
     for source in inputs:
         with suppress(OSError):
-            if target.exists() and target.samefile(source):
+            if target.samefile(source):
                 raise ExistsError("is the input itself. Choose another output.", file=target)
 
 
