@@ -25,7 +25,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msg
 #: What goes with a model: its configs, tokenizer, templates and licence.
 COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 COPIED_NAMES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*", re.IGNORECASE)
-MAX_CONFIG = 10_000_000
+MAX_CONFIG = 4_000_000
 
 _LICENSE = re.compile(r"^license: *([\w.-]{1,64}) *$", re.MULTILINE)
 
