@@ -125,9 +125,10 @@ class BuiltModule(PackedModule):
                 "again with --layerdef FILE."
             )
         values = dict(zip(inputs, args, strict=False))
-        values.update(kwargs)
-        if len(args) + len(kwargs) != len(inputs) or values.keys() != set(inputs):
-            raise TypeError(f"{self._tpack_layer}.forward takes {', '.join(inputs)}.")
+        if kwargs or len(args) != len(inputs):
+            values.update(kwargs)
+            if len(args) + len(kwargs) != len(inputs) or values.keys() != set(inputs):
+                raise TypeError(f"{self._tpack_layer}.forward takes {', '.join(inputs)}.")
         for targets, step in body:
             value = step(self, values)
             if isinstance(targets, str):
@@ -277,9 +278,12 @@ class _Compiler:
                 return lambda _, values: values[name]
             case Literal(value):
                 return lambda *_: value
+            case Tuple(items) if all(isinstance(item, Literal) for item in items):
+                values = tuple(item.value for item in items if isinstance(item, Literal))
+                return lambda *_: values
             case Tuple(items):
                 steps = [self.expression(item) for item in items]
-                return lambda module, values: tuple(step(module, values) for step in steps)
+                return lambda module, values: tuple([step(module, values) for step in steps])
             case Dict(pairs):
                 named = [(name, self.expression(item)) for name, item in pairs]
                 return lambda module, values: {name: step(module, values) for name, step in named}
@@ -299,18 +303,19 @@ class _Compiler:
                 return self.function_call(node)
 
     def layer_call(self, name: str, args: list[Step]) -> Step:
-        repeated = name in self.lists
+        def find(module: nn.Module) -> Any:
+            return module.get_submodule(name) if "." in name else getattr(module, name)
 
-        def call(module: nn.Module, values: Values) -> Any:
-            first, *others = (arg(module, values) for arg in args)
-            child = module.get_submodule(name)
-            if not repeated:
-                return child(first, *others)
-            for copy in child.children():
+        if name not in self.lists:
+            return lambda module, values: find(module)(*[arg(module, values) for arg in args])
+
+        def in_order(module: nn.Module, values: Values) -> Any:
+            first, *others = [arg(module, values) for arg in args]
+            for copy in find(module).children():
                 first = copy(first, *others)
             return first
 
-        return call
+        return in_order
 
     def function_call(self, node: FunctionCall) -> Step:
         op = OPS.get(node.function) or PACKED_OPS[node.function]
@@ -337,13 +342,12 @@ class _Compiler:
             else:
                 positional.append(step)
 
-        def call(module: nn.Module, values: Values) -> Any:
-            return function(
-                *(step(module, values) for step in positional),
-                **{name: step(module, values) for name, step in named.items()},
-            )
-
-        return call
+        if not named:  # most calls: a keyword less costs less
+            return lambda module, values: function(*[step(module, values) for step in positional])
+        return lambda module, values: function(
+            *[step(module, values) for step in positional],
+            **{name: step(module, values) for name, step in named.items()},
+        )
 
 
 def _slice(x: Tensor, dim: int, start: int = 0, end: int | None = None, step: int = 1) -> Tensor:
