@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 import tpack
 from tpack.errors import ExistsError, StorageError
-from tpack.kernels import available, forced
+from tpack.kernels import available, forced, selection
 from tpack.layerdef import LayerDef, Param
 
 THREADS = 6
@@ -144,6 +144,7 @@ assert torch.equal(model(x), expected)
 """
 
 
+@pytest.mark.skipif(selection.native is None, reason="torch's threads do not survive a fork")
 def test_a_process_that_forked_gives_equal_results(path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK, str(path)],
