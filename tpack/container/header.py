@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tpack.container.opening import input_errors, open_input
+from tpack.container.opening import input_errors, open_input, read_into
 from tpack.container.strictjson import canonical_json, parse_json
 from tpack.dtypes import BY_CODE, BY_NAME
 from tpack.errors import FormatError, InputError, locate
@@ -243,22 +243,8 @@ class TensorFile:
         entry = self.entries[name]
         stop = entry.nbytes if stop is None else stop
         view = memoryview(np.empty(stop - start, np.uint8))  # unlike a bytearray, not cleared
-        done = 0
-        try:
-            while done < len(view):
-                at = self.data_start + entry.start + start + done
-                count = os.preadv(self._file.fileno(), [view[done:]], at)
-                if count == 0:
-                    raise InputError(
-                        "ends before its last byte: the file was truncated while it was read.",
-                        file=self.path,
-                        tensor=name,
-                    )
-                done += count
-        except OSError as error:
-            raise InputError(
-                f"cannot be read: {error.strerror}.", file=self.path, tensor=name
-            ) from error
+        with locate(file=self.path, tensor=name):
+            read_into(self._file.fileno(), view, self.data_start + entry.start + start)
         return view
 
     def chunks(self, name: str) -> Iterator[memoryview]:

@@ -34,6 +34,24 @@ def open_input(path: str | os.PathLike[str]) -> FileIO:
     raise InputError("is not a regular file. Save the input to a file first.")
 
 
+def read_into(handle: int, view: memoryview, start: int) -> None:
+    """Fill a view with the bytes of an open file from ``start`` on.
+
+    Raises:
+        InputError: the file is shorter than it was when its sizes were looked at, or cannot be
+            read.
+    """
+    done = 0
+    with input_errors():
+        while done < len(view):
+            count = os.preadv(handle, [view[done:]], start + done)
+            if count == 0:
+                raise InputError(
+                    "ends before its last byte: the file was truncated while it was read."
+                )
+            done += count
+
+
 def _at_once(path: str, flags: int) -> int:
     """Open a FIFO without waiting for somebody who writes to it."""
     return os.open(path, flags | os.O_NONBLOCK)

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tpack.container.opening import input_errors, open_input
+from tpack.container.opening import input_errors, open_input, read_into
 from tpack.dialects.gguf_blocks import PQ2_0, Q2_0, BlockFormat
 from tpack.dialects.gguf_types import I2_S_TAIL, PLAIN, TERNARY, why_unsupported
 from tpack.dialects.gguf_values import DTYPES, MAX_NESTING, TYPES, Array, Value, alignment_of
@@ -117,17 +117,8 @@ class GgufFile:
             InputError: the file became shorter since it was opened, or cannot be read.
         """
         buffer = bytearray(stop - start)
-        view = memoryview(buffer)
-        done = 0
-        with locate(file=self.path, tensor=tensor.name), input_errors():
-            while done < len(buffer):
-                at = tensor.start + start + done
-                count = os.preadv(self._file.fileno(), [view[done:]], at)
-                if count == 0:
-                    raise InputError(
-                        "ends before its last byte: the file was truncated while it was read."
-                    )
-                done += count
+        with locate(file=self.path, tensor=tensor.name):
+            read_into(self._file.fileno(), memoryview(buffer), tensor.start + start)
         return buffer
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tpack.errors import InputError
+from tpack.container.opening import read_into
 
 _MAPS = Path("/proc/self/maps")
 
@@ -39,17 +39,7 @@ class MappedFile:
         if offset is None:
             return piece
         copy = torch.empty_like(piece)
-        view, done = memoryview(copy.view(torch.uint8).numpy()), 0
-        try:
-            while done < len(view):
-                count = os.preadv(self._handle, [view[done:]], offset + done)
-                if count == 0:
-                    raise InputError(
-                        "ends before its last byte: the file was truncated while it was read."
-                    )
-                done += count
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}.") from error
+        read_into(self._handle, memoryview(copy.view(torch.uint8).numpy()), offset)
         return copy
 
     def read_strided(self, tensor: Tensor) -> Tensor:
