@@ -47,7 +47,8 @@ Values = dict[str, Any]
 #: Computes an expression from the module and the local values.
 Step = Callable[[nn.Module, Values], Any]
 
-_BINARY: dict[str, Callable[[Any, Any], Any]] = {
+#: Symbols of binary operators → what they compute.
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
     "-": operator.sub,
     "*": operator.mul,
@@ -65,7 +66,8 @@ _BINARY: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-_UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "~": operator.invert}
+#: Likewise of unary ones.
+UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "~": operator.invert}
 
 
 def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -> nn.Module:
@@ -288,11 +290,11 @@ class _Compiler:
                 named = [(name, self.expression(item)) for name, item in pairs]
                 return lambda module, values: {name: step(module, values) for name, step in named}
             case UnaryOp(symbol, operand):
-                change = _UNARY[symbol]
+                change = UNARY[symbol]
                 inner = self.expression(operand)
                 return lambda module, values: change(inner(module, values))
             case BinaryOp(symbol, left, right):
-                function = _BINARY[symbol]
+                function = BINARY[symbol]
                 first, second = self.expression(left), self.expression(right)
                 return lambda module, values: function(
                     first(module, values), second(module, values)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from tpack.build import op_function
+from tpack.build import BINARY, UNARY, op_function
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
     Assignment,
@@ -35,25 +35,8 @@ from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, Op, torch_name
 from tpack.layerdef.walking import parts
 from tpack.reading.locals import Tracer
 
-_BINARY = {
-    operator.add: "+",
-    operator.sub: "-",
-    operator.mul: "*",
-    operator.truediv: "/",
-    operator.floordiv: "//",
-    operator.mod: "%",
-    operator.pow: "**",
-    operator.matmul: "@",
-    operator.and_: "&",
-    operator.or_: "|",
-    operator.eq: "==",
-    operator.ne: "!=",
-    operator.lt: "<",
-    operator.le: "<=",
-    operator.gt: ">",
-    operator.ge: ">=",
-}
-_UNARY = {operator.neg: "-", operator.invert: "~"}
+_BINARY = {function: symbol for symbol, function in BINARY.items()}
+_UNARY = {function: symbol for symbol, function in UNARY.items()}
 _FUNCTIONS = {op_function(op): op for op in OPS.values() if op.spelling}
 _METHODS = {op.spelling[1:]: op for op in OPS.values() if op.spelling.startswith(".")}
 #: Ops that are functions of ``tpack.nn``; standalone source defines them itself.
