@@ -192,7 +192,12 @@ def test_group_sizes_are_those_of_the_format():
 
 @pytest.mark.parametrize(
     ("text", "kind", "group_size"),
-    [("tensor", "tensor", 0), ("row", "row", 0), ("group:7", "group", 7)],
+    [
+        ("tensor", "tensor", 0),
+        ("column", "column", 0),
+        ("row", "row", 0),
+        ("group:7", "group", 7),
+    ],
 )
 def test_scales_say_what_they_are(text, kind, group_size):
     scale = Scale.parse(text)
@@ -200,7 +205,9 @@ def test_scales_say_what_they_are(text, kind, group_size):
     assert {scale: 1}[Scale.parse(text)] == 1
 
 
-@pytest.mark.parametrize("text", ["tensor", "row", "group:32", "group:1", "group:999999999"])
+@pytest.mark.parametrize(
+    "text", ["tensor", "column", "row", "group:32", "group:1", "group:999999999"]
+)
 def test_scale_reads_what_it_prints(text):
     assert str(Scale.parse(text)) == text
 
@@ -210,13 +217,31 @@ def test_scale_reads_what_it_prints(text):
              "group:1000000000", "rows", "group:32 ", "group:٣"]
 )  # fmt: skip
 def test_scale_refuses_other_text(text):
-    with pytest.raises(UsageError, match="expected tensor, row or group:N"):
+    with pytest.raises(UsageError, match="expected tensor, row, column or group:N"):
         Scale.parse(text)
+
+
+SCALES = ["tensor", "row", "column", "group:64", "group:32", "group:48"]
 
 
 def test_scales_order_from_coarse_to_fine():
     order = ["tensor", "row", "group:256", "group:128", "group:64", "group:32"]
     assert [str(s) for s in sorted(map(Scale.parse, reversed(order)))] == order
+
+
+@pytest.mark.parametrize("coarse", SCALES)
+@pytest.mark.parametrize("fine", SCALES)
+def test_a_scale_can_be_repeated_where_no_finer_set_is_cut(coarse, fine):
+    rows, columns = np.indices((6, 192))
+    sets = {"tensor": 0 * rows, "row": rows, "column": columns}
+    one, other = (
+        sets[s] if s in sets else rows * 192 + columns // int(s.split(":")[1])
+        for s in (coarse, fine)
+    )
+    holders = {(a, b) for a, b in zip(one.flat, other.flat, strict=True)}
+    assert Scale.parse(coarse).can_repeat(Scale.parse(fine)) == (
+        len(holders) == len(set(other.flat))
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,6 +250,9 @@ def test_scales_order_from_coarse_to_fine():
         ("tensor", (4, 6), 1, (1,)),
         ("row", (4, 6), 1, (4, 1)),
         ("row", (6,), 0, (1,)),
+        ("column", (4, 6), 1, (1, 6)),
+        ("column", (16, 8, 3, 3), 1, (1, 72)),
+        ("column", (2, 3, 6), 2, (1, 1, 6)),
         ("group:4", (4, 6), 1, (4, 2)),
         ("group:4", (2, 3, 6), 2, (2, 3, 2)),
         ("group:27", (8, 3, 3, 3), 1, (8, 1)),
@@ -236,12 +264,14 @@ def test_scale_shapes(text, shape, split, wanted):
 
 
 @pytest.mark.parametrize("shape", [(6, 80), (4, 3, 5, 5), (7,), (1, 1), (2, 33)])
-@pytest.mark.parametrize("text", ["tensor", "row", "group:32", "group:64", "group:5"])
+@pytest.mark.parametrize("text", ["tensor", "column", "row", "group:32", "group:64", "group:5"])
 def test_the_shape_of_a_scale_tells_its_granularity(text, shape):
     split = min(1, len(shape) - 1)
     scale = Scale.parse(text)
     found = Scale.of(scale.shape(shape, split), shape, split, scale.group_size)
-    assert found == scale or (text == "row" and found.shape(shape, split) == (1,))
+    assert found == scale or (
+        text in ("row", "column") and found.shape(shape, split) == scale.shape(shape, split)
+    )
     if text in ("group:32", "group:64"):
         inferred = Scale.of(scale.shape(shape, split), shape, split)
         assert inferred.shape(shape, split) == scale.shape(shape, split)

@@ -6,12 +6,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from tpack.errors import UsageError
 
 #: The group sizes that exact detection tries, coarsest first.
 GROUP_SIZES = (256, 128, 64, 32)
+
+Kind = Literal["tensor", "column", "row", "group"]
+#: What may share a scale: all weights, those of a column, of a row, of some columns of a row.
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _GROUP = re.compile(r"group:([1-9][0-9]{0,8})")
 
@@ -35,10 +39,13 @@ def rows_and_columns(shape: Sequence[int], split: int) -> tuple[int, int]:
 
 @dataclass(frozen=True, order=True)
 class Scale:
-    """How many weights share one scale. Ordered from coarse to fine.
+    """Which weights share one scale. Ordered from coarse to fine, but for ``column``.
+
+    A tensor's scale can be repeated for rows or for columns, a row's for groups; a column and a
+    row have no common refinement (``can_repeat``).
 
     Attributes:
-        rank: 0 tensor, 1 row, 2 group; only there to order.
+        rank: place in ``KINDS``; only there to order.
         group_size: columns a group, negated so that smaller groups are finer; 0 unless group.
     """
 
@@ -47,16 +54,16 @@ class Scale:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``tensor``, ``row`` or ``group:N``.
+        """Read ``tensor``, ``column``, ``row`` or ``group:N``.
 
         Raises:
             UsageError: anything else.
         """
-        if text in ("tensor", "row"):
-            return cls(("tensor", "row").index(text))
+        if text in KINDS[:-1]:
+            return cls(KINDS.index(text))
         if match := _GROUP.fullmatch(text):
-            return cls(2, -int(match[1]))
-        raise UsageError(f"scale {text!r} is unknown, expected tensor, row or group:N.")
+            return cls(KINDS.index("group"), -int(match[1]))
+        raise UsageError(f"scale {text!r} is unknown, expected tensor, row, column or group:N.")
 
     @classmethod
     def of(
@@ -81,7 +88,7 @@ class Scale:
         even = [columns // groups for groups in scale_shape[-1:] if 0 < groups <= columns]
         sizes = [group_size] if group_size else [*GROUP_SIZES, *even]
         groups = [f"group:{size}" for size in sizes]
-        for text in groups if group_size else ["tensor", "row", *groups]:
+        for text in groups if group_size else ["tensor", "row", "column", *groups]:
             found = cls.parse(text)
             if found.shape(shape, split) == tuple(scale_shape):
                 return found
@@ -91,9 +98,9 @@ class Scale:
         )
 
     @property
-    def kind(self) -> Literal["tensor", "row", "group"]:
-        """Which of the three it is."""
-        return ("tensor", "row", "group")[self.rank]
+    def kind(self) -> Kind:
+        """Which of ``KINDS`` it is."""
+        return KINDS[self.rank]
 
     @property
     def group_size(self) -> int:
@@ -101,7 +108,22 @@ class Scale:
         return -self._group
 
     def __str__(self) -> str:
-        return f"group:{self.group_size}" if self.rank == 2 else self.kind
+        return f"group:{self.group_size}" if self.kind == "group" else self.kind
+
+    def can_repeat(self, finer: Scale) -> bool:
+        """Whether each set of ``finer`` lies in one set of this granularity.
+
+        Example:
+            >>> Scale.parse("tensor").can_repeat(Scale.parse("column"))
+            True
+            >>> Scale.parse("column").can_repeat(Scale.parse("group:32"))
+            False
+        """
+        if self.kind == "group" and finer.kind == "group":
+            return self.group_size % finer.group_size == 0
+        if "column" in (self.kind, finer.kind):
+            return self.kind in ("tensor", finer.kind)
+        return self <= finer
 
     def shape(self, shape: Sequence[int], split: int) -> tuple[int, ...]:
         """The shape of the scale tensor of a weight.
@@ -109,10 +131,14 @@ class Scale:
         Example:
             >>> Scale.parse("group:128").shape((64, 300), 1)
             (64, 3)
+            >>> Scale.parse("column").shape((64, 300), 1)
+            (1, 300)
         """
-        if self.rank == 0:
+        if self.kind == "tensor":
             return (1,)
-        if self.rank == 1:
+        if self.kind == "row":
             return (*shape[:split], 1)
         columns = math.prod(shape[split:])
+        if self.kind == "column":
+            return (*(1,) * split, columns)
         return (*shape[:split], -(-columns // self.group_size))

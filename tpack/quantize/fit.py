@@ -77,6 +77,8 @@ def repeat_scale(
 ) -> Array:
     """A scale at a finer granularity: each value repeated for the parts of its set.
 
+    ``old.can_repeat(new)`` tells whether there is one.
+
     Args:
         columns: of the weight.
         shape: of the result.
@@ -90,13 +92,15 @@ def repeat_scale(
 
 
 def spread(values: Array, granularity: Scale, first: int, count: int, columns: int) -> Array:
-    """Broadcast one value per tensor, row or group over ``count`` rows from ``first``.
+    """Broadcast one value per tensor, column, row or group over ``count`` rows from ``first``.
 
     Returns:
         An array that broadcasts against ``(count, columns)``.
     """
     if granularity.kind == "tensor":
         return values.reshape(1, 1)
+    if granularity.kind == "column":
+        return values.reshape(1, -1)
     rows = values.reshape(-1, values.shape[-1])[first : first + count]
     if granularity.kind == "row":
         return rows

@@ -54,11 +54,14 @@ class Piece:
             sets: in the shape of a scale, or ``(rows, sets in a row)``.
 
         Returns:
-            A view: ``(1,)`` for the tensor, else ``(rows, sets in a row)``.
+            A view: ``(1,)`` for the tensor, ``(1, columns)`` for columns, else
+            ``(rows, sets in a row)``.
         """
         if granularity.kind == "tensor":
             return sets.reshape(1)
         rows, columns = self.stored.shape
+        if granularity.kind == "column":
+            return sets.reshape(1, -1)[:, self.column : self.column + columns]
         own = sets.reshape(-1, sets.shape[-1])[self.row : self.row + rows]
         if granularity.kind == "row":
             return own
