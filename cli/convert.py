@@ -108,6 +108,8 @@ def convert(
         return
     if report.output is not None:
         click.echo(report.output)
+    for warning in report.warnings:
+        click.echo(printable(f"warning: {warning}"), err=True)
     if quiet:
         return
     if not report.tensors:  # a process that left the output to another

@@ -43,6 +43,7 @@ class ConversionReport:
         output_bytes: size of the checkpoint.
         tensors: one report each, in the order of the source.
         notes: what was changed or left out on the way.
+        warnings: what nobody may miss, such as weights that were rounded.
         memory: bytes that it takes at most, resident.
         disk: bytes that it takes at most while it runs.
     """
@@ -54,6 +55,7 @@ class ConversionReport:
     notes: tuple[str, ...] = ()
     memory: int = 0
     disk: int = 0
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -62,6 +64,7 @@ class ConversionReport:
             "input_bytes": self.input_bytes,
             "output_bytes": self.output_bytes,
             "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "warnings": list(self.warnings),
             "notes": list(self.notes),
             "memory": self.memory,
             "disk": self.disk,

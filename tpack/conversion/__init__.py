@@ -181,6 +181,7 @@ def _convert_file(
         (*source.notes, *plan.notes, *notes),
         needs.memory,
         needs.disk,
+        tuple(source.warnings),
     )
 
 

@@ -191,6 +191,7 @@ class Source:
         metadata: what the output carries on in ``__metadata__``, by key.
         aliases: names that shared the storage of another tensor, which is in ``tensors``.
         notes: what was changed or left out on the way, for the report.
+        warnings: likewise, what nobody may miss: shown also where notes are not.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
         path: of a file or folder; None for what is in memory.
@@ -206,6 +207,7 @@ class Source:
     tensors: Mapping[str, SourceTensor | PackedTensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     files: tuple[Path, ...] = ()
     nbytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
