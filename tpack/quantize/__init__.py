@@ -25,6 +25,7 @@ from tpack.quantize.encode import Encoded, encode, encode_blocks
 from tpack.quantize.exact import fit_exact, refuse
 from tpack.quantize.fit import Fit
 from tpack.quantize.methods import METHODS
+from tpack.quantize.rounding import Rounding
 from tpack.quantize.statistics import measure
 from tpack.quantize.weight import Weight, narrow, widen
 
@@ -32,6 +33,7 @@ __all__ = [
     "METHODS",
     "Encoded",
     "Fit",
+    "Rounding",
     "Weight",
     "encode",
     "encode_blocks",

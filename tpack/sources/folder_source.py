@@ -14,6 +14,7 @@ from tpack.container.index import PICKLE_INDEX
 from tpack.container.opening import input_errors, open_input
 from tpack.errors import FormatError, InputError, locate
 from tpack.sources.dialects import adapt
+from tpack.sources.hf_rounding import rounding
 from tpack.sources.names import clean_names
 from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
 
@@ -78,11 +79,15 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
             for names in [tuple(n for n in adapted if homes[n] == number)]
         )
         copies = tuple(_copies(path, notes))
+        rounded, int8_inputs = rounding(adapted, aliases, config)
         return Source(
             str(path),
             adapted,
             aliases,
             notes,
+            [warning for source in opened for warning in source.warnings],
+            rounded,
+            int8_inputs.union(*(source.int8_inputs for source in opened)),
             tuple(files),
             sum(source.nbytes for source in opened),
             {key: value for source in opened for key, value in source.metadata.items()},

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tpack.codec import Scale, rows_and_columns, unpack
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError
-from tpack.quantize import Weight, narrow, widen
+from tpack.quantize import Rounding, Weight, narrow, widen
 from tpack.quantize.fit import spread
 from tpack.quantize.weight import BLOCK
 
@@ -192,6 +192,9 @@ class Source:
         aliases: names that shared the storage of another tensor, which is in ``tensors``.
         notes: what was changed or left out on the way, for the report.
         warnings: likewise, what nobody may miss: shown also where notes are not.
+        rounded: weights that the source's own model rounds as it runs, with the rule. They are
+            packed by that rule, also if they already are ternary.
+        int8_inputs: weights of linear layers that round their inputs to int8, per token.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
         path: of a file or folder; None for what is in memory.
@@ -208,6 +211,8 @@ class Source:
     aliases: Mapping[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    rounded: Mapping[str, Rounding] = field(default_factory=dict)
+    int8_inputs: frozenset[str] = frozenset()
     files: tuple[Path, ...] = ()
     nbytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)
