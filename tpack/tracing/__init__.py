@@ -20,6 +20,7 @@ from tpack.tracing.layers import make_program
 from tpack.tracing.patterns import find_patterns
 from tpack.tracing.positions import rewrite_positions
 from tpack.tracing.reading import read_graph
+from tpack.tracing.roles import find_roles
 from tpack.tracing.simplify import merge_equal, simplify
 
 __all__ = ["Captured", "capture", "export", "trace", "trace_module"]
@@ -43,6 +44,29 @@ class Captured:
             LayerDefError: a name or structure that no LayerDef says.
         """
         return make_program(self.graph, ternary)
+
+    def roles(self) -> Mapping[str, str]:
+        """What each stored tensor is to the model, by what the graph does with it.
+
+        Names decide nothing here. A tensor that is never used is left out: only its name can
+        tell what it is. Several names of one tensor have the same role.
+
+        Returns:
+            Name in the state dict → the first of these that it is:
+
+            - ``embedding``: a table that rows are taken from, or the patches of a picture or a
+              signal: a convolution of the input, at strides of its kernel. Tied to the output
+              head, it still is an embedding.
+            - ``output head``: the last linear weight (or convolution with a kernel of 1), whose
+              product is what the model returns: nothing but functions of it alone come after.
+              A module of one layer has none, and so has one that returns the shape it takes.
+            - ``router``: a linear weight whose largest products choose experts.
+            - ``depthwise``: of a convolution that keeps channels apart.
+            - ``conv``, ``linear``: any other weight of a convolution or of a matrix product.
+            - ``norm``: of a normalization, or its statistics.
+            - ``other``: added, compared or multiplied elementwise; biases.
+        """
+        return find_roles(self.graph)
 
 
 def trace(program: ExportedProgram, notes: Sequence[str] = ()) -> Captured:

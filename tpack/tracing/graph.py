@@ -92,6 +92,7 @@ class Graph:
         values: what is computed; each after what it is made from.
         result: what the root returns: a value, or a tuple or dict of results.
         stored: tensors of the state dict by name, aliases left out.
+        aliases: other names of stored tensors.
         kinds: classes of the modules by path.
         sizes: names of the free sizes.
     """
@@ -103,6 +104,7 @@ class Graph:
     buffers: frozenset[str]
     kinds: dict[str, str]
     sizes: dict[sympy.Symbol, str]
+    aliases: dict[str, str] = field(default_factory=dict)
 
     def rewrite(self, change: Callable[[Value], Value | None]) -> None:
         """Replace values: each is handed over with its arguments already replaced.

@@ -85,6 +85,7 @@ class _Reader:
             buffers,
             self.kinds,
             _size_names([value for value in inputs if value.op == INPUT]),
+            self.aliases,
         )
 
     def take_state(self, unsaved: set[str]) -> None:
