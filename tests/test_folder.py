@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import tpack
 from tpack.container import INDEX, Checkpoint
 from tpack.conversion import folder as folder_module
+from tpack.conversion.options import Options
 from tpack.errors import (
     ExistsError,
     FormatError,
@@ -337,8 +339,9 @@ def test_a_folder_without_weights(tmp_path, target):
 
 def test_resume_is_for_folders(tmp_path):
     save_file(model(1), tmp_path / "m.safetensors")
-    with pytest.raises(UsageError):
-        tpack.convert(tmp_path / "m.safetensors", resume=True)
+    for source in (tmp_path / "m.safetensors", model(1)):
+        with pytest.raises(UsageError, match="resume"):
+            tpack.convert(source, tmp_path / "out.safetensors", resume=True)
 
 
 def test_a_disk_that_is_too_small(source, target, monkeypatch):
@@ -551,6 +554,31 @@ def test_resume_checks_what_is_there(source, target, tmp_path, monkeypatch, dama
     assert len(calls) == redone
     tpack.convert(source, tmp_path / "whole", **options)
     assert contents(target) == contents(tmp_path / "whole")
+
+
+CHANGED = {
+    "exact": True,
+    "quantize": "twn",
+    "scale": "row",
+    "include": ("a",),
+    "exclude": ["b"],
+    "keep_dtype": "f16",
+    "layout": "t5",
+}
+
+
+def test_what_is_resumed_depends_on_every_option(tmp_path):
+    """Also on one that is added to the dataclass later."""
+    named = [option.name for option in fields(Options) if option.compare]
+    assert set(Options().to_dict()) == set(named)
+    seen = [Options().to_dict()]
+    for name in named:
+        changed = Options(**{name: CHANGED.get(name, "another")}).to_dict()
+        assert json.loads(json.dumps(changed)) == changed
+        assert changed not in seen, name
+        seen.append(changed)
+    more = make_dataclass("More", [("fake", str, "x")], bases=(Options,), frozen=True)
+    assert more(fake="y").to_dict() == Options().to_dict() | {"fake": "y"}
 
 
 def test_a_refused_conversion_leaves_nothing_behind(source, target, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save, save_file
 
 import tpack
-from tpack.errors import ExistsError, InputError, UnsupportedError
+from tpack.errors import ExistsError, InputError, UnsupportedError, UsageError
 from tpack.sources import hub, open_source, remote
 
 STATE = {"fc.weight": torch.tensor([[0.5, 0, -0.5, 0.5], [0, 0, 0.5, -0.5]])}
@@ -49,6 +49,40 @@ def test_a_folder_there_and_back(memory, tmp_path):
     with pytest.raises(ExistsError):
         tpack.convert("memory://bucket/model", "memory://bucket/out")
     tpack.convert("memory://bucket/model", "memory://bucket/out", force=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "to"),
+    [("memory://bucket/model", "out"), ("in", "memory://bucket/out"), ("in", "file://{}/out")],
+)
+def test_nothing_is_resumed_through_an_address(memory, tmp_path, monkeypatch, source, to):
+    put(memory, "/bucket/model/model.safetensors", save(STATE))
+    (tmp_path / "in").mkdir()
+    save_file(STATE, tmp_path / "in/model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"is an address.*Leave resume out"):
+        tpack.convert(source, to.format(tmp_path), resume=True)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="each has its own temporary copy"):
+        tpack.convert(source, to.format(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+    assert not memory.exists("/bucket/out")
+
+
+def test_a_dry_run_to_an_address(memory):
+    put(memory, "/bucket/out", b"there already")
+    report = tpack.convert(STATE, "memory://bucket/out", dry_run=True)
+    assert report.output is None
+    assert memory.cat("/bucket/out") == b"there already"
+
+
+def test_an_address_takes_every_option(memory, tmp_path):
+    options = {"layout": "t5", "keep_dtype": "bf16", "scale": "row", "exclude": ["nothing"]}
+    state = STATE | {"bias": torch.ones(2)}
+    tpack.convert(state, "memory://bucket/a.safetensors", **options)
+    tpack.convert(state, tmp_path / "b.safetensors", **options)
+    assert memory.cat("/bucket/a.safetensors") == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_the_local_file_system(tmp_path):

@@ -29,6 +29,7 @@ from tpack.layerdef import LayerDef, Program
 from tpack.report import ConversionReport
 from tpack.sources import Source, open_source
 from tpack.sources.description import read_layerdef
+from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
 
 __all__ = ["convert", "default_output"]
@@ -87,57 +88,71 @@ def convert(
     options = Options(
         exact, quantize, scale, include, exclude, keep_dtype, layout, progress or (lambda *_: None)
     )
-    if isinstance(destination, str) and is_remote(destination):
-        with remote_target(destination, force=force) as local:
-            report = convert(
-                source,
-                local,
-                exact=exact,
-                quantize=quantize,
-                scale=scale,
-                include=include,
-                exclude=exclude,
-                keep_dtype=keep_dtype,
-                layout=layout,
-                layerdef=layerdef,
-                example_args=example_args,
-                example_kwargs=example_kwargs,
-                dynamic_shapes=dynamic_shapes,
-                dry_run=dry_run,
-                progress=progress,
-            )
-        return replace(report, output=report.output and destination)
     program = None if layerdef is None else read_layerdef(layerdef)
     trace = None
     if program is None:
         trace = captured(source, example_args, example_kwargs, dynamic_shapes)
     paths = [Path(p) for p in (source, layerdef) if isinstance(p, str | os.PathLike)]
+    address = _address(source, destination)
+    if resume and address is not None:
+        raise UsageError(
+            f"resume works between folders on disks, but {address} is an address: of an "
+            "interrupted conversion nothing is kept. Leave resume out, or copy the folder first."
+        )
     with ExitStack() as stack:
+        place = destination
+        if isinstance(destination, str) and is_remote(destination):
+            place = stack.enter_context(remote_target(destination, force=force or dry_run))
         opened = stack.enter_context(open_source(source))
-        target = _target(source, opened, destination)
+        target = _target(source, opened, place)
         if opened.shards:
-            return convert_folder(
+            if address is not None and Ranks.here().of > 1:
+                raise UsageError(
+                    f"several processes cannot share {address}: each has its own temporary copy. "
+                    "Convert in one process, or on a disk that they share."
+                )
+            report = convert_folder(
                 Folder(opened, options, program, target),
                 dry_run=dry_run,
                 resume=resume,
                 force=force,
             )
-        if resume:
-            raise UsageError("resume goes on with a folder, but the source is a file.")
-        if not dry_run:
-            check_not_input(target, *paths)
-            if Ranks.here().number:
-                return ConversionReport(
-                    None, opened.nbytes, 0, (), ("a single file: left to rank 0",)
+        else:
+            if resume:
+                raise UsageError(
+                    "resume goes on with the conversion of a folder, but the source is none. "
+                    "Leave it out."
                 )
-            check_target(target, force=force)
-        with locate(file=opened.label), storage_errors(target):
+            if not dry_run:
+                check_not_input(target, *paths)
+                if Ranks.here().number:
+                    return ConversionReport(
+                        None, opened.nbytes, 0, (), ("a single file: left to rank 0",)
+                    )
+                check_target(target, force=force)
+            with locate(file=opened.label), storage_errors(target):
+                if trace is not None:
+                    program = captured_program(trace, opened, options)
+                report = _convert_file(
+                    opened, options, program, None if dry_run else target, force=force
+                )
             if trace is not None:
-                program = captured_program(trace, opened, options)
-            report = _convert_file(
-                opened, options, program, None if dry_run else target, force=force
-            )
-            return report if trace is None else replace(report, notes=(*trace.notes, *report.notes))
+                report = replace(report, notes=(*trace.notes, *report.notes))
+        if place is not destination and report.output:
+            report = replace(report, output=str(destination))
+        return report
+
+
+def _address(source: object, destination: object) -> str | None:
+    """The source or destination that is read or written through a temporary copy, if one is.
+
+    A repository of the hub lies in its cache.
+    """
+    hub = isinstance(source, str) and source.startswith(SCHEME)
+    for end in (None if hub else source, destination):
+        if isinstance(end, str) and is_remote(end):
+            return end
+    return None
 
 
 def _convert_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tpack.codec import Scale, layout_named
@@ -46,12 +46,10 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data: what the output follows from, besides the source."""
+        found = {
+            option.name: getattr(self, option.name) for option in fields(self) if option.compare
+        }
         return {
-            "exact": self.exact,
-            "quantize": self.quantize,
-            "scale": self.scale,
-            "include": list(self.include),
-            "exclude": list(self.exclude),
-            "keep_dtype": self.keep_dtype,
-            "layout": self.layout,
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in found.items()
         }
