@@ -205,7 +205,7 @@ def test_weights_that_are_not_finite(out, bad):
     "options",
     [
         {"quantize": "best"},
-        {"scale": "column"},
+        {"scale": "cell"},
         {"layout": "t3"},
         {"keep_dtype": "f64"},
     ],

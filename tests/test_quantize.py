@@ -20,7 +20,7 @@ from tpack import kernels
 from tpack.codec import Scale, unpack
 from tpack.errors import InputError, NotTernaryError, UsageError
 from tpack.kernels import selection
-from tpack.quantize import Weight, encode, encode_blocks, fit, narrow, widen
+from tpack.quantize import Weight, detect, encode, encode_blocks, fit, narrow, quantize, widen
 from tpack.quantize.fit import spread
 
 FLOATS = {
@@ -441,8 +441,51 @@ def test_unknown_method_and_scale():
     weight = Weight.of(np.ones((2, 2), dtype=np.float32))
     with pytest.raises(UsageError, match="method 'best' is unknown"):
         fit(weight, "best")
-    with pytest.raises(UsageError, match="scale 'column' is unknown"):
-        fit(weight, scale="column")
+    with pytest.raises(UsageError, match="scale 'cell' is unknown"):
+        fit(weight, scale="cell")
+
+
+# ---- detected
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.zeros((16, 40)),
+        np.full((16, 40), 0.5),
+        np.eye(40),
+        [[0.5, -0.5], [0.0, 0.5]],
+        np.diag([1.0, -2.0, 4.0] * 20),
+    ],
+    ids=["zero", "constant", "one sign", "a handful", "no two in a row"],
+)
+def test_a_weight_may_be_ternary_by_chance(values, dtype):
+    detected = detect(weight_of(torch.tensor(np.array(values)).to(FLOATS[dtype])))
+    assert detected.fit.method == "exact"
+    assert detected.by_chance
+    assert detected.zero == (not np.any(values))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("text", GRANULARITIES)
+def test_a_ternary_weight_is_none_by_chance(text, dtype):
+    values = trits(3, 600) * scales_for(text, 3, 600)
+    detected = detect(weight_of(torch.from_numpy(values).to(FLOATS[dtype])))
+    assert not detected.by_chance
+    assert not detected.zero
+
+
+@pytest.mark.parametrize("method", ["absmean", "twn", "mse"])
+@pytest.mark.parametrize("text", ["auto", "row"])
+def test_quantize_rounds_a_ternary_weight_too(method, text):
+    weight = Weight.of((trits(4, 40) * 0.1).astype(np.float32))
+    detected = detect(weight)
+    found = quantize(weight, method, text, detected)
+    assert found.method == method
+    assert str(found.granularity) == ("tensor" if text == "auto" else text)
+    if method == "absmean":
+        assert found.scale.max() < 0.09  # the mean of |w|, zeros and all
 
 
 # ---- narrow and widen

@@ -19,26 +19,30 @@ Example:
 
 from __future__ import annotations
 
-from tpack.codec import Scale
-from tpack.errors import UsageError
+from tpack.quantize.detect import Detected, detect, quantize, refuse
 from tpack.quantize.encode import Encoded, encode, encode_blocks
-from tpack.quantize.exact import fit_exact, refuse
 from tpack.quantize.fit import Fit
-from tpack.quantize.methods import METHODS
+from tpack.quantize.methods import METHODS, method_named
+from tpack.quantize.recognise import Recognised, recognise
 from tpack.quantize.rounding import Rounding
-from tpack.quantize.statistics import measure
 from tpack.quantize.weight import Weight, narrow, widen
 
 __all__ = [
     "METHODS",
+    "Detected",
     "Encoded",
     "Fit",
+    "Recognised",
     "Rounding",
     "Weight",
+    "detect",
     "encode",
     "encode_blocks",
     "fit",
     "narrow",
+    "quantize",
+    "recognise",
+    "refuse",
     "widen",
 ]
 
@@ -54,8 +58,7 @@ def fit(
     Args:
         weight: the values.
         method: ``auto`` (absmean), ``absmean``, ``twn`` or ``mse``.
-        scale: ``auto`` (exact: the coarsest granularity that is exact; otherwise per
-            tensor), ``tensor``, ``row`` or ``group:N``.
+        scale: as ``detect`` and ``quantize`` take it.
         exact_only: refuse a weight that is not ternary.
 
     Raises:
@@ -63,14 +66,10 @@ def fit(
         InputError: NaN or infinity, with its index.
         UsageError: unknown method or scale.
     """
-    if method != "auto" and method not in METHODS:
-        raise UsageError(f"method {method!r} is unknown, expected auto, {', '.join(METHODS)}.")
-    wanted = None if scale == "auto" else Scale.parse(scale)
-    granularity = wanted or Scale.parse("tensor")
-    statistics = measure(weight, granularity)
-    found = fit_exact(weight, statistics, wanted)
-    if exact_only and (found is None or found.method != "exact"):
-        raise refuse(weight, statistics, wanted)
-    if found is not None:
-        return found
-    return METHODS["absmean" if method == "auto" else method](weight, granularity, statistics)
+    method_named(method)
+    detected = detect(weight, scale)
+    if exact_only and (detected.fit is None or detected.fit.method != "exact"):
+        raise refuse(weight, detected)
+    if detected.fit is not None:
+        return detected.fit
+    return quantize(weight, method, scale, detected)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import Scale
+from tpack.errors import UsageError
 from tpack.kernels.reference import absmean_scale, absmean_threshold
 from tpack.quantize.fit import Fit, make_fit, spread
 from tpack.quantize.pieces import Piece, in_pieces
@@ -94,6 +95,17 @@ METHODS: dict[str, Callable[[Weight, Scale, Statistics], Fit]] = {
     "twn": twn,
     "mse": mse,
 }
+
+
+def method_named(name: str) -> Callable[[Weight, Scale, Statistics], Fit]:
+    """Look a quantizer up by name; ``auto`` is absmean.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    if name != "auto" and name not in METHODS:
+        raise UsageError(f"method {name!r} is unknown, expected auto, {', '.join(METHODS)}.")
+    return METHODS["absmean" if name == "auto" else name]
 
 
 def _best_cut(descending: Array) -> tuple[float, float]:

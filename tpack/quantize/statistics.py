@@ -29,7 +29,8 @@ class Statistics:
     """What is known of a weight.
 
     Attributes:
-        sums: of |w| at the granularity of the scale, ``(1,)`` or ``(rows, sets in a row)``.
+        granularity: of the sums.
+        sums: of |w|, ``(1,)`` or ``(rows, sets in a row)``.
         group: what ``scales`` belong to.
         scales: where every such group is ``{-s, 0, +s}``, its s, ``(rows, groups)``, and 0 where
             all are zero; None where a group is not.
@@ -37,6 +38,7 @@ class Statistics:
             as ``encode_blocks`` hands them out; None where they are still to be packed.
     """
 
+    granularity: Scale
     sums: npt.NDArray[np.float64]
     group: Scale
     scales: Array | None
@@ -116,8 +118,8 @@ def measure(weight: Weight, granularity: Scale) -> Statistics:
 
     packed = tuple(found for found in in_pieces(weight, granularity, survey) if found)
     if mixed.is_set():
-        return Statistics(sums.values, group, None)
-    return Statistics(sums.values, group, scales, packed if native else None)
+        return Statistics(granularity, sums.values, group, None)
+    return Statistics(granularity, sums.values, group, scales, packed if native else None)
 
 
 def _not_finite(weight: Weight, piece: Piece) -> InputError:
