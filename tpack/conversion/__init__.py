@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.writer import checkpoint_size, write_checkpoint
-from tpack.conversion.capturing import captured, captured_program
+from tpack.conversion.capturing import OWN_RULE, captured, captured_program
 from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.options import Options, Progress
@@ -132,6 +132,8 @@ def convert(
                 check_target(target, force=force)
             with locate(file=opened.label), storage_errors(target):
                 if trace is not None:
+                    opened.rounded = trace.rounded
+                    opened.floats = dict.fromkeys(trace.measured, OWN_RULE)
                     program = captured_program(trace, opened, options)
                 report = _convert_file(
                     opened, options, program, None if dry_run else target, force=force

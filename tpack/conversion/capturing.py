@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from tpack.tracing import Captured
 
 
+#: Why a weight that forward rounds or measures by a rule that tpack has not is kept.
+OWN_RULE = "forward rounds it by a rule of its own"
+
+
 def captured(
     source: Any,
     args: Sequence[Any] | None,
@@ -51,4 +55,5 @@ def captured(
 
 def captured_program(trace: Captured, source: Source, options: Options) -> Program:
     """The LayerDefs of a trace, in which the weights that the options pack are ternary."""
-    return trace.program(make_plan(source, options, None).weights)
+    weights = make_plan(source, options, None).weights
+    return trace.program({*weights, *trace.rounded} - trace.measured)

@@ -194,6 +194,8 @@ class Source:
         warnings: likewise, what nobody may miss: shown also where notes are not.
         rounded: weights that the source's own model rounds as it runs, with the rule. They are
             packed by that rule, also if they already are ternary.
+        floats: tensors that the source's own model rounds or measures by a rule that tpack has
+            not: they stay as they are, each with the reason.
         int8_inputs: weights of linear layers that round their inputs to int8, per token.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
@@ -212,6 +214,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     rounded: Mapping[str, Rounding] = field(default_factory=dict)
+    floats: Mapping[str, str] = field(default_factory=dict)
     int8_inputs: frozenset[str] = frozenset()
     files: tuple[Path, ...] = ()
     nbytes: int = 0

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 from torch.export import ExportedProgram
 
 from tpack.layerdef import Program
+from tpack.quantize import Rounding
 from tpack.tracing.export import export, fixed_sizes
 from tpack.tracing.graph import Graph
 from tpack.tracing.layers import make_program
@@ -21,6 +23,7 @@ from tpack.tracing.patterns import find_patterns
 from tpack.tracing.positions import rewrite_positions
 from tpack.tracing.reading import read_graph
 from tpack.tracing.roles import find_roles
+from tpack.tracing.rounding import measured_weights, rounded_weights, with_packed
 from tpack.tracing.simplify import merge_equal, simplify
 
 __all__ = ["Captured", "capture", "export", "trace", "trace_module"]
@@ -37,13 +40,31 @@ class Captured:
         self.graph = graph
         self.notes = tuple(notes)
 
-    def program(self, ternary: Collection[str] = ()) -> Program:
+    def program(self, ternary: Collection[str] | None = None) -> Program:
         """The LayerDefs, with the weights named as ternary ones.
+
+        Args:
+            ternary: weights that are packed: their layers do not round them again. If not
+                given: those that the model rounds as it runs.
 
         Raises:
             LayerDefError: a name or structure that no LayerDef says.
         """
-        return make_program(self.graph, ternary)
+        packed = self.rounded if ternary is None else ternary
+        graph = with_packed(self.graph, packed)
+        simplify(graph)
+        merge_equal(graph)
+        return make_program(graph, packed)
+
+    @cached_property
+    def rounded(self) -> Mapping[str, Rounding]:
+        """The weights that the model rounds to trits wherever it uses them, with the rule."""
+        return rounded_weights(self.graph)
+
+    @cached_property
+    def measured(self) -> frozenset[str]:
+        """Weights that the model rounds or measures by another rule: they have to stay floats."""
+        return measured_weights(self.graph)
 
     def roles(self) -> Mapping[str, str]:
         """What each stored tensor is to the model, by what the graph does with it.

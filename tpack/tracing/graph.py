@@ -55,7 +55,6 @@ class Value:
         lines: the source line of each of these calls, where it is known.
         name: of an input, a stored tensor or a constant.
         data: of a constant.
-        rounded: of a stored weight: whether the model rounds it to trits wherever it uses it.
         asked: what the callers of modules call it: path of the module → argument; and after
             ``>`` and the path, its position in what the module returns.
     """
@@ -68,7 +67,6 @@ class Value:
     lines: tuple[str, ...] = ()
     name: str = ""
     data: torch.Tensor | None = None
-    rounded: bool = False
     asked: dict[str, str] = field(default_factory=dict)
 
     def like(self, op: str, args: dict[str, Arg], **changes: Any) -> Value:

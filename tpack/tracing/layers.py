@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -23,18 +23,18 @@ from tpack.layerdef.mirror import class_name
 from tpack.layerdef.names import is_identifier, is_position
 from tpack.tracing.annotations import Annotations, annotated
 from tpack.tracing.bodies import Body, Child, Item, write_body
-from tpack.tracing.graph import CONSTANT, STORED, Graph, Value, values_in
+from tpack.tracing.graph import CONSTANT, Graph, Value, values_in
 from tpack.tracing.known import builtin_layer, constant_param
 from tpack.tracing.loops import chained
 from tpack.tracing.names import free_name, is_loop
 from tpack.tracing.scopes import CycleError, Scope, make_scopes
 
 
-def make_program(graph: Graph, ternary: Collection[str] = ()) -> Program:
+def make_program(graph: Graph, ternary: Collection[str]) -> Program:
     """The LayerDefs of a graph.
 
     Args:
-        ternary: names of the weights that are packed.
+        ternary: names of the weights that are packed; the graph does not round them again.
 
     Raises:
         LayerDefError: a name that no LayerDef may use, or a structure that none says.
@@ -43,8 +43,7 @@ def make_program(graph: Graph, ternary: Collection[str] = ()) -> Program:
     while True:
         try:
             root = make_scopes(graph, dissolved)
-            packed = {*ternary, *_rounded_weights(graph)} - _measured_weights(graph)
-            maker = _Maker(graph, root, packed)
+            maker = _Maker(graph, root, {*ternary})
             name = maker.draft("", whole=True).layer
         except (_DifferError, CycleError) as error:
             if str(error) in dissolved or not str(error):
@@ -55,28 +54,6 @@ def make_program(graph: Graph, ternary: Collection[str] = ()) -> Program:
         program = Program(layers, name)
         validate(program)
         return program
-
-
-def _rounded_weights(graph: Graph) -> set[str]:
-    """Weights of BitNet layers: ternary by what their layer computes."""
-    return {one.name for value in graph.values for one in _operands(value) if one.rounded}
-
-
-def _measured_weights(graph: Graph) -> set[str]:
-    """Weights that the model itself rounds or measures, in a way that is none of the patterns.
-
-    It would round again what was packed, with another scale: they stay as they are.
-    """
-    measures = [value for value in graph.values if value.op in _MEASURES]
-    return {one.name for value in measures for one in _operands(value) if one.op == STORED}
-
-
-#: Ops that learn the scale of a weight, or round it.
-_MEASURES = frozenset({"abs", "amax", "amin", "clamp", "mean", "round", "sign", "var"})
-
-
-def _operands(value: Value) -> Iterator[Value]:
-    return values_in(tuple(value.args.values()))
 
 
 class _DifferError(Exception):

@@ -1,4 +1,4 @@
-"""Spellings of layers that LayerDef has a word for: RMS norm, gelu, relu², rotary and BitNet.
+"""Spellings of layers that LayerDef has a word for: RMS norm, gelu, relu² and rotary.
 
 A pattern is replaced only where the op computes the same: to rounding, in the same dtype.
 """
@@ -143,104 +143,9 @@ def _rotate_half(value: Value) -> Value | None:
     return value.like("rotate_half", {"x": x}) if good else None
 
 
-# ---- BitNet
-
-
-def _bit_linear(value: Value) -> Value | None:
-    """A linear layer of what was rounded: x to int8 per token, the weight to trits."""
-    x, weight = value.args["x"], _master(value.args["weight"])
-    rounded = _rounded(_straight(x))
-    if weight is None or (rounded is None and weight is value.args["weight"]):
-        return None
-    weight.rounded = True
-    if rounded is None:
-        return value.like("linear", value.args | {"weight": weight})
-    return value.like("bit_linear", value.args | {"x": rounded, "weight": weight})
-
-
-def _straight(value: Arg) -> Arg:
-    """q of ``x + (q - x)``: a straight-through estimator, which changes no value."""
-    if not _is(value, "+"):
-        return value
-    for x, change in _sides(value):
-        if _is(change, "-") and change.args["y"] is x:
-            return change.args["x"]
-    return value
-
-
-def _rounded(value: Arg) -> Value | None:
-    """x of ``clamp(round(x * a), -128, 127) / a`` with ``a = 127 / max|x|`` per token."""
-    if not (_is(value, "/") and _is(value.args["x"], "clamp")):
-        return None
-    gain, clamped = value.args["y"], value.args["x"]
-    bounds = (clamped.args.get("min"), clamped.args.get("max"))
-    inner = clamped.args["x"]
-    if bounds != (-128, 127) or not (_is(inner, "round") and _is(inner.args["x"], "*")):
-        return None
-    for x, other in _sides(inner.args["x"]):
-        if other is gain and isinstance(x, Value) and _largest(gain, 127.0) is x:
-            return x
-    return None
-
-
-def _largest(gain: Arg, levels: float) -> Arg:
-    """x of ``levels / clamp(max|x|, tiny)`` along the last dim."""
-    if _is(gain, "*"):  # torch takes 127 / y apart
-        part = _with_number(gain, "*", levels)
-        gain = None if part is None else part[0]
-        if not (_is(gain, "/") and _number(gain.args["x"]) == 1.0):
-            return None
-    elif not (_is(gain, "/") and _number(gain.args["x"]) == levels):
-        return None
-    clamped = gain.args["y"]
-    if _is(clamped, "clamp") and (clamped.args.get("min") or 0) <= 1e-5:
-        clamped = clamped.args["x"]
-    if not _is(clamped, "amax") or not clamped.args.get("keepdim"):
-        return None
-    inside = clamped.args["x"]
-    dim = clamped.args["dim"]
-    dim = dim[0] if isinstance(dim, tuple) and len(dim) == 1 else dim
-    if dim not in (-1, len(inside.shape) - 1):
-        return None
-    return inside.args["x"] if _is(inside, "abs") else None
-
-
-def _master(weight: Arg) -> Value | None:
-    """The stored weight behind ``clamp(round(w / s), -1, 1) * s`` with ``s = mean|w|``."""
-    found = _straight(weight)
-    if _is(found, "/") or _is(found, "*"):
-        for clamped, scale in _sides(found):
-            if not _is(clamped, "clamp"):
-                continue
-            bounds = (clamped.args.get("min"), clamped.args.get("max"))
-            inner = clamped.args["x"]
-            if bounds != (-1, 1) or not _is(inner, "round"):
-                continue
-            scaled = inner.args["x"]
-            if (_is(scaled, "*") or _is(scaled, "/")) and scale in scaled.args.values():
-                found = scaled.args["x"] if _is_mean_of(scale, scaled.args["x"]) else None
-                break
-    return found if _is(found, STORED) and len(found.shape) == 2 else None
-
-
-def _is_mean_of(scale: Arg, weight: Arg) -> bool:
-    """Whether a scale is ``mean|w|``, or 1 over it, with or without a smallest value."""
-    if _is(scale, "/") and _number(scale.args["x"]) == 1.0:
-        scale = scale.args["y"]
-    if _is(scale, "clamp") and (scale.args.get("min") or 0) <= 1e-5:
-        scale = scale.args["x"]
-    if (shifted := _with_number(scale, "+")) is not None and shifted[1] <= 1e-5:
-        scale = shifted[0]
-    if not (_is(scale, "mean") and scale.args.get("dim") is None):
-        return False
-    inside = scale.args["x"]
-    return _is(inside, "abs") and inside.args["x"] is weight
-
-
 _RULES: dict[str, tuple[Callable[[Value], Value | None], ...]] = {
     "*": (_rms_norm, _gelu, _silu),
     "**": (_relu_squared,),
     "square": (_relu_squared,),
     "cat": (_rotate_half,),
-    "linear": (_bit_linear,),
 }
