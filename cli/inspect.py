@@ -68,6 +68,11 @@ def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: 
         f"{len(report.tensors)} ternary, {len(report.kept)} kept, {report.bpw_total:.2f} bits per "
         f"weight in all, {size(report.file_bytes)}, {plural(layers, 'LayerDef')}"
     )
+    if unknown := sum(t.method == "unknown" for t in report.tensors):
+        click.echo(
+            f"{plural(unknown, 'weight')} saved from a module, for example after training: there "
+            "is no source to compare with"
+        )
     return 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tpack.checkpoint import load, save
 from tpack.container import Document, Piece, write_checkpoint
 from tpack.container.document import NO_DIGEST
 from tpack.conversion import convert
@@ -97,4 +98,29 @@ def exact(path: Path) -> Path:
     return path
 
 
-CHECKPOINTS = {f.__name__: f for f in (stack, hostile, one, kept_only, exact)}
+def trained(path: Path) -> Path:
+    """Two exact layers, of which none is what it was."""
+    trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
+    return _trained({f"{i}.weight": trits * (i + 1) for i in range(2)}, path, 2)
+
+
+def partly_trained(path: Path) -> Path:
+    """A layer that was trained, one that is quantized, one that is exact."""
+    trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
+    state = {"0.weight": trits, "1.weight": trits * 2}
+    return _trained(state | {"2.weight": torch.arange(64.0).reshape(8, 8)}, path, 1)
+
+
+def _trained(state: dict[str, torch.Tensor], path: Path, count: int) -> Path:
+    convert(state, path, quantize="absmean")
+    module = load(path)
+    with torch.no_grad():
+        for i in range(count):
+            module.state_dict()[f"{i}.weight_scale"].mul_(3)
+    save(module, path, force=True)
+    return path
+
+
+CHECKPOINTS = {
+    f.__name__: f for f in (stack, hostile, one, kept_only, exact, trained, partly_trained)
+}

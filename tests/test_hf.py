@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -18,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 import tpack
 import tpack.hf
-from tpack.container import Checkpoint
+from tpack.container import Checkpoint, Piece, digest, write_checkpoint
 from tpack.errors import InputError, TpackError, UnsupportedError, UsageError
 from tpack.hf.layers import (
     NormedBitLinear,
@@ -508,6 +510,10 @@ def test_saving_after_a_change_says_what_is_there(folder, tmp_path):
         )
     model.save_pretrained(tmp_path)
     assert tpack.verify(tmp_path).ok
+    methods = {t.name: t.method for t in tpack.inspect(tmp_path).tensors}
+    changed = {name for name, method in methods.items() if method == "unknown"}
+    assert changed == {f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1)}
+    assert set(methods.values()) == {"exact", "unknown"}
     plain = tpack.unpack(tmp_path)
     assert plain["model.layers.1.mlp.up_proj.weight"].unique().numel() == 1
     assert plain["model.norm.weight"].dtype == torch.bfloat16
@@ -543,6 +549,25 @@ def test_a_checkpoint_keeps_the_metadata_of_its_weights(tmp_path):
     assert entry.method == "absmean"
     assert entry.relative_error > 0.1
     assert same_bytes(tmp_path / "again", folder)
+
+
+@pytest.mark.parametrize("size", ["50GB", "20KB"])
+def test_the_metadata_of_the_file_comes_back(folder, tmp_path, size):
+    folder = Path(shutil.copytree(folder, tmp_path / "with"))
+    path = folder / "model.safetensors"
+    with Checkpoint(path) as file:
+        pieces = [
+            Piece.of(name, entry.dtype, entry.shape, bytes(file.read(name)))
+            for name, entry in file.entries.items()
+        ]
+        document = replace(file.document, metadata={"gguf": digest([b"{}"])})
+    write_checkpoint(path, document, pieces, metadata={"gguf": "{}"}, force=True)
+    load(folder).save_pretrained(tmp_path / "again", max_shard_size=size)
+    assert tpack.verify(tmp_path / "again").ok
+    with Checkpoint(tmp_path / "again") as file:
+        assert (file.metadata["gguf"], file.document.metadata) == ("{}", document.metadata)
+    load(tmp_path / "again").save_pretrained(tmp_path / "one")
+    assert same_bytes(tmp_path / "one", folder)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -119,7 +119,8 @@ def test_every_page_draws_without_a_complaint(opened, name, mode):
     charts = browser.execute_script(
         "return [...document.querySelectorAll('.chart')].map((c) => [c.id, c.childElementCount])"
     )
-    missing = {"kept_only": {"zeros", "error", "scales", "worst"}, "exact": {"worst"}}
+    missing = {"kept_only": {"zeros", "error", "scales", "worst"}}
+    missing |= {"exact": {"worst"}, "trained": {"worst"}}
     wanted = {"zeros", "error", "scales", "bytes", "worst"} - missing.get(name, set())
     assert {chart for chart, _ in charts} == wanted
     assert all(children for _, children in charts)
@@ -129,6 +130,13 @@ def test_every_page_draws_without_a_complaint(opened, name, mode):
         "return [...document.querySelectorAll('svg *')].some((e) => "
         "[...e.attributes].some((a) => /NaN|undefined|Infinity/.test(a.value)))"
     )
+
+
+def test_a_weight_without_a_source_is_not_called_exact(opened):
+    words = "return document.querySelector('#error').textContent"
+    assert "every weight equals its source" in opened("exact").execute_script(words)
+    assert "no source to compare with" in opened("trained").execute_script(words)
+    assert "unknown" in opened("partly_trained").execute_script(words)
 
 
 def test_charts_show_every_tensor(opened):

@@ -324,3 +324,15 @@ def test_the_command_fails_after_it_wrote_the_page_of_a_damaged_file(run, tmp_pa
     report = json.loads(said)
     assert (code, report["ok"], err) == (5, False, "")
     assert report["problems"]
+
+
+def test_a_weight_without_a_source_is_not_called_exact(made):
+    text = made["trained"][1]
+    assert "0 of 2 weights exact. 2 saved from a module" in text
+    assert chart_data(gather(made["trained"][0]))["error"] == [None, None]
+    path, text = made["partly_trained"]
+    assert "1 of 3 weights exact. 1 saved from a module" in text
+    data = chart_data(gather(path))
+    assert (data["error"][:2], data["exact"]) == ([None, 0.0], [False, True, False])
+    assert Page(text).text_of("td").count("unknown") == 2  # its method, and its error
+    assert "no source is known" not in made["exact"][1]

@@ -283,3 +283,9 @@ def test_a_mesh_without_a_plan_is_refused(tmp_path):
     tpack.save(module, tmp_path / "m.safetensors")
     with pytest.raises(UsageError, match="together, or neither"):
         tpack.load(tmp_path / "m.safetensors", parallel={"up": "column"})
+
+
+def test_a_part_is_not_saved(tmp_path):
+    module = parallelize(build_module(mlp("TernaryLinear", "row", "t2")), mesh(), {"up": "column"})
+    with pytest.raises(UsageError, match="up holds the part of one process"):
+        tpack.save(module, tmp_path / "m")

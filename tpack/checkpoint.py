@@ -16,8 +16,16 @@ from torch import Tensor, nn
 from tpack import codec
 from tpack.build import build_module, program_of
 from tpack.codec import Scale
-from tpack.container import Checkpoint, Document, Piece, TernaryEntry, digest, write_checkpoint
-from tpack.container.document import NO_DIGEST
+from tpack.container import (
+    Checkpoint,
+    Document,
+    Origin,
+    Piece,
+    TernaryEntry,
+    digest,
+    write_checkpoint,
+)
+from tpack.container.document import NO_DIGEST, UNKNOWN
 from tpack.container.header import Entry
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
@@ -25,7 +33,7 @@ from tpack.layerdef import LayerDef, Program, as_program, slots
 from tpack.layerdef.refine import Found, refine
 from tpack.nn import is_unfrozen
 from tpack.nn.legal import check_legal, remember
-from tpack.parallel import Part, split
+from tpack.parallel import ColumnLinear, Part, RowLinear, split
 from tpack.reading import read_program
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
 
@@ -76,8 +84,11 @@ def load(
             raise UsageError("load: device_mesh and parallel are given together, or neither.")
         tensors = dict(map_tensors(file, parts))
         layouts = {f"{name}_packed": entry.layout for name, entry in file.document.tensors.items()}
-        aliases: Any = dict(file.document.aliases)  # plain data, no part of the state
+        # plain data, no part of the state
+        aliases: Any = dict(file.document.aliases)
+        origin: Any = Origin.of(file)
     module.ternary_aliases = aliases
+    module._tpack_origin = origin  # noqa: SLF001
     module.load_state_dict(tensors, strict=True, assign=True)
     for name in layouts:
         remember(tensors[name], os.fspath(path), name)
@@ -163,6 +174,11 @@ def save(
 ) -> None:
     """Write a packed module, loaded or generated, with its LayerDefs.
 
+    A weight that still is what ``load`` read keeps its method, its error, the dtype of its source
+    and its divisor; a checkpoint that is loaded and saved has the same bytes again. Any other
+    weight, one that was trained or set by hand, gets the method ``unknown`` and no error: there is
+    no source that it could be compared with.
+
     Args:
         module: what ``load`` or ``build_module`` returned, or an instance of a generated class.
         path: where it goes.
@@ -173,13 +189,21 @@ def save(
     Raises:
         LayerDefError: the module does not fit its description.
         InputError: a scale is not finite.
-        UsageError: the module is unfrozen.
+        UsageError: the module is unfrozen, or shares its weights with other processes.
         TpackError: as ``new_file``.
     """
     if is_unfrozen(module):
         raise UsageError(
             "save: the module is unfrozen, expected packed weights. Use tpack.nn.freeze(module)."
         )
+    for layer, part in module.named_modules():
+        if isinstance(part, ColumnLinear | RowLinear):
+            raise UsageError(
+                f"save: {layer} holds the part of one process, expected whole weights. Load the "
+                "checkpoint without device_mesh to save it."
+            )
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    origin = getattr(module, "_tpack_origin", Origin())
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     if layerdef is not None:
         program = as_program(layerdef)
@@ -201,9 +225,9 @@ def save(
             split=param.rows_split,
             layout=param.layout,
             scale=param.scale,
-            method="exact",
+            method=UNKNOWN,
             source_dtype=param.dtype,
-            relative_error=0.0,
+            relative_error=None,
             sha256=NO_DIGEST,
             scale_sha256=NO_DIGEST,
         )
@@ -216,13 +240,14 @@ def save(
                 tensor=f"{name}_scale",
             )
         with locate(tensor=f"{name}_packed"):
-            ternary[name], packed[name] = repacked(entry, state[f"{name}_packed"], scale)
+            entry, packed[name] = repacked(entry, state[f"{name}_packed"], scale)
+        ternary[name] = origin.entry(name, entry, param.dtype)
     aliases = {
         alias: name
         for alias, name in getattr(module, "ternary_aliases", {}).items()
         if name in ternary or name in kept
     }
-    document = Document(program, ternary, kept, aliases)
+    document = Document(program, ternary, kept, aliases, metadata=origin.digests)
     expected = set(kept) | {f"{name}_{part}" for name in ternary for part in ("packed", "scale")}
     if surplus := sorted(set(state) - expected):
         raise LayerDefError(f"is in no LayerDef of {program.root}.", tensor=surplus[0])
@@ -234,7 +259,7 @@ def save(
     pieces += [
         Piece.of(f"{name}_packed", "uint8", data.shape, data) for name, data in packed.items()
     ]
-    write_checkpoint(path, document, pieces, force=force)
+    write_checkpoint(path, document, pieces, metadata=origin.metadata, force=force)
 
 
 def _as_scaled(program: Program, module: nn.Module, state: Mapping[str, Tensor]) -> Program:

@@ -1,4 +1,4 @@
-"""Tell what is in a checkpoint."""
+"""Describe what is in a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ class TernaryInfo:
     """One ternary tensor.
 
     Attributes:
+        method: ``exact``, a quantizer, or ``unknown`` for a weight that was saved from a module.
+        relative_error: None where the method is unknown: there is no source to compare with.
         zeros: share of trits that are 0.
         bpw: stored bits per weight, scales included.
         counts: how many trits are -1, 0 and +1.
@@ -38,7 +40,7 @@ class TernaryInfo:
     method: str
     zeros: float
     bpw: float
-    relative_error: float
+    relative_error: float | None
     source_dtype: str
     counts: tuple[int, int, int]
     packed_bytes: int

@@ -232,6 +232,8 @@ def rejected() -> dict[str, bytes]:
             f"R10_{field}",
             lambda _, d, field=field, bad=bad: d["tensors"]["fc.weight"].update({field: bad}),
         )
+    change("R10_no_error", lambda _, d: d["tensors"]["fc.weight"].update(relative_error=None))
+    change("R10_unknown_error", lambda _, d: d["tensors"]["fc.weight"].update(method="unknown"))
     change("R10_divisor_zero", lambda _, d: d["tensors"]["fc.weight"].update(divisor=0))
     change("R10_divisor_text", lambda _, d: d["tensors"]["fc.weight"].update(divisor="2"))
     change("R10_shard_number", lambda _, d: d.update(shard=shard(number=3)))

@@ -2,13 +2,14 @@
 
 ``header`` reads and lays out the safetensors header, ``document`` is the description under
 its key ``tpack``, ``reader`` opens a file and ``writer`` makes one, ``atomic`` puts it in
-place. Needs no torch.
+place, ``origin`` is what a loaded module remembers of it. Needs no torch.
 """
 
 from tpack.container.atomic import new_file
 from tpack.container.document import Document, Shard, TernaryEntry, digest, program_digest
 from tpack.container.header import Entry, TensorFile
 from tpack.container.index import INDEX, SINGLE, Index, read_index, write_index
+from tpack.container.origin import Origin
 from tpack.container.reader import Checkpoint, is_checkpoint
 from tpack.container.strictjson import parse_json
 from tpack.container.writer import Piece, write_checkpoint, write_tensors
@@ -20,6 +21,7 @@ __all__ = [
     "Document",
     "Entry",
     "Index",
+    "Origin",
     "Piece",
     "Shard",
     "TensorFile",

@@ -25,7 +25,9 @@ MAX_NESTING = 2 * MAX_DEPTH + 6
 NO_DIGEST = "0" * 64
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-_METHODS = ("exact", "absmean", "twn", "mse")
+#: The method of a weight that was saved from a module: what it was before is not known.
+UNKNOWN = "unknown"
+_METHODS = ("exact", "absmean", "twn", "mse", UNKNOWN)
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
@@ -45,9 +47,10 @@ class TernaryEntry:
         split: leading dims that index rows.
         layout: of the packed bytes.
         scale: granularity, as text.
-        method: how the trits were found: ``exact`` or a quantizer.
+        method: how the trits were found: ``exact``, a quantizer, or ``unknown`` for a weight that
+            was saved from a module, for example after training.
         source_dtype: what it came in, and is unpacked to.
-        relative_error: ‖w - s·q‖ / ‖w‖ to four digits; 0 if exact.
+        relative_error: ‖w - s·q‖ / ‖w‖ to four digits; 0 if exact, None if unknown.
         sha256: of its packing in layout t2, whatever the layout.
         scale_sha256: of the bytes of the scale.
         divisor: what the source divides its trits by, where it does so; then the scale is
@@ -60,7 +63,7 @@ class TernaryEntry:
     scale: str
     method: str
     source_dtype: str
-    relative_error: float
+    relative_error: float | None
     sha256: str
     scale_sha256: str
     divisor: float | None = None
@@ -262,7 +265,11 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
     require(found["method"] in _METHODS, "method")
     require(found["source_dtype"] in WEIGHT_DTYPES, "source_dtype")
     error = found["relative_error"]
-    require(type(error) in (int, float) and error >= 0, "relative_error")  # JSON has no inf
+    if found["method"] == UNKNOWN:
+        require(error is None, "relative_error")
+    else:
+        require(type(error) in (int, float) and error >= 0, "relative_error")  # JSON has no inf
+        found["relative_error"] = float(error)
     for key in ("sha256", "scale_sha256"):
         require(isinstance(found[key], str) and bool(_HEX.fullmatch(found[key])), key)
     divisor = found["divisor"]
@@ -277,7 +284,7 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
         Scale.parse(found["scale"])
     except UsageError:
         require(False, "scale")
-    return TernaryEntry(**{**found, "shape": tuple(shape), "relative_error": float(error)})
+    return TernaryEntry(**{**found, "shape": tuple(shape)})
 
 
 def check_entries(document: Document, entries: Mapping[str, Entry]) -> None:

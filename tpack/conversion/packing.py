@@ -124,7 +124,7 @@ def _packed_report(name: str, item: Packed) -> TensorReport:
         "packed" if entry.method == "exact" else "quantized",
         entry.scale,
         entry.method,
-        entry.relative_error,
+        entry.relative_error or 0.0,
         round(8 * (item.length + item.scale.nbytes) / math.prod(entry.shape), 4),
         entry.shape,
     )

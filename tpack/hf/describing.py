@@ -11,8 +11,8 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from tpack.checkpoint import repacked, tensor_bytes
 from tpack.codec import Scale
-from tpack.container import Document, Piece, Shard, TernaryEntry
-from tpack.container.document import NO_DIGEST
+from tpack.container import Document, Origin, Piece, Shard, TernaryEntry
+from tpack.container.document import NO_DIGEST, UNKNOWN
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
 from tpack.layerdef import Param, Program, Slot, mirror, validate
@@ -28,6 +28,7 @@ class Described:
         ternary: entries of packed weights by name.
         aliases: as in the checkpoint that the model came from.
         program: the LayerDefs; None where names cannot be expressed.
+        metadata: other keys of ``__metadata__``, for the first file.
     """
 
     def __init__(
@@ -35,8 +36,11 @@ class Described:
         tensors: Mapping[str, Tensor],
         ternary: Mapping[str, TernaryEntry],
         old: Document,
+        origin: Origin,
     ) -> None:
         self.tensors = tensors
+        self.metadata = origin.metadata
+        self._digests = origin.digests
         self.ternary = ternary
         self._weights = {f"{name}_{part}": name for name in ternary for part in ("packed", "scale")}
         names = {self._weights.get(name, name) for name in tensors}
@@ -69,12 +73,14 @@ class Described:
     def part(self, names: Iterable[str], shard: Shard | None) -> tuple[Document, list[Piece]]:
         """The document and the pieces of one file."""
         plain = {self._weights.get(name, name) for name in names}
+        first = shard is None or shard.number == 1
         document = Document(
-            self.program if shard is None or shard.number == 1 else None,
+            self.program if first else None,
             {name: self.ternary[name] for name in plain if name in self.ternary},
             {name: NO_DIGEST for name in plain if name not in self.ternary},
             {alias: name for alias, name in self.aliases.items() if name in plain},
             shard,
+            self._digests if first else {},
         )
         return document, self.pieces(names)
 
@@ -127,13 +133,17 @@ class Described:
 
 
 def describe(
-    model: PreTrainedModel, state: Mapping[str, Tensor], origin: Document | None
+    model: PreTrainedModel,
+    state: Mapping[str, Tensor],
+    document: Document | None,
+    origin: Origin,
 ) -> Described:
     """Describe a packed model.
 
     Args:
         state: its tensors under the names that it has in transformers.
-        origin: the description of the checkpoint that it was loaded from.
+        document: the description of the checkpoint that it was loaded from.
+        origin: what is known of its weights from there.
 
     Raises:
         UsageError: a tensor of the model is not among them; a weight is unfrozen.
@@ -141,7 +151,7 @@ def describe(
         UnsupportedError: a packed layer was replaced by one of floats.
         NotTernaryError: a byte without valid codes.
     """
-    old = origin or Document(None, {}, {})
+    old = document or Document(None, {}, {})
     unsaved = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}  # noqa: SLF001
     own = {name: tensor.detach() for name, tensor in state.items() if name not in unsaved}
     _check_whole(model, own, unsaved)
@@ -153,7 +163,7 @@ def describe(
             packed, scale = own[f"{path}.weight_packed"], own[f"{path}.weight_scale"]
             name = names[packed.data_ptr()].removesuffix("_packed")
             with locate(tensor=name):
-                ternary[name] = _entry(module, packed, scale, old.tensors.get(name))
+                ternary[name] = origin.entry(name, _entry(module, packed, scale), _dtype(scale))
     for name in tensors:
         if name in old.tensors:
             raise UnsupportedError(
@@ -161,7 +171,7 @@ def describe(
                 "in its place, or save the plain weights and convert them: tpack convert.",
                 tensor=name,
             )
-    return Described(tensors, ternary, old)
+    return Described(tensors, ternary, old, origin)
 
 
 def _check_whole(model: PreTrainedModel, own: Mapping[str, Tensor], unsaved: set[str]) -> None:
@@ -180,10 +190,8 @@ def _check_whole(model: PreTrainedModel, own: Mapping[str, Tensor], unsaved: set
             )
 
 
-def _entry(
-    module: PackedWeight, packed: Tensor, scale: Tensor, old: TernaryEntry | None
-) -> TernaryEntry:
-    """The entry of a weight: the old one, if it still is that weight."""
+def _entry(module: PackedWeight, packed: Tensor, scale: Tensor) -> TernaryEntry:
+    """The entry of a weight as it lies now."""
     if not scale.isfinite().all():
         raise InputError(
             "has a scale with NaN or infinity, expected finite values. Training may have diverged."
@@ -195,16 +203,13 @@ def _entry(
         split=1,
         layout=module.options["layout"],
         scale=granularity,
-        method="exact",
+        method=UNKNOWN,
         source_dtype=_dtype(scale),
-        relative_error=0.0,
+        relative_error=None,
         sha256=NO_DIGEST,
         scale_sha256=NO_DIGEST,
     )
-    new, _ = repacked(new, packed, scale)
-    if old is not None and (new.sha256, new.scale_sha256) == (old.sha256, old.scale_sha256):
-        return old
-    return new
+    return repacked(new, packed, scale)[0]
 
 
 def _chunks(entry: TernaryEntry, packed: Tensor, scale: Tensor) -> list[memoryview]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tpack.container import Checkpoint, Document
+from tpack.container import Checkpoint, Document, Origin
 from tpack.errors import InputError, UsageError
 from tpack.hf.placing import place
 from tpack.hf.saving import save_pretrained
@@ -61,7 +61,9 @@ class TpackQuantizer(HfQuantizer):
                 "the model is not packed: from_pretrained does not pack. Use tpack convert FOLDER."
             )
         #: The description of what was loaded.
-        self.origin: Document | None = None
+        self.document: Document | None = None
+        #: What is known of its weights from there.
+        self.origin = Origin()
         #: Set while ``save_pretrained`` of ours writes the weights.
         self.saving = False
 
@@ -90,7 +92,7 @@ class TpackQuantizer(HfQuantizer):
             )
         with Checkpoint(paths[0] if len(paths) == 1 else paths[0].parent) as file:
             place(model, file, self.quantization_config.to_dict())
-            self.origin = file.document
+            self.document, self.origin = file.document, Origin.of(file)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         # a partial, and no bound method: it survives copies and pickles of the model

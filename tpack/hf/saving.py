@@ -62,7 +62,8 @@ def save_pretrained(
         raise UsageError(f"variant {variant!r:.40} is given, but packed folders have none.")
     limit = _bytes_of(max_shard_size)
     folder, quantizer = Path(save_directory), model.hf_quantizer
-    described = describe(model, state_dict or model.state_dict(), quantizer.origin)
+    state = state_dict or model.state_dict()
+    described = describe(model, state, quantizer.document, quantizer.origin)
     quantizer.saving = True
     try:
         type(model).save_pretrained(model, folder, is_main_process=is_main_process, **options)
@@ -87,7 +88,8 @@ def _write(folder: Path, described: Described, limit: int) -> None:
     for number, (file, names) in enumerate(zip(files, shards, strict=True), 1):
         shard = None if one else Shard(number, count, program)
         document, pieces = described.part(names, shard)
-        write_checkpoint(folder / file, document, pieces, force=True)
+        metadata = described.metadata if number == 1 else {}
+        write_checkpoint(folder / file, document, pieces, metadata=metadata, force=True)
     for path in [folder / SINGLE, *folder.glob("model-?????-of-?????.safetensors")]:
         if path.name not in files:
             path.unlink(missing_ok=True)

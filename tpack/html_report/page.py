@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tpack.container.document import VERSION
+from collections.abc import Sequence
+
+from tpack.container.document import UNKNOWN, VERSION
 from tpack.html_report.facts import Facts, chart_data
 from tpack.html_report.markup import asset, document, json_block, text
 from tpack.html_report.program import program_section
@@ -108,7 +110,6 @@ def _trits(facts: Facts) -> str:
 def _charts(facts: Facts, stack: str) -> str:
     """Places for the charts that have something to show."""
     tensors = facts.inspection.tensors
-    exact = sum(t.method == "exact" for t in tensors)
     lossy = any(t.relative_error for t in tensors)
     worst = _figure("worst", "Largest errors", f"The worst of {plural(len(tensors), 'weight')}.")
     size_map = _figure("bytes", "Where the bytes are", "Area is stored size.")
@@ -123,7 +124,7 @@ def _charts(facts: Facts, stack: str) -> str:
     error = _figure(
         "error",
         "Relative error",
-        f"‖w − s·q‖ ∕ ‖w‖. {exact} of {plural(len(tensors), 'weight')} exact.",
+        f"‖w − s·q‖ ∕ ‖w‖. {_sources(tensors)}",
     )
     scales = _figure(
         "scales",
@@ -131,6 +132,16 @@ def _charts(facts: Facts, stack: str) -> str:
         "Their magnitude: median, middle half and full range, on a logarithmic axis.",
     )
     return f'<div class="pair">{zeros}{error}</div>{scales}{sizes}'
+
+
+def _sources(tensors: Sequence[TernaryInfo]) -> str:
+    """How many weights equal their source, and of how many no source is known."""
+    exact = sum(t.method == "exact" for t in tensors)
+    unknown = sum(t.method == UNKNOWN for t in tensors)
+    told = f"{exact} of {plural(len(tensors), 'weight')} exact."
+    if not unknown:
+        return told
+    return f"{told} {unknown} saved from a module: no source is known, and so no error."
 
 
 def _by(stack: str) -> str:
@@ -179,8 +190,8 @@ def _row(tensor: TernaryInfo | KeptInfo) -> str:
     if isinstance(tensor, KeptInfo):
         cells = (sizes, tensor.dtype, "", "kept", "", "", "", stored)
     else:
-        exact = tensor.method == "exact"
-        error = "0" if exact else f"{tensor.relative_error:.3f}"
+        error = "unknown" if tensor.relative_error is None else f"{tensor.relative_error:.3f}"
+        error = "0" if tensor.method == "exact" else error
         cells = (
             sizes, tensor.layout, tensor.scale, tensor.method,
             f"{tensor.zeros:.1%}", error, f"{tensor.bpw:.2f}", stored,

@@ -18,9 +18,9 @@ function heat(id, { title, value, domain, format, hue, turn }) {
   const x = d3.scaleBand(depths.map(String), [margin, wide]).paddingInner(step > 12 ? 0.1 : step > 6 ? 0.06 : 0);
   const y = d3.scaleBand(roles, [top, top + roles.length * ROW]).paddingInner(0.1);
   const share = d3.scaleLinear(domain, [0.14, 1]).clamp(true);
-  // an error of 0 is no small error, but none
+  // an error of 0 is no small error, but none; null is an error that nobody knows
   const paint = (v) =>
-    v === 0 ? "var(--cell)" : `color-mix(in oklab, var(${hue}) ${(share(v) * 100).toFixed(1)}%, var(--cell))`;
+    v === null ? "transparent" : v === 0 ? "var(--cell)" : `color-mix(in oklab, var(${hue}) ${(share(v) * 100).toFixed(1)}%, var(--cell))`;
 
   svg.attr("class", "heat").attr("tabindex", 0).attr("role", "application");
   svg.attr("aria-label", `${title} by layer and projection. Arrow keys move, Enter chooses.`);
@@ -146,11 +146,20 @@ function drawZeros() {
   return heat("zeros", { title, value: (c) => c.zeros, domain, format: percent, hue: "--blue", turn: 0.68 });
 }
 
+/** What can be said where no error is above 0. */
+function lossless() {
+  const unknown = ternary.filter((i) => data.error[i] === null).length;
+  if (!unknown) return "Nothing was lost: every weight equals its source exactly.";
+  const whole = "saved from a module, for example after training. There is no source to compare with.";
+  if (unknown === ternary.length) return `The weights were ${whole}`;
+  return `${ternary.length - unknown} weights equal their source exactly. The other ${unknown} were ${whole}`;
+}
+
 function drawError() {
   const lossy = cells.map((c) => c.error).filter((error) => error > 0);
-  if (!lossy.length) return empty("error", "Nothing was lost: every weight equals its source exactly.");
+  if (!lossy.length) return empty("error", lossless());
   const domain = around(lossy);
   const title = "Relative error";
-  const format = (v) => (v === 0 ? "0" : v < 0.001 ? short(v) : v.toFixed(3));
+  const format = (v) => (v === null ? "unknown" : v === 0 ? "0" : v < 0.001 ? short(v) : v.toFixed(3));
   return heat("error", { title, value: (c) => c.error, domain, format, hue: "--orange", turn: 0.82 });
 }

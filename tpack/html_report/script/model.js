@@ -22,10 +22,12 @@ function short(value) {
   return value === 0 ? "0" : d3.format(value < 1e-4 || value >= 1e5 ? ".2~e" : ".3~g")(value);
 }
 
-/** The mean of a property over tensors, by their weights. */
+/** The mean of a property over the tensors that have it, by their weights; null if none has. */
 function mean(ids, values) {
-  const total = d3.sum(ids, (i) => data.size[i]);
-  return d3.sum(ids, (i) => values[i] * data.size[i]) / total;
+  const known = ids.filter((i) => values[i] !== null);
+  if (!known.length) return null;
+  const total = d3.sum(known, (i) => data.size[i]);
+  return d3.sum(known, (i) => values[i] * data.size[i]) / total;
 }
 
 /** Where a tensor stands: layer 12, mlp.up_proj. */
@@ -104,7 +106,7 @@ function hideTip() {
 function cellTip(event, cell) {
   showTip(event, cell.name, [
     ["zeros", percent(cell.zeros)],
-    ["error", cell.ids.every((i) => data.exact[i]) ? "0, exact" : short(cell.error)],
+    ["error", cell.error === null ? "unknown" : cell.ids.every((i) => data.exact[i]) ? "0, exact" : short(cell.error)],
     ["weights", plain(d3.sum(cell.ids, (i) => data.size[i]))],
     ["bits per weight", mean(cell.ids, data.bpw).toFixed(2)],
   ]);

@@ -66,7 +66,7 @@ function filterTable() {
   const kinds = {
     "": () => true,
     ternary: (i) => data.zeros[i] !== null,
-    quantized: (i) => data.zeros[i] !== null && !data.exact[i],
+    quantized: (i) => data.error[i] !== null && !data.exact[i],
     kept: (i) => data.zeros[i] === null,
   };
   let shown = 0;
