@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from tpack.container.opening import open_input
 from tpack.errors import InputError, locate
+from tpack.sources.archive import archive_of
 from tpack.sources.names import clean_names
 from tpack.sources.source import Source, SourceTensor
 from tpack.sources.torch_source import WRAPPERS, element_reader
@@ -95,6 +96,9 @@ class _Tensors:
         self, path: Path, reader: _Reader, infos: Mapping[str, TensorStorageMetadata]
     ) -> None:
         self.path, self.reader, self.infos = path, reader, infos
+        self.parts: dict[str, list[Any]] = {}
+        for index, part in reader.found.storage_data.items():
+            self.parts.setdefault(index.fqn, []).append(part)
         self.name = ""
         self.value = torch.empty(0)
 
@@ -107,6 +111,7 @@ class _Tensors:
         if self.name != name:
             info = self.infos[name]
             self.name, self.value = "", torch.empty(0)
+            self._check(name)
             value = torch.empty(info.size, dtype=info.properties.dtype)
             try:
                 with warnings.catch_warnings():
@@ -120,6 +125,20 @@ class _Tensors:
                 ) from error
             self.name, self.value = name, value
         return self.value
+
+    def _check(self, name: str) -> None:
+        """Compare the parts of a tensor, each an archive of its own, with their CRC-32s.
+
+        Raises:
+            InputError: one is damaged.
+        """
+        for part in self.parts.get(name, ()):
+            if not getattr(part, "transform_descriptors", None):
+                path = self.path / part.relative_path
+                with locate(file=path, tensor=name), open_input(path) as file:
+                    archive = archive_of(file.fileno(), part.offset, part.length)
+                    if archive is not None:
+                        archive.check_all()
 
 
 def dcp_source(path: Path) -> Source:

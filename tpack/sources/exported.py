@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,6 +12,7 @@ from torch.export import ExportedProgram
 
 from tpack.container.opening import open_input
 from tpack.errors import InputError
+from tpack.sources.archive import Archive, archive_of
 from tpack.sources.source import Source
 from tpack.sources.torch_source import state_dict_source
 
@@ -25,11 +28,26 @@ def load_exported(path: Path) -> ExportedProgram:
     """
     with open_input(path) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has opinions on its own formats
+        archive = archive_of(file.fileno())
+        if archive is not None:
+            archive.check_all(_tensors(archive))
         try:
             program: ExportedProgram = torch.export.load(file)
         except Exception as error:  # damaged, it fails wherever torch first stumbles
             raise InputError("is not a program saved by torch.export.save.") from error
     return program
+
+
+def _tensors(archive: Archive) -> dict[str, str]:
+    """The names of tensors by those of the records that they are in, for messages."""
+    found = {}
+    for record in archive.names:
+        place, _, name = record.rpartition("/")
+        if name in ("model_weights_config.json", "model_constants_config.json"):
+            with suppress(ValueError, KeyError, TypeError, AttributeError):
+                for tensor, entry in json.loads(archive.read(record))["config"].items():
+                    found[f"{place}/{entry['path_name']}"] = tensor
+    return found
 
 
 def exported_source(path: Path) -> Source:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tpack.container.opening import read_into
+from tpack.sources.archive import Archive
 
 _MAPS = Path("/proc/self/maps")
 
@@ -21,13 +22,35 @@ class MappedFile:
     """An open file of which tensors are mapped; on a system that does not tell, they are used.
 
     Args:
-        handle: of the open file, closed with the object.
+        handle: of the open file, which somebody else closes.
+        archive: its records, if it is a zip archive.
     """
 
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
+    def __init__(self, handle: int, archive: Archive | None = None) -> None:
+        self._handle, self._archive = handle, archive
+        self._checked: set[int] = set()
         self._inode = os.fstat(handle).st_ino
         self._spans: list[tuple[int, int, int]] = []
+
+    @staticmethod
+    def tells() -> bool:
+        """Whether the system says what is mapped."""
+        return _MAPS.exists()
+
+    def check(self, tensor: Tensor) -> None:
+        """Compare all that a tensor is stored in with its size and CRC-32, the first time.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        if self._archive is None or not storage.nbytes() or address in self._checked:
+            return
+        place = self._offset(address)
+        if place is not None:
+            self._archive.check_storage(place, storage.nbytes(), tensor.element_size())
+        self._checked.add(address)
 
     def read(self, piece: Tensor) -> Tensor:
         """A copy of a contiguous tensor, or the tensor itself where it is not of the file.
@@ -80,7 +103,3 @@ class MappedFile:
                 start, stop = (int(text, 16) for text in addresses.split("-"))
                 spans.append((start, stop, int(offset, 16)))
         return spans
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._handle)

@@ -6,6 +6,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,7 +18,8 @@ from torch import Tensor
 from tpack.container.opening import open_input
 from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError, UnsupportedError
+from tpack.errors import InputError, UnsupportedError, locate
+from tpack.sources.archive import Archive, archive_of
 from tpack.sources.mapped_file import MappedFile
 from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
@@ -32,10 +34,18 @@ def pickle_source(path: Path, naming: Naming = clean_names) -> Source:
     Raises:
         InputError: damaged, or asking for code.
     """
-    with BufferedReader(open_input(path)) as file, warnings.catch_warnings():
+    resources = ExitStack()
+    with resources, BufferedReader(open_input(path)) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch has opinions on pickles that are refused here
+        handle = os.dup(file.fileno())
+        resources.callback(os.close, handle)
+        archive = archive_of(handle)
+        if archive is not None:
+            _check(archive)
         try:
-            data = _load(path, file)
+            data = _load(path, file, archive)
+        except InputError:
+            raise
         except Exception as error:  # damaged, it fails wherever torch first stumbles
             text = str(error)
             if isinstance(error, pickle.UnpicklingError) and (
@@ -45,24 +55,67 @@ def pickle_source(path: Path, naming: Naming = clean_names) -> Source:
                     "asks for code to run when it is loaded, expected tensors only. Save the "
                     "state dict instead: torch.save(model.state_dict(), path)."
                 ) from error
+            if archive is not None:
+                _check_sizes(path, archive)
             raise InputError("is not a checkpoint of torch, or is damaged.") from error
-        mapped = MappedFile(os.dup(file.fileno()))
-    source = state_dict_source(data, str(path), mapped, naming)
-    source.resources.callback(mapped.close)
+        source = state_dict_source(data, str(path), MappedFile(handle, archive), naming)
+        source.resources.push(resources.pop_all())
     source.files = (path,)
     source.nbytes = path.stat().st_size
+    if archive is None or not archive.checksums:
+        source.notes.append("has no checksums: a flipped bit in its tensors cannot be noticed")
     return source
 
 
-def _load(path: Path, file: BinaryIO) -> Any:
+def _check(archive: Archive) -> None:
+    """Check what describes the tensors; their bytes are checked when they are read.
+
+    Raises:
+        InputError: a record is damaged.
+        UnsupportedError: it is a program of TorchScript.
+    """
+    if any(name.split("/")[1:] == ["constants.pkl"] for name in archive.names):
+        archive.check_all()  # torch.jit.load does not do that
+        raise UnsupportedError(
+            "is a program of TorchScript, expected a state dict. Save that: "
+            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
+        )
+    if archive.compressed or not MappedFile.tells():
+        archive.check_all()
+    archive.check_description()
+
+
+def _check_sizes(path: Path, archive: Archive) -> None:
+    """Check the tensors of an archive that torch cannot load, for it does not name the first.
+
+    Raises:
+        InputError: a tensor is damaged.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    found: list[tuple[str, torch.UntypedStorage, int]] = []
+    with suppress(Exception), FakeTensorMode():  # no bytes of tensors are read
+        for name, value in _unwrap(torch.load(path, weights_only=True), []).items():
+            if isinstance(value, Tensor):
+                found.append((str(name), value.untyped_storage(), value.element_size()))
+    for name, storage, itemsize in found:
+        place = getattr(storage, "_checkpoint_offset", None)
+        if place is not None and storage.nbytes():
+            with locate(tensor=name):
+                archive.check_storage(place, storage.nbytes(), itemsize)
+
+
+def _load(path: Path, file: BinaryIO, archive: Archive | None) -> Any:
     """Map the tensors of a file; where that cannot be, read them."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnicodeEncodeError:  # torch opens paths in UTF-8 only
-        pass
-    except RuntimeError as error:  # files from before torch 1.6
-        if "mmap" not in str(error):
-            raise
+    if archive is None or not archive.compressed:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except UnicodeEncodeError:  # torch opens paths in UTF-8 only
+            if archive is not None:
+                archive.check_all()
+        except RuntimeError as error:  # files from before torch 1.6
+            if "mmap" not in str(error):
+                raise
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -156,7 +209,13 @@ class _Held:
         self.mapped = mapped
 
     def piece(self, tensor: Tensor, start: int, stop: int) -> Tensor:
-        """Elements of a tensor, row by row."""
+        """Elements of a tensor, row by row.
+
+        Raises:
+            InputError: the file that it is mapped from is damaged.
+        """
+        if self.mapped is not None:
+            self.mapped.check(tensor)
         found = self.flatten(tensor)[start:stop]
         return found if self.mapped is None else self.mapped.read(found)
 
@@ -183,7 +242,8 @@ def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
     dtype, convert = element_reader(kind, name)
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
-        piece = held.piece(tensor, start, stop)
+        with locate(tensor=name):
+            piece = held.piece(tensor, start, stop)
         return convert(piece.resolve_conj().resolve_neg())
 
     return SourceTensor(name, dtype, tuple(tensor.shape), read)
