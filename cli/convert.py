@@ -26,6 +26,7 @@ from tpack.cli.output import (
 
 if TYPE_CHECKING:
     from tpack.report import ConversionReport, TensorReport
+    from tpack.sources.scaled_codes import Means
 
 
 @click.command()
@@ -47,6 +48,11 @@ if TYPE_CHECKING:
     "--keep-dtype", type=click.Choice(["f32", "f16", "bf16"]), help="For floats that are kept."
 )
 @click.option("--layout", type=click.Choice(["t2", "t5"]), default="t2", help="2 or 1.6 bits.")
+@click.option(
+    "--scale-means",
+    type=click.Choice(["multiply", "divide"]),
+    help="What scales beside int8 or uint8 weights do, where nothing says it.",
+)
 @click.option("--layerdef", type=click.Path(path_type=Path), help="JSON: the model's LayerDefs.")
 @click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted folder.")
@@ -64,6 +70,7 @@ def convert(
     exclude: tuple[str, ...],
     keep_dtype: str | None,
     layout: str,
+    scale_means: Means | None,
     layerdef: Path | None,
     dry_run: bool,
     resume: bool,
@@ -97,6 +104,7 @@ def convert(
             exclude=exclude,
             keep_dtype=keep_dtype,
             layout=layout,
+            scale_means=scale_means,
             layerdef=layerdef,
             dry_run=dry_run,
             resume=resume,

@@ -564,6 +564,7 @@ CHANGED = {
     "exclude": ["b"],
     "keep_dtype": "f16",
     "layout": "t5",
+    "scale_means": "divide",
 }
 
 

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import tpack
 from tpack import codec
-from tpack.errors import InputError, UnsupportedError
+from tpack.errors import InputError, NotTernaryError, UnsupportedError
 from tpack.quantize import widen
-from tpack.sources import PackedTensor, open_source
+from tpack.sources import PackedTensor
 from tpack.sources.hf_bitnet import adapt
 from tpack.sources.torch_source import state_dict_source
 
@@ -184,9 +184,9 @@ def test_an_unknown_convention_is_refused(settings):
     assert caught.value.code == 3
 
 
-def test_packed_weights_without_a_config_are_refused():
-    with pytest.raises(UnsupportedError, match="may multiply or divide") as caught:
-        open_source(packed())
+def test_packed_weights_without_a_config_are_refused(tmp_path):
+    with pytest.raises(NotTernaryError, match="may multiply or divide") as caught:
+        tpack.convert(packed(), tmp_path / "out.safetensors")
     assert caught.value.tensor == NAME
 
 

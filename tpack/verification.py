@@ -16,7 +16,9 @@ from tpack.container import Checkpoint, TernaryEntry, digest
 from tpack.errors import locate
 from tpack.quantize import widen
 from tpack.quantize.fit import repeat_scale, spread
-from tpack.sources import PackedTensor, Source, SourceTensor, open_source, with_companion
+from tpack.sources import PackedTensor, Source, SourceTensor, open_source
+from tpack.sources.packed_layouts import packed_groups
+from tpack.sources.scaled_codes import readings
 
 Array = npt.NDArray[Any]
 
@@ -149,27 +151,21 @@ def _compare(
 ) -> None:
     """Add the checks against the source to those of each tensor."""
     used = set()
+    packed = {group.codes: group for group in packed_groups(source.tensors)}
     for name, entry in file.document.tensors.items():
         tensor = source.tensors.get(name)
         checks[name]["in_source"] = tensor is not None
         if tensor is None:
             continue
         used.add(name)
-        if isinstance(tensor, PackedTensor):
-            checks[name] |= _compare_packed(file, name, entry, tensor)
-            continue
-        companion = source.tensors.get(f"{name}_scale")
-        if tensor.dtype == "int8" and isinstance(companion, SourceTensor):
-            folded = with_companion(tensor, companion)
-            if folded is not None:
-                tensor = folded
-                used.add(companion.name)
-        dtype = tensor.dtype_unpacked(entry.method)
-        same = (tensor.shape, dtype) == (entry.shape, entry.source_dtype)
-        checks[name]["same_form"] = same
-        if same and checks[name]["codes"]:
-            key = "same_values" if entry.method == "exact" else "lossless"
-            checks[name][key] = _same_values(file, name, entry, tensor)
+        found = _compare_weight(file, name, entry, tensor, checks[name]["codes"])
+        if name in packed:  # in one of the ways in which it can be read
+            for reading in readings(packed[name], source.tensors):
+                used |= set(reading.taken)
+                found = _compare_weight(file, name, entry, reading.weight, checks[name]["codes"])
+                if all(found.values()):
+                    break
+        checks[name] |= found
     for name in file.document.kept:
         tensor = source.tensors.get(name)
         checks[name]["in_source"] = tensor is not None
@@ -187,6 +183,24 @@ def _compare(
     problems += [f"tensor {name!r} of the source is not in the checkpoint." for name in unused]
     if dict(file.document.aliases) != dict(source.aliases):
         problems.append("the source shares storage between other names than the checkpoint says.")
+
+
+def _compare_weight(
+    file: Checkpoint,
+    name: str,
+    entry: TernaryEntry,
+    tensor: SourceTensor | PackedTensor,
+    readable: bool,  # its codes are valid
+) -> dict[str, bool]:
+    """Compare a packed weight with a tensor of the source."""
+    if isinstance(tensor, PackedTensor):
+        return _compare_packed(file, name, entry, tensor)
+    dtype = tensor.dtype_unpacked(entry.method)
+    same = (tensor.shape, dtype) == (entry.shape, entry.source_dtype)
+    if not same or not readable:
+        return {"same_form": same}
+    key = "same_values" if entry.method == "exact" else "lossless"
+    return {"same_form": True, key: _same_values(file, name, entry, tensor)}
 
 
 def _compare_packed(

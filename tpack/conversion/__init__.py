@@ -31,6 +31,7 @@ from tpack.sources import Source, open_source
 from tpack.sources.description import read_layerdef
 from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
+from tpack.sources.scaled_codes import Means
 
 __all__ = ["convert", "default_output"]
 
@@ -46,6 +47,7 @@ def convert(
     exclude: Sequence[str] = (),
     keep_dtype: str | None = None,
     layout: str = "t2",
+    scale_means: Means | None = None,
     layerdef: LayerDef | Program | str | os.PathLike[str] | None = None,
     example_args: Sequence[Any] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
@@ -71,6 +73,8 @@ def convert(
         exclude: patterns of names to keep.
         keep_dtype: ``f32``, ``f16`` or ``bf16`` for floats that are not packed.
         layout: ``t2`` or ``t5``.
+        scale_means: ``multiply`` or ``divide``: what scales beside int8 and uint8 weights do,
+            where nothing else says it.
         layerdef: the description of the model, or the path of its JSON; decides what is packed.
         example_args: arguments for a module's forward: its computation is captured too, as
             ``tpack.capture`` does it.
@@ -86,7 +90,15 @@ def convert(
             up.
     """
     options = Options(
-        exact, quantize, scale, include, exclude, keep_dtype, layout, progress or (lambda *_: None)
+        exact,
+        quantize,
+        scale,
+        include,
+        exclude,
+        keep_dtype,
+        layout,
+        scale_means,
+        progress or (lambda *_: None),
     )
     program = None if layerdef is None else read_layerdef(layerdef)
     trace = None
@@ -198,7 +210,7 @@ def _convert_file(
         (*source.notes, *plan.notes, *notes),
         needs.memory,
         needs.disk,
-        tuple(source.warnings),
+        (*source.warnings, *plan.warnings),
     )
 
 

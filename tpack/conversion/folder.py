@@ -211,7 +211,7 @@ def _finish(
         (*folder.source.notes, *plan.notes, *notes),
         needs.memory,
         needs.disk,
-        tuple(folder.source.warnings),
+        (*folder.source.warnings, *plan.warnings),
     )
 
 
@@ -320,7 +320,7 @@ def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
         (*folder.source.notes, *plan.notes, *notes),
         needs.memory,
         needs.disk,
-        tuple(folder.source.warnings),
+        (*folder.source.warnings, *plan.warnings),
     )
 
 

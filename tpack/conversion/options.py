@@ -9,6 +9,7 @@ from typing import Any
 from tpack.codec import Scale, layout_named
 from tpack.errors import UsageError
 from tpack.quantize import METHODS
+from tpack.sources.scaled_codes import MEANINGS, Means
 
 KEEP_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -27,12 +28,14 @@ class Options:
     exclude: Sequence[str] = ()
     keep_dtype: str | None = None
     layout: str = "t2"
+    scale_means: Means | None = None
     progress: Progress = field(default=lambda *_: None, compare=False)
 
     def __post_init__(self) -> None:
         for option, value, known in (
             ("keep_dtype", self.keep_dtype, (None, *KEEP_DTYPES)),
             ("quantize", self.quantize, ("auto", *METHODS)),
+            ("scale_means", self.scale_means, (None, *MEANINGS)),
         ):
             if value not in known:
                 expected = ", ".join(filter(None, known))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 
 from tpack.codec.shapes import default_split
 from tpack.conversion.options import KEEP_DTYPES, Options
+from tpack.conversion.others import Others, sort_others, weight_of
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError
 from tpack.layerdef import Program, slots
 from tpack.layerdef.refine import match_slots
 from tpack.layerdef.tensors import Slot
 from tpack.selection import keep_reason, unwanted
-from tpack.sources import PackedTensor, Source, SourceTensor, with_companion
+from tpack.sources import PackedTensor, Source, SourceTensor
+from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
 
 
 @dataclass
@@ -26,12 +29,16 @@ class Plan:
         kept: stored as they are, or cast.
         reasons: why a tensor is kept.
         notes: what else was decided, for the report.
+        warnings: likewise, what nobody may miss.
+        others: what another system packed.
     """
 
     weights: dict[str, tuple[SourceTensor | PackedTensor, int]] = field(default_factory=dict)
     kept: dict[str, SourceTensor] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    others: Others = field(default_factory=Others)
 
     def __contains__(self, name: str) -> bool:
         return name in self.weights or name in self.kept
@@ -46,7 +53,9 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     Raises:
         InputError: nothing to pack, or names that clash with those of packed tensors.
         LayerDefError: the program has other tensors than the source.
-        UnsupportedError: a weight in a dtype that cannot be packed.
+        NotTernaryError: weights that another system packed, and no others that are ternary.
+        UnsupportedError: a weight in a dtype that cannot be packed; trits whose scale may
+            multiply or divide.
     """
     plan = Plan()
     ternary = (
@@ -55,7 +64,15 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         else {s.name for s in slots(program) if s.param.param_type == "TernaryTensor"}
     )
     tensors: dict[str, tuple[SourceTensor | PackedTensor, str | None]] = {}
-    for name, tensor in source.tensors.items():
+    plan.others = sort_others(source, options, partial(_why_kept, source, options, ternary))
+    for name, stored in source.tensors.items():
+        tensor = weight_of(plan.others, stored)
+        if name in plan.others.taken:
+            continue
+        if name in plan.others.kept:
+            assert isinstance(tensor, SourceTensor)
+            plan.kept[name], plan.reasons[name] = tensor, plan.others.kept[name]
+            continue
         if ternary is not None:
             reason = None if name in ternary else "LayerDef"
         elif isinstance(tensor, PackedTensor):
@@ -63,7 +80,6 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         else:
             reason = _keep_reason(source, tensor, options)
         tensors[name] = (tensor, reason)
-    _fold_companions(source, tensors, plan)
     shapes = {name: tensor.shape for name, (tensor, _) in tensors.items()}
     matched = {} if program is None else match_slots(program, shapes)
     for name, (tensor, reason) in tensors.items():
@@ -71,6 +87,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
             plan.weights[name] = _weight(tensor, matched.get(name))
         else:
             _keep(tensor, reason, options, plan)
+    _check_others(plan)
     if not plan.weights:
         raise InputError(
             f"holds no weight to pack: all {len(tensors)} tensors are kept. Name what to pack "
@@ -79,6 +96,37 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     _check_names(plan, source.aliases)
     plan.notes += _idle_patterns(source, options)
     return plan
+
+
+def _why_kept(
+    source: Source, options: Options, ternary: set[str] | None, group: PackedGroup
+) -> str | None:
+    """Why the codes of another system are no weight to pack; None if they would be one."""
+    codes = source.tensors[group.codes]
+    assert isinstance(codes, SourceTensor)
+    if ternary is not None:
+        return None if group.codes in ternary else "LayerDef"
+    if len(codes.shape) < 2:
+        return None
+    reason = _keep_reason(source, replace(codes, dtype="int8"), options)
+    return None if reason == "no matrix by its name" else reason  # codes have names of their own
+
+
+def _check_others(plan: Plan) -> None:
+    """Say what of other systems is kept; refuse it where no weight is ternary.
+
+    Raises:
+        NotTernaryError: naming the first one.
+    """
+    others = plan.others
+    for found in others.read.values():
+        plan.notes.append(found.note)
+        plan.warnings += filter(None, [found.warning])
+    refuse_packed(others.never)
+    known = any(isinstance(tensor, PackedTensor) for tensor, _ in plan.weights.values())
+    if not known and not any(name in plan.weights for name in others.read):
+        refuse_packed(others.refused)
+    plan.warnings += told(others.groups)
 
 
 def _idle_patterns(source: Source, options: Options) -> list[str]:
@@ -111,27 +159,6 @@ def _weight(
     if slot is None or slot.param.rows_split == tensor.split:
         return tensor, tensor.split
     return tensor.dense(), slot.param.rows_split
-
-
-def _fold_companions(
-    source: Source,
-    tensors: dict[str, tuple[SourceTensor | PackedTensor, str | None]],
-    plan: Plan,
-) -> None:
-    """Let int8 weights take in their ``_scale``."""
-    for name, (tensor, reason) in list(tensors.items()):
-        companion = source.tensors.get(f"{name}_scale")
-        if (
-            reason is None
-            and tensor.dtype == "int8"
-            and isinstance(tensor, SourceTensor)
-            and isinstance(companion, SourceTensor)
-        ):
-            folded = with_companion(tensor, companion)
-            if folded is not None:
-                tensors[name] = (folded, None)
-                del tensors[companion.name]
-                plan.notes.append(f"took {companion.name} as the scale of {name}")
 
 
 def _keep(tensor: SourceTensor | PackedTensor, reason: str, options: Options, plan: Plan) -> None:

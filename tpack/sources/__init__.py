@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from tpack.container.opening import input_errors, open_input
-from tpack.errors import InputError, TpackError, UnsupportedError, locate
+from tpack.errors import InputError, UnsupportedError, locate
 from tpack.sources.names import Naming, as_stored, clean_names
-from tpack.sources.packed_layouts import refuse_packed
 from tpack.sources.source import (
     PackedTensor,
     Source,
     SourceShard,
     SourceTensor,
-    with_companion,
 )
 
 __all__ = [
@@ -31,7 +29,6 @@ __all__ = [
     "SourceTensor",
     "clean_names",
     "open_source",
-    "with_companion",
 ]
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -49,28 +46,17 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
 
     Raises:
         InputError: missing, unreadable or malformed; a pickle that asks for code.
-        UnsupportedError: another kind of file, tensors of a kind that cannot be stored, or
-            weights that are packed in a way that nothing tells.
+        UnsupportedError: another kind of file, or tensors of a kind that cannot be stored.
     """
     if isinstance(source, str | os.PathLike):
         text = os.fspath(source)
         if not text:  # of a variable that is not set; as a path it would be this folder
             raise InputError("source is an empty path, expected a file, a folder or an address.")
         with locate(file=text), input_errors():
-            return _plain(_open_text(text))
+            return _open_text(text)
     from tpack.sources.torch_source import state_dict_source
 
-    return _plain(state_dict_source(source))
-
-
-def _plain(source: Source) -> Source:
-    """A source in which no weight is packed in a way that nothing tells."""
-    try:
-        refuse_packed(source.tensors)
-    except TpackError:
-        source.resources.close()
-        raise
-    return source
+    return state_dict_source(source)
 
 
 def _open_text(text: str) -> Source:
@@ -133,7 +119,7 @@ def _begins_with(path: Path, magic: bytes) -> bool:
 
 def _may_be_packed(tensor: SourceTensor | PackedTensor) -> bool:
     """Whether a dialect may have packed a weight: a matrix of integers."""
-    return tensor.dtype in ("uint8", "int32", "uint32") and len(tensor.shape) == 2
+    return tensor.dtype in ("uint8", "int32", "uint32") and len(tensor.shape) >= 2
 
 
 def _adapt(source: Source, path: Path) -> None:

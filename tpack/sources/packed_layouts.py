@@ -1,105 +1,226 @@
 """Weights that another system has packed, told by names and dtypes where no config says how.
 
 Taken as plain tensors, their codes would be kept as integers, and their scales quantized as if
-they were weights: a checkpoint that is of no use, without an error. So they are refused.
+they were weights: a checkpoint that is of no use, without an error. The rule: integers in two dims
+beside what looks like their scales, zero points, tables or shapes are codes, and all of these
+belong together. ``LAYOUTS`` gives the systems that are known their names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tpack.errors import UnsupportedError
+from tpack.errors import NotTernaryError
+from tpack.grouping import groups, label
+from tpack.sources.packed_systems import LAYOUTS, Layout
 from tpack.sources.source import PackedTensor, SourceTensor
+
+Tensors = Mapping[str, SourceTensor | PackedTensor]
+
+UNKNOWN = "a system that tpack does not know"
+_UNKNOWN = Layout(UNKNOWN, "", (), ())
+
+
+def _split(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+#: Words of which one in a name makes it a companion of codes, and is proof enough.
+_STRONG = _split(
+    "scale scales wscale wscales wtscale wcscale wcscales qscales scb absmax amax divisor divisors "
+    "zero zeros qzeros wzeros szeros zp zps wzp zeropoint zeropoints shift shifts smooth "
+    "codebook codebooks centroid centroids lut luts su sv suh svh"
+)
+#: Likewise, where the codes are not of 64 bits, in which indices of other kinds come.
+_WEAK = _split("shape metadata idx index indices perm invperm map table tables lookup")
+_INDICES = _split("idx index indices lookup map")
+#: Words that such names may have besides.
+_OTHERS = _split(
+    "weight weights w q k v g s b in input out output channel channels group groups block blocks "
+    "quant quantized nested global double super sub per tensor token pre orig original factor "
+    "factors inv inverse reciprocal max min id point points meta mean res data size dim value "
+    "values"
+)
+#: Words in names of integers that are not codes: buffers of ordinary models.
+_BUFFERS = _split(
+    "mask masks position positions pos relative ids token tokens count counts num step steps "
+    "tracked length lengths label labels rng seed bucket buckets offset offsets anchor anchors "
+    "coord coords grid edge edges adjacency enabled bias"
+)
+#: What the name of codes adds to the name of the weight.
+_CODE_ENDINGS = re.compile(
+    r"_(packed|q|qdata|blocks|data|codes|quantized|quant|int|int8|int4|idxs?)$"
+)
+_INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+#: Codes in one dim are told from buffers by their number.
+_MANY = 64
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a system stores a packed weight.
+class PackedGroup:
+    """A weight of another system.
 
     Attributes:
         system: whose it is.
-        codes: how the name of the codes ends; a root's tensor counts as ``.weight``.
-        dtypes: of the codes.
-        beside: the endings of names one of which lies beside the codes, in place of ``codes``.
+        codes: the name of its codes.
+        parts: the names of its tensors, the codes first.
+        reason: completes "tensor X …".
         advice: what to do.
     """
 
     system: str
     codes: str
-    dtypes: tuple[str, ...]
-    beside: tuple[str, ...]
+    parts: tuple[str, ...]
+    reason: str
     advice: str
 
 
-_UNPACKED = "Convert the unquantized model."
-_MODULE = "Write the packed module with tpack.save(module, path), or convert what it was made of."
-
-
-def _config(key: str) -> str:
-    return (
-        f"No config.json beside it says how, under {key!r}: put that of the model there, or "
-        "convert the unquantized model."
-    )
-
-
-#: Every layout that is known, the first that fits names the system.
-LAYOUTS = (
-    Layout("MLX", ".weight", ("uint32",), (".scales",), _config("quantization")),
-    Layout(
-        "Hugging Face's bitnet",
-        ".weight",
-        ("uint8",),
-        (".weight_scale",),
-        "Its scale may multiply or divide. " + _config("quantization_config"),
-    ),
-    Layout(
-        "compressed-tensors",
-        ".weight_packed",
-        ("int32",),
-        (".weight_scale", ".weight_shape"),
-        _config("quantization_config"),
-    ),
-    Layout(
-        "compressed-tensors", ".weight_packed", ("uint8",), (".weight_global_scale",), _UNPACKED
-    ),
-    Layout("tpack", "_packed", ("uint8",), ("_scale",), _MODULE),
-    Layout("GPTQ or AWQ", ".qweight", ("int32",), (".qzeros", ".scales"), _UNPACKED),
-    Layout(
-        "bitsandbytes",
-        ".weight",
-        ("uint8", "int8"),
-        (".weight.absmax", ".SCB", ".weight.SCB"),
-        _UNPACKED,
-    ),
-    Layout("MXFP4", "_blocks", ("uint8",), ("_scales",), _UNPACKED),
-    Layout("HQQ", ".W_q", ("uint8", "int32", "int16", "int8"), (".scale", ".zero"), _UNPACKED),
-    Layout("quanto", ".weight._data", ("uint8", "int8"), (".weight._scale",), _UNPACKED),
-    Layout("EETQ", ".weight", ("int8",), (".weight_scales",), _UNPACKED),
-)
-
-
-def refuse_packed(tensors: Mapping[str, SourceTensor | PackedTensor]) -> None:
-    """Refuse weights in a packed layout that no dialect has read.
+def packed_groups(tensors: Tensors) -> list[PackedGroup]:
+    """The weights of a source that another system has packed, in the order of their codes.
 
     Args:
         tensors: of the whole source, after a dialect took its own.
+    """
+    families = _families(tensors)
+    plain = {name: t for name, t in tensors.items() if isinstance(t, SourceTensor)}
+    found: dict[str, PackedGroup] = {}
+    taken: set[str] = set()
+    for find in (lambda tensor, _: _named(tensor, tensors), _unknown, _indices):
+        for name, tensor in plain.items():
+            if name in taken:
+                continue
+            companions = [n for n in _companions(tensor, families) if n not in taken]
+            told = find(tensor, companions)
+            if told is None:
+                continue
+            layout, beside = told
+            parts = [n for n in dict.fromkeys((*beside, *companions)) if n in plain]
+            parts = [n for n in parts if n not in found]
+            found[name] = _group(tensor, layout, beside[0], parts)
+            taken |= {name, *parts}
+    return [found[name] for name in tensors if name in found]
+
+
+def _group(codes: SourceTensor, layout: Layout, first: str, parts: Sequence[str]) -> PackedGroup:
+    reason = f"looks packed by {layout.system}: {codes.dtype} beside {first!r}"
+    advice = layout.advice
+    if codes.coded:
+        reason = f"is packed by {layout.system}: {codes.coded}"
+        advice = Layout.advice
+    return PackedGroup(layout.system, codes.name, (codes.name, *parts), reason, advice)
+
+
+def told(found: Sequence[PackedGroup]) -> Iterator[str]:
+    """A warning for each system whose weights are kept as they are."""
+    for system in dict.fromkeys(group.system for group in found):
+        own = [group for group in found if group.system == system]
+        names = [label(names) for names in groups((group.codes, None) for group in own)]
+        more = " and others" if len(names) > 4 else ""
+        what = "weight is" if len(own) == 1 else "weights are"
+        yield (
+            f"{len(own)} {what} packed by {system}, and kept bit for bit with what belongs to "
+            f"{'it' if len(own) == 1 else 'them'}: {', '.join(names[:4])}{more}. tpack does not "
+            f"unpack {'it' if len(own) == 1 else 'them'}: {own[0].reason}."
+        )
+
+
+def refuse_packed(found: Sequence[PackedGroup]) -> None:
+    """Refuse weights that another system has packed.
 
     Raises:
-        UnsupportedError: the first one, with the system, and what to do.
+        NotTernaryError: naming the first one, its system, and what to do; if there are any.
     """
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, SourceTensor):
+    if not found:
+        return
+    first = found[0]
+    others = f" ({len(found) - 1} others are not ternary either)" if len(found) > 1 else ""
+    endings = dict.fromkeys(f"*{group.codes.rpartition('.')[2]}" for group in found)
+    patterns = [first.codes] if len(found) == 1 else endings
+    excludes = " ".join(f"--exclude '{pattern}'" for pattern in patterns)
+    raise NotTernaryError(
+        f"{first.reason}, expected plain weights{others}. {first.advice} To keep "
+        f"{'it' if len(found) == 1 else 'them'} as they are beside other weights: {excludes}.",
+        tensor=first.codes,
+    )
+
+
+def _families(tensors: Tensors) -> dict[str, list[str]]:
+    """The names of the tensors that each module holds itself, by the path of the module."""
+    families: dict[str, list[str]] = {}
+    for name in tensors:
+        families.setdefault(name.rpartition(".")[0], []).append(name)
+    return families
+
+
+#: What is found: the layout of codes, and what lies beside them, the best proof first.
+_Found = tuple[Layout, Sequence[str]] | None
+
+
+def _named(tensor: SourceTensor, tensors: Tensors) -> _Found:
+    """The first layout that fits a tensor as its codes."""
+    rooted = f".{tensor.name}"
+    for layout in LAYOUTS:
+        if tensor.dtype not in layout.dtypes or not rooted.endswith(layout.codes):
             continue
-        rooted = f".{name}"
-        for layout in LAYOUTS:
-            if tensor.dtype not in layout.dtypes or not rooted.endswith(layout.codes):
-                continue
-            prefix = rooted[: -len(layout.codes)]
-            found = [n for n in (f"{prefix}{last}"[1:] for last in layout.beside) if n in tensors]
-            if found:
-                raise UnsupportedError(
-                    f"looks packed by {layout.system}: {tensor.dtype} beside {found[0]!r}, "
-                    f"expected plain weights. {layout.advice}",
-                    tensor=name,
-                )
+        prefix = rooted.removesuffix(layout.codes)
+        beside = [f"{prefix}{last}"[1:] for last in layout.beside]
+        beside = [n for n in beside if n in tensors and n != tensor.name]
+        if beside and (not layout.of or tensors[beside[0]].dtype in layout.of):
+            return layout, beside
+    return None
+
+
+def _unknown(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
+    """No layout that is known, but codes all the same: by what lies beside them."""
+    own = tensor.name.rpartition(".")[2]
+    integers = tensor.dtype in _INTEGERS or tensor.dtype.startswith("float8")
+    many = tensor.numel > 1 if len(tensor.shape) >= 2 else tensor.numel >= _MANY
+    if not integers or not many or _is_companion(own) or _BUFFERS.intersection(words(own)):
+        return None
+    flat = len(tensor.shape) < 2 or tensor.dtype.endswith("int64")
+    proofs = [n for n in companions if not flat or _is_strong(n)]
+    return (_UNKNOWN, proofs) if proofs else None
+
+
+def _indices(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
+    """Codes that are called indices: in a table, which lies beside them."""
+    found = set(words(tensor.name.rpartition(".")[2]))
+    if tensor.dtype not in _INTEGERS or len(tensor.shape) < 2 or not found & _INDICES:
+        return None
+    if found & (_BUFFERS | _STRONG):
+        return None
+    proofs = [n for n in companions if _is_strong(n)]
+    return (_UNKNOWN, proofs) if proofs else None
+
+
+def _companions(codes: SourceTensor, families: Mapping[str, list[str]]) -> Iterator[str]:
+    """Names of what belongs to codes: beneath their name, or beside them and named so."""
+    module, _, last = codes.name.rpartition(".")
+    stems = [f"{stem}_" for stem in (last, _CODE_ENDINGS.sub("", last)) if stem]
+    yield from families.get(codes.name, ())
+    for name in families.get(module, ()):
+        own = name.rpartition(".")[2]
+        stem = next((stem for stem in stems if own.startswith(stem)), "")
+        if name != codes.name and _is_companion(own.removeprefix(stem)):
+            yield name
+
+
+def words(name: str) -> list[str]:
+    """The words of a name, in lower case.
+
+    Example:
+        >>> words("weight_scale_inv"), words("g_idx2")
+        (['weight', 'scale', 'inv'], ['g', 'idx'])
+    """
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+
+
+def _is_companion(name: str) -> bool:
+    found = set(words(name))
+    return bool(found & (_STRONG | _WEAK)) and found <= _STRONG | _WEAK | _OTHERS
+
+
+def _is_strong(companion: str) -> bool:
+    return bool(_STRONG.intersection(words(companion.rpartition(".")[2])))

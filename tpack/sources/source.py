@@ -33,7 +33,10 @@ class SourceTensor:
         shape: logical shape.
         read: elements ``start`` to ``stop`` (flat, row-major) as stored: bfloat16 as bits in
             uint16, float8 and bool as uint8, complex64 as complex64.
-        factor: multiplies the values of a row; None for 1. Float32 ``(1,)`` or ``(rows,)``.
+        factor: multiplies the values; None for 1. Float32, in as many dims as the tensor, each
+            of size 1, of the tensor's, or of a divisor of it: blocks share a factor.
+        coded: what its source says of it, where that is another system's code: completes "it …"
+            for codes, "is …" for the values that they stand for.
     """
 
     name: str
@@ -41,6 +44,7 @@ class SourceTensor:
     shape: tuple[int, ...]
     read: Callable[[int, int], Array]
     factor: Array | None = field(default=None, compare=False)
+    coded: str = ""
 
     @property
     def numel(self) -> int:
@@ -81,18 +85,26 @@ class SourceTensor:
         scaled = self.factor is not None or method != "exact"
         return "float32" if self.dtype == "int8" and scaled else self.dtype
 
+    def _factors(self, factor: Array, start: int, stop: int) -> Array:
+        """The factor of each element, flat; one for all of them if there is only one."""
+        if factor.size == 1:
+            return factor.reshape(1)
+        columns = self.shape[-1]
+        first, last = start // columns, -(-stop // columns)
+        places = np.unravel_index(np.arange(first, last), self.shape[:-1])
+        sizes = zip(places, self.shape, factor.shape, strict=False)
+        rows = factor[tuple(place // (size // count) for place, size, count in sizes)]
+        wide = np.repeat(rows, columns // factor.shape[-1], axis=1)
+        return wide.reshape(-1)[start - first * columns : stop - first * columns]
+
     def weight(self, split: int, dtype: str | None = None) -> Weight:
         """The tensor as a weight to be packed."""
-        row = max(math.prod(self.shape[1:]), 1)
 
         def load(start: int, stop: int) -> Array:
             stored = self.read(start, stop)
             if self.factor is None:
                 return stored
-            numbers = widen(stored, self.dtype)
-            if self.factor.size == 1:
-                return numbers * self.factor
-            return numbers * self.factor[np.arange(start, stop) // row]
+            return widen(stored, self.dtype) * self._factors(self.factor, start, stop)
 
         return Weight(self.shape, split, dtype or self.dtype, load)
 
@@ -155,21 +167,6 @@ class PackedTensor:
             return flat[start - first * columns : stop - first * columns]
 
         return SourceTensor(self.name, self.dtype, self.shape, read)
-
-
-def with_companion(tensor: SourceTensor, companion: SourceTensor) -> SourceTensor | None:
-    """An int8 tensor times its scale tensor, as a float tensor; None if they do not fit.
-
-    The scale has one value, or one for each index of the first dim.
-    """
-    rows = tensor.shape[0]
-    shapes = ((), (1,), (1, 1), (rows,), (rows, 1))
-    if not BY_NAME[companion.dtype].is_float or companion.shape not in shapes:
-        return None
-    if companion.dtype not in ("float32", "float16", "bfloat16"):
-        return None
-    factor = widen(companion.read(0, companion.numel), companion.dtype).astype(np.float32)
-    return replace(tensor, factor=factor)
 
 
 @dataclass(frozen=True)
