@@ -119,7 +119,7 @@ def test_a_gguf_file_comes_back_byte_for_byte(tmp_path, kind, architecture, layo
     assert (tmp_path / "b.gguf").read_bytes() == path.read_bytes()
     assert report.output_bytes == path.stat().st_size
     assert {t.relative_error for t in report.tensors} == {0.0}
-    assert report.notes == ()
+    assert ["bitnet.cpp" in note for note in report.notes] == [True] * (architecture == "bitnet-25")
 
 
 @pytest.mark.parametrize("alignment", [1, 8, 256])
@@ -408,6 +408,52 @@ def test_fields_that_change_nothing_are_no_hindrance(tmp_path):
         "attention_bias": True,
     }
     export(folder(tmp_path, config=usual | CONFIG), tmp_path / "m.gguf")
+
+
+RELU2 = CONFIG | {
+    "architectures": ["BitNetForCausalLM"],
+    "hidden_act": "relu2",
+    "tie_word_embeddings": True,
+}
+
+
+def relu2(tmp_path, columns=256, **options):
+    """A BitNet that only bitnet.cpp runs, exported."""
+    skipped = ("lm_head", "bias", "down_proj")
+    weights = {k: v for k, v in hf_weights().items() if not any(word in k for word in skipped)}
+    weights |= {
+        "model.layers.0.mlp.down_proj.weight": torch.randint(-1, 2, (256, columns)).bfloat16() / 2
+    }
+    config = RELU2 | {"intermediate_size": columns}
+    return export(folder(tmp_path, weights, config), tmp_path / "m.gguf", **options)
+
+
+def test_what_only_bitnet_cpp_runs_is_said(tmp_path):
+    report = relu2(tmp_path)
+    assert "open the file with bitnet.cpp: llama.cpp itself has no" in report.notes[0]
+    assert not any("llama.cpp loads" in note for note in report.notes)
+    assert {t.type for t in report.tensors if t.source.endswith("proj.weight")} == {"TQ2_0"}
+
+
+def test_weights_without_blocks_that_bitnet_cpp_reads_are_written_as_floats(tmp_path):
+    report = relu2(tmp_path, columns=192)
+    (down,) = (t for t in report.tensors if t.source.endswith("down_proj.weight"))
+    assert (down.type, down.relative_error) == ("float16", 0.0)
+    assert any(
+        "1 weights are written as floats, without loss, such as model.layers.0.mlp.down_proj.weight"
+        ", which has 192 columns, expected a multiple of 256 in TQ2_0; bitnet.cpp reads TQ2_0 and "
+        "TQ1_0 only" in note
+        for note in report.notes
+    )
+    with Checkpoint(tmp_path / "model.tpack") as file:
+        wanted = tpack.unpack(file.path)[down.source].float().numpy()
+    assert np.array_equal(read(tmp_path / "m.gguf")[down.name], wanted)
+
+
+def test_types_that_bitnet_cpp_does_not_read_are_refused(tmp_path):
+    with pytest.raises(UnsupportedError, match=r"only bitnet.cpp runs: it reads TQ2_0 and TQ1_0"):
+        relu2(tmp_path, type="q2_0")
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_biases_that_bitnet_does_not_have(tmp_path):

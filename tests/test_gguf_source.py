@@ -306,17 +306,56 @@ def test_two_tensors_that_become_one(tmp_path):
         open_source(put(tmp_path, container(LLAMA, [a, b])))
 
 
+def test_notes(tmp_path):
+    path = put(tmp_path, container(LLAMA, [("blk.0.ffn_up.scale", (1,), 0, bytes(4))]))
+    with open_source(path) as source:
+        assert any("multiply outputs" in note for note in source.notes)
+
+
+@pytest.mark.parametrize("key", ["prism.hadamard.mode", "llama.quarot", "x.rotated_weights"])
 @pytest.mark.parametrize(
-    ("metadata", "name", "words"),
+    ("kind", "data"), [("uint32", 1), ("bool", 1), ("string", "R1"), ("array", ("int8", [1]))]
+)
+def test_rotated_weights_are_refused(tmp_path, key, kind, data):
+    path = put(tmp_path, container([(key, kind, data)], [("a.weight", (1,), 0, bytes(4))]))
+    with pytest.raises(UnsupportedError, match=f"rotated basis: its metadata says {key}"):
+        open_source(path)
+    path = put(tmp_path, container([(key, "bool", 0)], [("a.weight", (1,), 0, bytes(4))]))
+    open_source(path).resources.close()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "number", "rounds"),
     [
-        (LLAMA, "blk.0.ffn_up.scale", "multiply outputs"),
-        ((("prism.hadamard.mode", "uint32", 1),), "a.weight", "rotated"),
+        ("bitnet", 35, True),
+        ("bitnet-b1.58", 35, True),
+        ("bitnet-25", 1, True),
+        ("llama", 36, True),
+        ("llama", 35, False),
+        ("qwen3", 35, False),
     ],
 )
-def test_notes(tmp_path, metadata, name, words):
-    path = put(tmp_path, container(metadata, [(name, (1,), 0, bytes(4))]))
-    with open_source(path) as source:
-        assert any(words in note for note in source.notes)
+def test_layers_that_round_their_inputs(tmp_path, architecture, number, rounds):
+    size = {35: 66 * 256, 36: 256 * 64 + 32, 1: 256 * 256 * 2}[number]
+    embedding = ("token_embd.weight", (4, 256), 1, bytes(2048))
+    tensors = [("blk.0.ffn_up.weight", (256, 256), number, bytes(size)), embedding]
+    head = [("general.architecture", "string", architecture)]
+    with open_source(put(tmp_path, container(head, tensors))) as source:
+        (weight,) = (name for name in source.tensors if "up" in name)
+        assert source.int8_inputs == ({weight} if rounds else set())
+        assert any("round their inputs" in note for note in source.notes) == rounds
+
+
+def test_bitnet_in_gguf_gives_bit_linear(tmp_path):
+    from tpack.build import program_of
+
+    path = tmp_path / "a.gguf"
+    write_model(path, values(), Type.TQ2_0, "bitnet-b1.58")
+    tpack.convert(path, tmp_path / "a.safetensors")
+    layers = {p.layer for one in program_of(tpack.load(tmp_path / "a.safetensors")).layers
+              for p in one.params if p.layer}  # fmt: skip
+    assert "BitLinear" in layers
+    assert "TernaryLinear" not in layers
 
 
 # ---- metadata

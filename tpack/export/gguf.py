@@ -23,6 +23,7 @@ from tpack.dialects.gguf_types import PLAIN_IDS, TERNARY_IDS, WRITTEN
 from tpack.dialects.gguf_values import Value, value
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, UsageError, locate
+from tpack.export.gguf_architecture import about_runner, types_read
 from tpack.export.gguf_metadata import Model, model_of
 from tpack.export.gguf_weights import (
     AUTO,
@@ -106,7 +107,8 @@ def export_gguf(
         checkpoint: made of a GGUF file, or of the folder of a Llama or BitNet model.
         destination: the file to be written.
         type: ``tq1_0``, ``tq2_0``, ``q2_0``, or ``auto``: the type that a weight had in the GGUF
-            file that it came from, else the first of tq2_0 and q2_0 that is exact.
+            file that it came from, else the first of tq2_0 and q2_0 that is exact; never q2_0 for
+            an architecture that only bitnet.cpp has, which cannot read it.
         allow_inexact: round scales that float16 cannot hold, and write a weight that fits into no
             blocks as floats.
         force: replace an existing file.
@@ -114,7 +116,7 @@ def export_gguf(
     Raises:
         UsageError: an unknown type.
         UnsupportedError: a weight that is not exact in the type, or that GGUF has no form for; a
-            model of another architecture.
+            model of another architecture; a type that no program for the architecture reads.
         InputError: damaged data; a model that nothing describes.
         ExistsError, StorageError: as ``new_file``.
     """
@@ -141,8 +143,25 @@ class _Export:
     tensors: list[OutTensor] = field(default_factory=list)
     reports: list[GgufTensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unpacked: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def of_bitnet_cpp(self) -> bool:
+        """Whether only bitnet.cpp runs the model: it reads fewer types than llama.cpp."""
+        return len(self.read) < len(WRITTEN)
+
+    @property
+    def read(self) -> list[str]:
+        """The types of trits that what runs the model can read."""
+        return types_read(self.model.naming.architecture, [*WRITTEN])
 
     def run(self) -> None:
+        if self.type != "auto" and FORMATS[self.type].name not in self.read:
+            raise UnsupportedError(
+                f"is a model of {self.model.naming.architecture!r}, which only bitnet.cpp runs: it "
+                f"reads {' and '.join(self.read)}, not {self.type.upper()}. Choose one of those."
+            )
+        self.notes += about_runner(self.model.naming.architecture)
         self.notes += self.model.notes
         seen: dict[str, str] = {}
         document = self.checkpoint.document
@@ -166,6 +185,11 @@ class _Export:
                 self.weight(held, inside)
             else:
                 self.plain(held, inside)
+        for name, problem in [*self.unpacked.items()][:1]:
+            self.notes.append(
+                f"{len(self.unpacked)} weights are written as floats, without loss, such as "
+                f"{name}, which {problem}; bitnet.cpp reads {' and '.join(self.read)} only"
+            )
 
     def ordered(self) -> list[str]:
         """The names of all tensors: as they came in GGUF, others by block."""
@@ -183,14 +207,17 @@ class _Export:
         if self.type != "auto":
             return [FORMATS[self.type]]
         before = self.model.kinds.get(inside, "").lower()
-        return [FORMATS[kind] for kind in dict.fromkeys((before, *AUTO)) if kind in FORMATS]
+        names = [kind for kind in dict.fromkeys((before, *AUTO)) if kind in FORMATS]
+        return [FORMATS[n] for n in names if n == before or FORMATS[n].name in self.read]
 
     def weight(self, name: str, inside: str) -> None:
         entry = self.checkpoint.document.tensors[name]
         with locate(tensor=name):
             fitted = fit_blocks(self.checkpoint, name, self.kinds(inside))
             order = self.order(inside, entry.shape)
-        if fitted.problem and not self.allow_inexact:
+        if fitted.kind is None and self.of_bitnet_cpp and self.type == "auto":
+            self.unpacked[name] = fitted.problem
+        elif fitted.problem and not self.allow_inexact:
             what = "round it" if fitted.kind else f"write the weight unpacked, in {fitted.dtype}"
             raise UnsupportedError(
                 f"{fitted.problem}. Give --allow-inexact to {what}.", tensor=name

@@ -11,7 +11,7 @@ bitnet.cpp (``bitnet-b1.58``).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -31,6 +31,11 @@ _TAKEN = {
     "bitnet": re.compile(rf"{_COMMON}|{_SUB_NORMS}"),
     "bitnet-b1.58": re.compile(rf"{_COMMON}|{_SUB_NORMS}|output\.weight"),
 }
+
+#: Architectures that bitnet.cpp has added to its own llama.cpp; no other program may have them.
+_OF_BITNET_CPP = ("bitnet-b1.58", "bitnet-25")
+#: The types of trits that its llama.cpp has, of those that tpack writes.
+_TYPES_OF_BITNET_CPP = ("TQ2_0", "TQ1_0")
 
 #: Fields that are written, or are checked by their own rules.
 _SAID = re.compile(
@@ -150,3 +155,23 @@ def takes(name: str, tensor: str) -> bool:
         (True, False)
     """
     return _TAKEN[name].fullmatch(tensor) is not None
+
+
+def types_read(name: str, types: Sequence[str]) -> list[str]:
+    """Those of some types of trits that what runs an architecture can read.
+
+    Example:
+        >>> types_read("bitnet-b1.58", ["TQ2_0", "Q2_0"]), types_read("llama", ["Q2_0"])
+        (['TQ2_0'], ['Q2_0'])
+    """
+    return [kind for kind in types if name not in _OF_BITNET_CPP or kind in _TYPES_OF_BITNET_CPP]
+
+
+def about_runner(name: str) -> list[str]:
+    """A note on an architecture that llama.cpp itself cannot load."""
+    if name not in _OF_BITNET_CPP:
+        return []
+    return [
+        f"open the file with bitnet.cpp: llama.cpp itself has no architecture {name!r}, and "
+        "refuses it"
+    ]

@@ -43,8 +43,8 @@ def tokenizer_metadata(
     if data is None or rules is None:
         found = "is none that tpack knows" if data is not None else "has no tokenizer.json"
         note = (
-            f"the tokenizer is left out ({found}): llama.cpp loads the file, but takes and gives "
-            "numbers of tokens only"
+            f"the tokenizer is left out ({found}): a model of the file takes and gives numbers of "
+            "tokens only"
         )
         return {"tokenizer.ggml.model": value("string", "none")}, [note]
     with locate(file=path):

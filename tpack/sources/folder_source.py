@@ -16,6 +16,7 @@ from tpack.errors import FormatError, InputError, locate
 from tpack.sources.dialects import adapt
 from tpack.sources.hf_rounding import rounding
 from tpack.sources.names import clean_names
+from tpack.sources.rotations import refuse_rotated
 from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
 
 OpenFile = Callable[[Path], Source]
@@ -46,6 +47,7 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
     for name in ("config.json", "README.md"):
         _check_inside(path, path / name)
     config = read_config(path)
+    refuse_rotated(config or {}, "config.json")
     index, files = _files(path)
     resources = ExitStack()
     with resources:

@@ -17,13 +17,14 @@ from tpack.container.header import check_name
 from tpack.container.reader import stored_dtype
 from tpack.container.strictjson import canonical_json
 from tpack.dialects.gguf_blocks import PQ2_0, BlockFormat, scales_of, unpack_blocks
-from tpack.dialects.gguf_names import Naming, RowOrder
+from tpack.dialects.gguf_names import Naming, RowOrder, family
 from tpack.dialects.gguf_types import I2_S_TAIL
 from tpack.dialects.gguf_values import Value, to_json
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.quantize.weight import BLOCK
 from tpack.sources.gguf_reader import GgufFile, TensorInfo
+from tpack.sources.rotations import ROTATED, refuse_rotated
 from tpack.sources.source import PackedTensor, Source, SourceTensor
 
 Array = npt.NDArray[Any]
@@ -48,6 +49,8 @@ def gguf_source(path: Path) -> Source:
     with resources:
         file = resources.enter_context(GgufFile(path))
         _refuse_part(file.metadata)
+        said = {k: item.plain for k, item in file.metadata.items() if ROTATED.search(k)}
+        refuse_rotated(said, "metadata")
         names = Naming.of(file.metadata)
         tensors: dict[str, SourceTensor | PackedTensor] = {}
         for info in file.tensors:
@@ -67,6 +70,9 @@ def gguf_source(path: Path) -> Source:
             files=(path,),
             nbytes=path.stat().st_size,
             metadata={"gguf": _carried(file, names)},
+            int8_inputs=frozenset(
+                names.outside(info.name) for info in file.tensors if _rounds_inputs(info, names)
+            ),
             resources=resources.pop_all(),
         )
 
@@ -112,9 +118,19 @@ def _notes(file: GgufFile, names: Naming) -> list[str]:
         found.append(
             f"{scaled[0]} and others like it multiply outputs too: kept beside the weights"
         )
-    if any(key.startswith("prism.hadamard.") for key in file.metadata):
-        found.append("weights are stored rotated (prism.hadamard): only code that knows it fits")
+    if any(_rounds_inputs(info, names) for info in file.tensors):
+        found.append("linear layers round their inputs to int8 per token, as BitNet does")
     return found
+
+
+def _rounds_inputs(info: TensorInfo, names: Naming) -> bool:
+    """Whether a tensor is the weight of a layer that rounds its input to int8 per token.
+
+    All layers of BitNet do, whatever type holds their weights, and so does all that runs I2_S.
+    That llama.cpp rounds activations in blocks of its own, for any model, is no part of a model.
+    """
+    is_linear = info.name.startswith("blk.") and len(info.shape) == 2
+    return is_linear and (info.kind == "I2_S" or family(names.architecture) == "bitnet")
 
 
 def _tensor(file: GgufFile, info: TensorInfo, names: Naming) -> SourceTensor | PackedTensor:
