@@ -69,6 +69,7 @@ _ROWS = (
     ("softmax.int", "softmax", "self>x dim dtype"),
     ("log_softmax.int", "log_softmax", "self>x dim dtype"),
     ("dropout.default feature_dropout.default", "same", "input>x p~ train=False"),
+    ("dropout_.default feature_dropout_.default", "same", "self>x p~ train=False"),
     (
         "scaled_dot_product_attention.default",
         "scaled_dot_product_attention",
@@ -271,8 +272,17 @@ ATEN = {name: _parse(op, arguments) for names, op, arguments in _ROWS for name i
 IN_PLACE = {
     f"{base}_.{overload}": f"{base}.{overload}"
     for base, _, overload in (name.partition(".") for name in ATEN)
-    if not base.endswith("_")
+    if f"{base}_.{overload}" not in ATEN
 }
+
+#: Overloads whose result may be their only tensor, or a view of it, and whose schema does not
+#: say so: dropout does nothing in eval mode, einsum may only move the dims.
+SHARE_UNTOLD = frozenset(
+    """
+    dropout.default feature_dropout.default dropout_.default feature_dropout_.default
+    type_as.default _unsafe_view.default einsum.default
+    """.split()  # noqa: SIM905  # words read better than quoted strings
+)
 
 #: Calls that check or mark something and compute nothing.
 CHECKS = frozenset(

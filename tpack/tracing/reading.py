@@ -30,10 +30,9 @@ from tpack.tracing.graph import (
     Graph,
     Size,
     Value,
+    values_in,
 )
-
-_VIEWS = frozenset({"reshape", "transpose", "permute", "slice", "select", "unsqueeze", "squeeze"})
-_VIEWS |= {"expand", "flatten", "unflatten", "narrow", "t"}
+from tpack.tracing.storages import Storages, computed_dtype, shared_arguments
 
 _INPUTS = {
     InputKind.PARAMETER: STORED,
@@ -60,6 +59,7 @@ class _Reader:
         self.made: dict[fx.Node, Arg] = {}
         self.stored: dict[str, Tensor] = {}
         self.aliases: dict[str, str] = {}
+        self.storages = Storages()
 
     def read(self) -> Graph:
         signature = self.program.graph_signature
@@ -146,11 +146,7 @@ class _Reader:
             return
         name = _overload(node.target)
         if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-            whole = self.made[node.args[0]]
-            if isinstance(whole, tuple):
-                self.made[node] = whole[node.args[1]]  # type: ignore[index]
-            else:
-                self.made[node] = self.value(node, ITEM, {"x": whole, "index": node.args[1]}, above)
+            self.take_item(node, node.args[0], above)
             return
         if name in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
             self.inline(node, name, owner)
@@ -171,13 +167,24 @@ class _Reader:
         inner = getattr(owner, str(node.args[position].target))  # type: ignore[union-attr]
         holes = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for hole, arg in zip(holes, node.args[position + 1 :], strict=True):
-            self.made[hole] = self.argument(arg)
+            self.made[hole] = self.passed(arg)
         result = self.run(inner.graph, inner, node)
-        self.made[node] = tuple(self.argument(item) for item in result)
+        self.made[node] = tuple(map(self.passed, result))
+
+    def take_item(self, node: fx.Node, several: fx.Node, above: fx.Node | None) -> None:
+        """Read one of several results."""
+        whole, index = self.made[several], node.args[1]
+        if isinstance(whole, tuple):
+            self.made[node] = whole[index]  # type: ignore[index]
+            return
+        item = self.value(node, ITEM, {"x": self.argument(several), "index": index}, above)
+        self.made[node] = item
+        if len(self.storages.group(whole)) > 1:  # a view; each other result has memory of its own
+            self.storages.share(item, [whole])
 
     def compute(self, node: fx.Node, name: str, above: fx.Node | None) -> None:
-        in_place = name in IN_PLACE
-        row = ATEN.get(IN_PLACE.get(name, name))
+        base = IN_PLACE.get(name, name)
+        row = ATEN.get(base)
         if row is None:
             raise LayerDefError(
                 f"uses {name or node.target}, which no LayerDef says. A row in "
@@ -185,34 +192,40 @@ class _Reader:
                 node=_place(node),
             )
         args = self.bind(node, row, name)
+        if base.startswith("logical_"):  # of numbers: whether they are not 0
+            args = {key: self.truth(node, arg, above) for key, arg in args.items()}
+        if base != name and row.op != "same":
+            self.change(node, base, row.op, args, above)
+            return
         value = self.value(node, row.op, args, above)
         self.made[node] = value
-        if in_place:
-            self.replace(node, value)
+        shared = shared_arguments(node, name, value.dtype)
+        self.storages.share(value, values_in([self.made[one] for one in shared]))
 
-    def replace(self, node: fx.Node, value: Value) -> None:
-        """Let the result of an op that changes its argument stand for the argument."""
+    def truth(self, node: fx.Node, arg: Arg, above: fx.Node | None) -> Arg:
+        if not isinstance(arg, Value) or arg.dtype == torch.bool:
+            return arg
+        value = self.value(node, "!=", {"x": arg, "y": 0}, above)
+        value.shape, value.dtype = arg.shape, torch.bool
+        return value
+
+    def change(
+        self, node: fx.Node, base: str, op: str, args: dict[str, Arg], above: fx.Node | None
+    ) -> None:
+        """Let the result of an op that changes its first argument stand for it from there on."""
         target = node.args[0]
         assert isinstance(target, fx.Node)
         old = self.made[target]
-        if isinstance(old, Value) and old.op in (STORED, CONSTANT):
-            raise LayerDefError(
-                f"changes its tensor {old.name!r} in forward, which no LayerDef says. Compute a "
-                "new tensor instead.",
-                node=_place(node),
-            )
-        views = [user for user in target.users if self.is_view(user) and user is not node]
-        if not isinstance(old, Value) or old.is_leaf or old.op in _VIEWS or views:
-            raise LayerDefError(
-                f"{_overload(node.target)} changes a tensor that other values are views of, or an "
-                "input. Compute a new tensor instead.",
-                node=_place(node),
-            )
+        assert isinstance(old, Value)
+        value = self.value(node, op, args, above)
+        kwargs = {key: self.argument(arg) for key, arg in node.kwargs.items()}
+        dtype = computed_dtype(base, [self.argument(arg) for arg in node.args], kwargs)
+        if dtype != value.dtype:  # what is computed is stored in the dtype that was there
+            kept, value.dtype = value.dtype, dtype
+            value = self.value(node, "to", {"x": value, "dtype": kept}, above)
+        self.storages.change(old, value, _overload(node.target), _place(node))
         self.made = {key: value if made is old else made for key, made in self.made.items()}
-
-    def is_view(self, node: fx.Node) -> bool:
-        row = ATEN.get(_overload(node.target))
-        return row is not None and row.op in _VIEWS
+        self.made[node] = value
 
     def bind(self, node: fx.Node, row: Row, name: str) -> dict[str, Arg]:
         """The arguments of a node by the names that the row gives them."""
@@ -220,7 +233,7 @@ class _Reader:
         given = dict(zip((item.name for item in schema), node.args, strict=False)) | node.kwargs
         args: dict[str, Arg] = {}
         for item in schema:
-            if item.name not in given:
+            if item.name not in given or item.name in row.ignored:
                 continue
             value = self.argument(given[item.name])
             if item.name in row.taken:
@@ -228,7 +241,7 @@ class _Reader:
                     args[row.taken[item.name]] = value
             elif item.name in row.fixed:
                 self.require(node, name, item.name, value, row.fixed[item.name])
-            elif item.name not in row.ignored:
+            else:
                 self.require(node, name, item.name, value, str(item.default_value))
         return args
 
@@ -241,10 +254,18 @@ class _Reader:
             )
 
     def argument(self, arg: Any) -> Arg:
+        """What an argument stands for, to be read now."""
+        found = self.passed(arg)
+        for value in values_in(found):
+            self.storages.check(value, _place(arg) if isinstance(arg, fx.Node) else "module")
+        return found
+
+    def passed(self, arg: Any) -> Arg:
+        """What an argument stands for, read or not."""
         if isinstance(arg, fx.Node):
             return self.made[arg]
         if isinstance(arg, tuple | list):
-            return tuple(self.argument(item) for item in arg)
+            return tuple(self.passed(item) for item in arg)
         return _plain(arg)
 
     def value(self, node: fx.Node, op: str, args: dict[str, Arg], above: fx.Node | None) -> Value:
@@ -272,7 +293,7 @@ class _Reader:
     def returned(self, arg: Any) -> Arg:
         """What one flat output stands for."""
         node = next((n for n in self.made if n.name == getattr(arg, "name", None)), None)
-        return self.made[node] if node is not None else getattr(arg, "value", None)
+        return self.argument(node) if node is not None else getattr(arg, "value", None)
 
 
 def _result(tree: Any) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from tpack.layerdef.ops import BINARY
 from tpack.tracing.cells import lstm_cell
-from tpack.tracing.graph import CONSTANT, ITEM, STORED, Graph, Value, same_size, same_sizes
+from tpack.tracing.graph import CONSTANT, ITEM, Graph, Value, same_size, same_sizes
 from tpack.tracing.shapes import reshaped
 
 #: Ends of slices beyond any size mean the end.
@@ -354,11 +354,6 @@ def _var(value: Value) -> Value | None:
 def _squeeze(value: Value) -> Value | None:
     x = value.args["x"]
     return _same(value) if same_sizes(x.shape, value.shape) else None
-
-
-def _unsqueeze(value: Value) -> Value | None:
-    x = value.args["x"]
-    return x if x.op == STORED and same_sizes(x.shape, value.shape) else None
 
 
 _RULES: dict[str, Callable[[Value], Value | None]] = {
