@@ -15,11 +15,13 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from running import from_source
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tpack
 import tpack.hf
+from tpack.build import program_of
 from tpack.container import Checkpoint, Piece, digest, write_checkpoint
 from tpack.errors import InputError, TpackError, UnsupportedError, UsageError
 from tpack.hf.layers import (
@@ -465,6 +467,69 @@ def test_bitnet_that_was_packed_by_transformers(tmp_path, linear):
     with torch.compiler.set_stance("force_eager"):
         original = load(plain)
         close(logits(packed), logits(original), 1e-4)
+
+
+def online(folder, dtype):
+    """A folder of masters, which transformers rounds as it runs."""
+    bitnet(BITNET).to(dtype).save_pretrained(folder)
+    return BITNET
+
+
+def offline_masters(folder, dtype, linear):
+    """A folder that holds trits, packed by transformers, and scales."""
+    from transformers.integrations.bitnet import pack_weights
+
+    make(transformers.BitNetConfig(**SIZES)).to(dtype).save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        tensors[name] = pack_weights(tensors[name].sign())
+        scale = 0.4 if linear == "autobitlinear" else 2.5
+        tensors[f"{name}_scale"] = torch.tensor([scale], dtype=dtype)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return BITNET | {"linear_class": linear, "quantization_mode": "offline"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["online", "autobitlinear", "bitlinear"])
+def test_load_codegen_and_transformers_give_the_same_numbers(tmp_path, kind, dtype):
+    pytest.importorskip("accelerate")
+    plain, packed = tmp_path / "plain", tmp_path / "packed"
+    settings = online(plain, dtype) if kind == "online" else offline_masters(plain, dtype, kind)
+    config = json.loads((plain / "config.json").read_text())
+    config |= {"quantization_config": settings}
+    (plain / "config.json").write_text(json.dumps(config))
+    tpack.convert(plain, packed)
+    loaded, generated, live = tpack.load(packed), from_folder(packed), load(packed, dtype=dtype)
+    inputs = {}
+
+    def watch(path):
+        def hook(_, args, output):
+            inputs[path] = args[0], output
+
+        return hook
+
+    with torch.compiler.set_stance("force_eager"):
+        original = load(plain, dtype=dtype)
+        for path, module in original.named_modules():
+            if path.endswith("_proj"):
+                module.register_forward_hook(watch(path))
+        expected = logits(original)
+    assert len(inputs) == 14
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for path, (x, output) in inputs.items():
+        for model in (loaded, generated, live):
+            layer = model.get_submodule(path)
+            assert type(layer).__name__ == "BitLinear"
+            with torch.no_grad():
+                close(layer(x).float(), output.float(), tolerance)
+    close(logits(live).float(), expected.float(), 10 * tolerance)
+
+
+def from_folder(packed):
+    """The generated source of a folder as a module, with its weights."""
+    module = from_source(program_of(tpack.load(packed)))
+    module.load_state_dict(load_file(packed / "model.safetensors"))
+    return module
 
 
 def test_bitnet_with_a_linear_kept_as_floats_is_refused(tmp_path):

@@ -211,3 +211,23 @@ def test_random_names(parts):
 )
 def test_is_embedding(name, expected):
     assert is_embedding(name) is expected
+
+
+def test_layers_that_round_their_inputs():
+    module = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4, bias=False), nn.Linear(4, 4))
+    names = {"0.weight", "1.weight", "2.weight"}
+    program = mirror(slots_of(module, {"0.weight", "1.weight"}), int8_inputs=names - {"1.weight"})
+    validate(program)
+    layers = {p.name: p.layer for p in program.by_name["Model"].params}
+    assert layers == {"0": "BitLinear", "1": "TernaryLinear", "2": "Layer"}
+    assert isinstance(program.by_name["Layer"].body[0], Unspecified)  # a float weight
+    one = mirror(slots_of({"weight": torch.ones(4, 4)}, {"weight"}), int8_inputs={"weight"})
+    assert "bit_linear" in generate_pytorch_code(one)
+    one = mirror(slots_of({"weight": torch.ones(4, 4)}), int8_inputs={"weight"})
+    assert isinstance(one.by_name["Model"].body[0], Unspecified)
+
+
+def test_a_layer_that_rounds_its_inputs_is_no_embedding():
+    slots = slots_of({"time_emb.proj_emb.weight": torch.ones(4, 4)}, {"time_emb.proj_emb.weight"})
+    program = mirror(slots, int8_inputs={"time_emb.proj_emb.weight"})
+    assert "BitLinear" in str(program)

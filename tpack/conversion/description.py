@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from tpack.codec import Scale
 from tpack.codec.shapes import default_split
@@ -47,7 +47,7 @@ def describe(
                 batch.packed[name] = batch.packed[name].at(scales[name])
     else:
         splits = {name: i.entry.split for batch in batches for name, i in batch.packed.items()}
-        program = _mirrored(found, splits, source.tensors, options, notes)
+        program = _mirrored(found, splits, source, options, notes)
     metadata = {key: digest([value.encode()]) for key, value in source.metadata.items()}
     return [
         Document(
@@ -65,18 +65,18 @@ def describe(
 def _mirrored(
     found: Mapping[str, Found],
     splits: Mapping[str, int],
-    order: Iterable[str],
+    source: Source,
     options: Options,
     notes: list[str],
 ) -> Program | None:
     """The program that the names of the state dict draw; None if they are no names."""
     stored = [
         Slot(name, _param(name, found[name], splits.get(name), options))
-        for name in order
+        for name in source.tensors
         if name in found
     ]
     try:
-        program = mirror(stored)
+        program = mirror(stored, int8_inputs=source.int8_inputs)
         validate(program)
     except LayerDefError as error:
         notes.append(f"no LayerDefs: {error}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
 from tpack.layerdef import Param, Program, Slot, mirror, validate
 from tpack.layerdef.refine import Found, match_slots, refine
+from tpack.nn import BitLinear
 from tpack.nn.modules import PackedWeight
 
 
@@ -26,6 +27,7 @@ class Described:
     Attributes:
         tensors: as stored.
         ternary: entries of packed weights by name.
+        int8_inputs: packed weights of layers that round their inputs.
         aliases: as in the checkpoint that the model came from.
         program: the LayerDefs; None where names cannot be expressed.
         metadata: other keys of ``__metadata__``, for the first file.
@@ -37,11 +39,13 @@ class Described:
         ternary: Mapping[str, TernaryEntry],
         old: Document,
         origin: Origin,
+        int8_inputs: Collection[str] = (),
     ) -> None:
         self.tensors = tensors
         self.metadata = origin.metadata
         self._digests = origin.digests
         self.ternary = ternary
+        self.int8_inputs = int8_inputs
         self._weights = {f"{name}_{part}": name for name in ternary for part in ("packed", "scale")}
         names = {self._weights.get(name, name) for name in tensors}
         self.aliases = {alias: name for alias, name in old.aliases.items() if name in names}
@@ -116,7 +120,8 @@ class Described:
         except LayerDefError:  # other names than it had: loaded as another class, perhaps
             pass
         try:
-            program = mirror([Slot(name, self._param(name, one)) for name, one in found.items()])
+            slots = [Slot(name, self._param(name, one)) for name, one in found.items()]
+            program = mirror(slots, int8_inputs=self.int8_inputs)
             validate(program)
         except LayerDefError:
             return None
@@ -157,13 +162,15 @@ def describe(
     _check_whole(model, own, unsaved)
     tensors: dict[str, Tensor] = revert_weight_conversion(model, own)
     names = {tensor.data_ptr(): name for name, tensor in tensors.items()}
-    ternary = {}
+    ternary, int8_inputs = {}, set()
     for path, module in model.named_modules():
         if isinstance(module, PackedWeight):
             packed, scale = own[f"{path}.weight_packed"], own[f"{path}.weight_scale"]
             name = names[packed.data_ptr()].removesuffix("_packed")
             with locate(tensor=name):
                 ternary[name] = origin.entry(name, _entry(module, packed, scale), _dtype(scale))
+            if isinstance(module, BitLinear):
+                int8_inputs.add(name)
     for name in tensors:
         if name in old.tensors:
             raise UnsupportedError(
@@ -171,7 +178,7 @@ def describe(
                 "in its place, or save the plain weights and convert them: tpack convert.",
                 tensor=name,
             )
-    return Described(tensors, ternary, old, origin)
+    return Described(tensors, ternary, old, origin, int8_inputs)
 
 
 def _check_whole(model: PreTrainedModel, own: Mapping[str, Tensor], unsaved: set[str]) -> None:

@@ -8,7 +8,7 @@ of the same structure share one LayerDef; a list of them becomes one repeated ch
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpack.errors import LayerDefError
@@ -48,16 +48,21 @@ class _Module:
     """One module of the tree that dotted names draw."""
 
     path: str = ""
+    int8_inputs: bool = False
     params: dict[str, Param] = field(default_factory=dict)
     children: dict[str, _Module] = field(default_factory=dict)
 
 
-def mirror(tensors: Sequence[Slot], root: str = "Model") -> Program:
+def mirror(
+    tensors: Sequence[Slot], root: str = "Model", int8_inputs: Collection[str] = ()
+) -> Program:
     """Make the program of a state dict.
 
     Args:
         tensors: what is stored, with names before packing, e.g. ``fc.weight``.
         root: name of the root LayerDef.
+        int8_inputs: weights of linear layers that round their inputs to int8. Where such a
+            weight is not ternary, the computation of its layer is unspecified.
 
     Raises:
         LayerDefError: a part of a name is no identifier, or a name has too many.
@@ -73,6 +78,7 @@ def mirror(tensors: Sequence[Slot], root: str = "Model") -> Program:
             module = module.children.setdefault(part, _Module(path))
         check_identifier(last, repr(slot.name))
         module.params[last] = replace(slot.param, name=last)
+        module.int8_inputs |= slot.name in int8_inputs
     namer = _Namer()
     name = namer.layer(top, root)
     return Program(list(namer.layers.values()), name)
@@ -150,6 +156,7 @@ def is_embedding_leaf(module: _Module) -> bool:
     """Whether a module is a table of vectors: a matrix alone, named like one."""
     return (
         _is_linear_leaf(module)
+        and not module.int8_inputs
         and "bias" not in module.params
         and is_embedding(f"{module.path}.weight")
     )
@@ -160,6 +167,8 @@ def _builtin(module: _Module) -> tuple[str, dict[str, object]] | None:
     if not _is_linear_leaf(module):
         return None
     weight, bias = module.params["weight"], module.params.get("bias")
+    if module.int8_inputs and weight.param_type != "TernaryTensor":
+        return None  # no built-in layer rounds the input of a float weight
     first, second = weight.shape or ()
     args: dict[str, object] = {}
     if weight.param_type == "TernaryTensor":
@@ -178,14 +187,18 @@ def _builtin(module: _Module) -> tuple[str, dict[str, object]] | None:
         return f"{prefix}Embedding", {"num_embeddings": first, "embedding_dim": second, **args}
     if bias is None:
         args["bias"] = False
-    return f"{prefix}Linear", {"in_features": second, "out_features": first, **args}
+    linear = "BitLinear" if module.int8_inputs else f"{prefix}Linear"
+    return linear, {"in_features": second, "out_features": first, **args}
 
 
 def _leaf_body(module: _Module) -> tuple[Statement, ...]:
     """The body of a LayerDef: known for a root that is itself a linear or an embedding."""
     if not _is_linear_leaf(module):
         return (Unspecified(),)
+    if module.int8_inputs and module.params["weight"].param_type != "TernaryTensor":
+        return (Unspecified(),)
     if is_embedding_leaf(module):
         return (Return(FunctionCall("embedding", (Identifier("ids"), Identifier("weight")))),)
     names = [name for name in ("x", "weight", "bias") if name == "x" or name in module.params]
-    return (Return(FunctionCall("linear", [Identifier(name) for name in names])),)
+    linear = "bit_linear" if module.int8_inputs else "linear"
+    return (Return(FunctionCall(linear, [Identifier(name) for name in names])),)
