@@ -228,6 +228,37 @@ def test_ranges_of_subnormals_zeros_and_what_is_not_finite(variant: str) -> None
     np.testing.assert_array_equal(smallest, np.float32([[1e-45, np.inf, np.inf, np.inf, 0.5]]))
 
 
+@pytest.mark.parametrize("columns", [0, 1, 7, 15, 16, 33, 257, 4096, 9000])
+def test_sizes_of_columns(variant: str, columns: int) -> None:
+    for rows, dtype in ((1, np.float32), (5, np.float16), (5, np.uint16), (40, np.float32)):
+        trits = random.integers(-1, 2, (rows, columns))
+        trits[:, ::5] = 0
+        weights = from_float32(
+            (trits * 2.0 ** random.integers(-9, 9, columns)).astype(np.float32), dtype
+        )
+        weights[trits == 0] = from_float32(np.float32([-0.0]), dtype)
+        expected = np.abs(as_float32(weights)).max(axis=0, initial=0)
+        for threads in (1, 2):
+            assert np.array_equal(kernels.column_sizes(weights, threads=threads), expected)
+        sizes = np.zeros(columns, np.float32)
+        for row in range(rows):
+            assert kernels.column_sizes(weights[row : row + 1], sizes) is sizes
+        assert np.array_equal(sizes, expected)
+        for column in {0, columns // 2, columns - 1} if rows > 1 and columns else ():
+            other = weights.copy()
+            other[[0, rows - 1], column] = from_float32(np.float32([0.5, -0.25]), dtype)
+            assert kernels.column_sizes(other) is None
+            other[0, column] = from_float32(np.float32([-0.25]), dtype)[0]
+            other[1 : rows - 1, column] = 0
+            assert kernels.column_sizes(other)[column] == 0.25
+
+
+def test_sizes_of_columns_that_are_tiny_or_infinite(variant: str) -> None:
+    weights = np.float32([[1e-45, -0.0, np.inf, 0], [-1e-45, 0.0, -np.inf, 3]])
+    assert kernels.column_sizes(weights).tolist() == [np.float32(1e-45), 0, np.inf, 3]
+    assert kernels.column_sizes(np.float32([[1e-45], [3e-45]])) is None
+
+
 def test_sums_do_not_depend_on_variant_threads_or_parts(variant: str) -> None:
     weights = (
         random.standard_normal((3, 300_001)) * 10.0 ** random.integers(-30, 30, (3, 300_001))
@@ -364,6 +395,9 @@ def test_codec_touches_nothing_beyond(variant: str) -> None:
                         given_.address, dtype, rows, columns,
                         0, sums.address, high.address, low.address, 2,
                     )  # fmt: skip
+                    sizes = Guarded(np.zeros(columns, np.float32), at_start)
+                    native.column_sizes(given_.address, dtype, rows, columns, sizes.address, 2)
+                    assert np.array_equal(sizes.array(), np.abs(values).max(0))
                     limit, one = (
                         Guarded(np.full(1, value, np.float32), at_start) for value in (0, 1)
                     )

@@ -112,6 +112,18 @@ static void quantization(const tp_kernels *k, size_t rows, size_t columns) {
         tp_survey(k, sources[i], rows, columns, 0, NULL, (float *)high[1].data, (float *)low[1].data, 2);
         check(k->name, "ranges", equal(high[0], high[1]) && equal(low[0], low[1]), rows, columns, (size_t)i);
     }
+    buffer sizes[2] = {make(columns * 4, 4), make(columns * 4, 4)};
+    for (int i = 0; i < 2; i++) {
+        const tp_kernels *both[2] = {&tp_scalar, k};
+        ptrdiff_t two[2];
+        for (int b = 0; b < 2; b++) {
+            memset(sizes[b].data, 0, columns * 4);
+            two[b] = tp_column_sizes(both[b], sources[i], rows, columns, (float *)sizes[b].data, 1 + (unsigned)b);
+            if (two[b] == 0) memset(sizes[b].data, 0, columns * 4);
+        }
+        check(k->name, "column sizes", two[0] == two[1] && equal(sizes[0], sizes[1]), rows, columns, (size_t)i);
+    }
+    free(sizes[0].base), free(sizes[1].base);
     free(high[0].base), free(high[1].base), free(low[0].base), free(low[1].base);
     free(reals.base), free(halves.base), free(halves_too.base);
 }

@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 
 from tpack.errors import UsageError
 
-#: The group sizes that exact detection tries, coarsest first.
+#: The usual group sizes, coarsest first: those that the shape of a scale alone tells.
 GROUP_SIZES = (256, 128, 64, 32)
 
 Kind = Literal["tensor", "column", "row", "group"]

@@ -8,11 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpack.codec import GROUP_SIZES, layout_named, rows_and_columns
+from tpack.codec import layout_named, rows_and_columns
 from tpack.conversion.options import Options
 from tpack.conversion.plan import Plan
 from tpack.errors import StorageError
 from tpack.kernels.selection import default_threads
+from tpack.quantize.exact import SMALL
 from tpack.quantize.pieces import MOST_THREADS
 from tpack.quantize.weight import BLOCK
 from tpack.sources import PackedTensor, Source, SourceTensor
@@ -44,7 +45,7 @@ class Needs:
         for tensor, split in plan.weights.values():
             rows, columns = rows_and_columns(tensor.shape, split)
             packed += rows * layout.bytes_for(columns)
-            scales += 4 * rows * math.ceil(columns / GROUP_SIZES[-1])
+            scales += 4 * rows * math.ceil(columns / SMALL[-1])
             largest = max(largest, _at_once(tensor, options))
         kept = sum(t.nbytes for t in plan.kept.values())
         pieces = PIECE_BYTES * (1 + min(default_threads(), MOST_THREADS))

@@ -14,6 +14,7 @@ from tpack.kernels.codec import dequantize, embedding, pack, unpack
 from tpack.kernels.matmul import bit_linear, bit_linear_columns, linear, linear_columns
 from tpack.kernels.quantize import (
     abs_sums,
+    column_sizes,
     quantize,
     quantize_absmean,
     quantize_exact,
@@ -27,6 +28,7 @@ __all__ = [
     "available",
     "bit_linear",
     "bit_linear_columns",
+    "column_sizes",
     "dequantize",
     "embedding",
     "forced",

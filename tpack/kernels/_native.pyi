@@ -23,6 +23,9 @@ def survey(
     source: int, dtype: int, rows: int, columns: int,
     group: int, sums: int, maxima: int, minima: int, threads: int, /,
 ) -> int: ...  # fmt: skip
+def column_sizes(
+    source: int, dtype: int, rows: int, columns: int, sizes: int, threads: int, /
+) -> int: ...
 def quantize(
     source: int, dtype: int, rows: int, columns: int,
     thresholds: int, scales: int, group: int, packed: int, squares: int, threads: int, /,

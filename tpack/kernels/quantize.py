@@ -69,6 +69,34 @@ def survey(
     return maxima, minima
 
 
+def column_sizes(
+    weights: Array, sizes: Floats | None = None, *, threads: int | None = None
+) -> Floats | None:
+    """Give the |w| of each column, `(columns,)`, and 0 where all are zero.
+
+    Args:
+        weights: `(rows, columns)` float32, float16 or uint16 (bfloat16 bits), none NaN.
+        sizes: those of rows before, by default none; updated in place.
+
+    Returns:
+        None where a column has values of two magnitudes, besides zero; `sizes` then are of no use.
+    """
+    weights, threads = check_weights(weights), check_threads(threads)
+    rows, columns = weights.shape
+    if sizes is None:
+        sizes = np.zeros(columns, np.float32)
+    elif sizes.dtype != np.float32 or sizes.shape != (columns,) or not sizes.flags.carray:
+        raise ValueError(
+            f"sizes: {sizes.dtype} {sizes.shape}, expected contiguous float32 {(columns,)}."
+        )
+    if native := selection.native:
+        fits = native.column_sizes(
+            weights.ctypes.data, CODES[weights.dtype], rows, columns, sizes.ctypes.data, threads
+        )
+        return sizes if fits < 0 else None
+    return sizes if reference.column_sizes(as_float32(weights), sizes) else None
+
+
 def abs_sums(
     weights: Array, group: int = 0, sums: Doubles | None = None, *, threads: int | None = None
 ) -> Doubles:

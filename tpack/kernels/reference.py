@@ -143,6 +143,13 @@ def ranges(values: Array, group: int = RANGE_GROUP) -> tuple[Array, Array]:
     return largest.reshape(shape), smallest.reshape(shape)
 
 
+def column_sizes(values: Array, sizes: Array) -> bool:
+    """Join the |w| of each column to `sizes` `(columns,)`; False where a column has two."""
+    magnitudes = np.vstack([sizes, np.abs(values)])
+    sizes[...] = magnitudes.max(axis=0)
+    return bool(((magnitudes == 0) | (magnitudes == sizes)).all())
+
+
 def ternarize(values: Array, limit: Array) -> npt.NDArray[np.int8]:
     """Give 1 above the limit, -1 below its negative, else 0."""
     trits: npt.NDArray[np.int8] = (values > limit).astype(np.int8) - (values < -limit)

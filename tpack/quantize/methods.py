@@ -10,7 +10,7 @@ Each takes a weight and a granularity and returns a ``Fit``. They differ in what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -69,24 +69,36 @@ def mse(weight: Weight, granularity: Scale, _: Statistics) -> Fit:
     squared error by (Σ kept |w|)² / k; for a fixed k the best set are the k largest. So the
     optimum is the best k of n over the sorted |w|, found exactly.
     """
-    if granularity.kind == "tensor":
-        size = np.concatenate(
-            list(in_pieces(weight, granularity, lambda piece: np.abs(piece.values).ravel()))
+    sets = (
+        _best_cut(np.sort(part)[::-1])
+        for part in (
+            _whole(weight, granularity)
+            if granularity.kind in ("tensor", "column")
+            else _parts(weight, granularity)
         )
-        size.sort()
-        scale, threshold = _best_cut(size[::-1])
-        return make_fit(weight, "mse", granularity, np.array([[scale]]), np.array([[threshold]]))
-    width = granularity.group_size or weight.columns
-    cuts = [
-        [
-            _best_cut(np.sort(row[start : start + width])[::-1])
-            for start in range(0, weight.columns, width)
-        ]
-        for size in in_pieces(weight, granularity, lambda p: np.abs(p.values), whole_rows=True)
-        for row in size
-    ]
-    both = np.array(cuts, dtype=np.float64).reshape(weight.rows, -1, 2)
+    )
+    both = np.array(list(sets), dtype=np.float64)
+    both = both.reshape(*granularity.shape((weight.rows, weight.columns), 1), 2)
     return make_fit(weight, "mse", granularity, both[..., 0], both[..., 1])
+
+
+def _parts(weight: Weight, granularity: Scale) -> Iterator[Array]:
+    """|w| of each row or group."""
+    width = granularity.group_size or max(weight.columns, 1)
+    for size in in_pieces(weight, granularity, lambda p: np.abs(p.values), whole_rows=True):
+        for row in size:
+            yield from (row[start : start + width] for start in range(0, len(row), width))
+
+
+def _whole(weight: Weight, granularity: Scale) -> Iterator[Array]:
+    """|w| of the tensor, or of each column."""
+    sizes = np.empty((weight.rows, weight.columns), weight.real)
+    for piece in in_pieces(weight, granularity, lambda piece: piece):
+        np.abs(piece.values, out=sizes[piece.here])
+    if granularity.kind == "tensor":
+        yield sizes.reshape(-1)
+    else:
+        yield from sizes.T
 
 
 #: The quantizers by the name that options and files give them.

@@ -27,25 +27,21 @@ MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some rows of a weight, or some columns of one row.
-
-    Attributes:
-        row: first row.
-        column: first column.
-        stored: ``(rows, columns)`` float64, float32, float16, or uint16 for the bits of bfloat16.
-        threads: how many the kernels may use; None for all.
-    """
+class Place:
+    """Where a piece lies in the matrix of a weight, and its shape."""
 
     row: int
     column: int
-    stored: Array
-    threads: int | None = None
+    rows: int
+    columns: int
 
     @property
-    def values(self) -> Array:
-        """The numbers: float64 or float32."""
-        return numbers(self.stored)
+    def here(self) -> tuple[slice, slice]:
+        """The rows and the columns of the matrix."""
+        return (
+            slice(self.row, self.row + self.rows),
+            slice(self.column, self.column + self.columns),
+        )
 
     def part(self, sets: Array, granularity: Scale) -> Array:
         """What belongs to the sets of this piece, of an array with one value for each set.
@@ -59,19 +55,38 @@ class Piece:
         """
         if granularity.kind == "tensor":
             return sets.reshape(1)
-        rows, columns = self.stored.shape
         if granularity.kind == "column":
-            return sets.reshape(1, -1)[:, self.column : self.column + columns]
-        own = sets.reshape(-1, sets.shape[-1])[self.row : self.row + rows]
+            return sets.reshape(1, -1)[:, self.column : self.column + self.columns]
+        own = sets.reshape(-1, sets.shape[-1])[self.row : self.row + self.rows]
         if granularity.kind == "row":
             return own
         first = self.column // granularity.group_size
-        return own[:, first : first - (-columns // granularity.group_size)]
+        return own[:, first : first - (-self.columns // granularity.group_size)]
+
+
+@dataclass(frozen=True)
+class Piece(Place):
+    """Some rows of a weight, or some columns of one row.
+
+    Attributes:
+        stored: ``(rows, columns)`` float64, float32, float16, or uint16 for the bits of bfloat16.
+        threads: how many the kernels may use; None for all.
+    """
+
+    stored: Array
+    threads: int | None = None
+
+    @property
+    def values(self) -> Array:
+        """The numbers: float64 or float32."""
+        return numbers(self.stored)
 
 
 def for_kernels(weight: Weight, granularity: Scale) -> bool:
     """Whether the kernels take a weight with this granularity; if not, numpy serves."""
-    return weight.dtype != "float64" and granularity.group_size % RANGE_GROUP == 0
+    if weight.dtype == "float64" or granularity.kind == "column":
+        return False
+    return granularity.group_size % RANGE_GROUP == 0
 
 
 def in_pieces(
@@ -135,4 +150,4 @@ def _read(weight: Weight, span: _Span, *, threads: int | None) -> Piece:
     stored = weight.load(start, start + rows * columns).reshape(rows, columns)
     if stored.dtype == np.int8:
         stored = stored.astype(np.float32)
-    return Piece(row, column, stored, threads)
+    return Piece(row, column, rows, columns, stored, threads)

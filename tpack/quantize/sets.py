@@ -32,8 +32,8 @@ def kernel_group(granularity: Scale) -> int:
 class Sums:
     """Σ |w| of every set of a weight.
 
-    Those of rows and groups are added to where they are, by any thread; the sum of a tensor is
-    that of its rows.
+    Those of rows and groups are added to where they are, by any thread, those of columns row after
+    row, by one; the sum of a tensor is that of its rows.
     """
 
     def __init__(self, weight: Weight, granularity: Scale) -> None:
@@ -47,6 +47,9 @@ class Sums:
         own = piece.part(self.parts, self.granularity)
         if self.kernels:
             kernels.abs_sums(values, kernel_group(self.granularity), own, threads=piece.threads)
+        elif self.granularity.kind == "column":
+            terms = np.abs(numbers(values)).astype(np.float64)
+            own[...] = np.add.accumulate(np.vstack([own, terms]), axis=0)[-1]
         elif self.granularity.kind == "row":
             reference.abs_sums(numbers(values), 1, own)
         else:
@@ -69,7 +72,7 @@ class Sums:
 
     @property
     def values(self) -> Doubles:
-        """``(1,)`` for the tensor, else ``(rows, sets in a row)``."""
+        """``(1,)`` for the tensor, ``(1, columns)`` for columns, else ``(rows, sets in a row)``."""
         return np.array([reference.add_in_order(self.parts)]) if self.whole else self.parts
 
 
@@ -77,6 +80,8 @@ def counts(weight: Weight, granularity: Scale) -> Doubles:
     """How many weights each set has, in a shape that broadcasts to that of the sums."""
     if granularity.kind == "tensor":
         return np.array([float(weight.rows * weight.columns)])
+    if granularity.kind == "column":
+        return np.array([float(weight.rows)])
     width = granularity.group_size or max(weight.columns, 1)
     starts = np.arange(0, weight.columns, width)
     return np.minimum(width, weight.columns - starts).astype(np.float64)

@@ -253,7 +253,7 @@ AVX2_TARGET static uint64_t read_bytes(const uint8_t *data, size_t count) {
 const tp_kernels tp_avx2 = {
     .name = "avx2", .pack_i8 = pack_i8, .pack_f32 = pack_f32, .pack_threshold = tp_avx2_pack_threshold,
     .expand_8 = expand_8, .expand_16 = expand_16, .expand_32 = expand_32, .abs_sum = tp_avx2_abs_sum,
-    .group_range = tp_avx2_group_range, .square_sums = tp_avx2_square_sums,
+    .group_range = tp_avx2_group_range, .column_sizes = tp_avx2_column_sizes, .square_sums = tp_avx2_square_sums,
     .matches = tp_avx2_matches, .f32_from_f16 = f32_from_f16, .f32_from_bf16 = f32_from_bf16,
     .f16_from_f32 = f16_from_f32, .bf16_from_f32 = bf16_from_f32, .abs_max = abs_max,
     .quantize = quantize, .lane_sums = lane_sums, .arrange = arrange, .arranged_floats = {1, 1}, .int_dots = tp_avx2_int_dots,

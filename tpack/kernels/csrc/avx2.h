@@ -18,6 +18,7 @@ typedef int16_t words __attribute__((vector_size(32)));
 void tp_avx2_pack_threshold(const void *weights, tp_dtype dtype, size_t columns, float threshold, uint8_t *packed);
 double tp_avx2_abs_sum(const void *weights, tp_dtype dtype, size_t count);
 void tp_avx2_group_range(const void *weights, tp_dtype dtype, size_t columns, float *maxima, float *minima);
+int tp_avx2_column_sizes(const void *weights, tp_dtype dtype, size_t columns, float *sizes);
 void tp_avx2_square_sums(const void *weights, tp_dtype dtype, const float *restored, size_t count, double sums[2]);
 size_t tp_avx2_matches(const void *weights, tp_dtype dtype, const float *restored, size_t count);
 /* avx2_dots.c */

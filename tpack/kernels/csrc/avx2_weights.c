@@ -149,3 +149,30 @@ AVX2_TARGET void tp_avx2_group_range(const void *weights, tp_dtype dtype, size_t
                                      float *minima) {
     BY_DTYPE(range, weights, columns, maxima, minima);
 }
+
+/* two sizes differ where both are not 0: where the smaller is not 0, and is not the larger */
+AVX2_INLINE int sizes_of(tp_dtype dtype, const void *weights, size_t columns, float *sizes) {
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff), zero = _mm256_setzero_si256();
+    __m256i different = zero;
+    float buffer[STEP], other_buffer[STEP];
+    for (size_t j = 0; j < columns; j += STEP) {
+        size_t left = columns - j;
+        const void *source = take(dtype, weights, j, columns, buffer);
+        float *own = left < STEP ? other_buffer : sizes + j;
+        if (left < STEP) whole(sizes + j, left * 4, STEP * 4, other_buffer);
+        for (size_t part = 0; part < 4; part++) {
+            __m256i v = _mm256_and_si256(_mm256_castps_si256(load(dtype, source, part)), magnitude);
+            __m256i before = _mm256_loadu_si256((const __m256i *)(own + 8 * part));
+            __m256i low = _mm256_min_epu32(v, before), high = _mm256_max_epu32(v, before);
+            __m256i fits = _mm256_or_si256(_mm256_cmpeq_epi32(low, high), _mm256_cmpeq_epi32(low, zero));
+            different = _mm256_or_si256(different, _mm256_cmpeq_epi32(fits, zero));
+            _mm256_storeu_si256((__m256i *)(own + 8 * part), high);
+        }
+        if (left < STEP) memcpy(sizes + j, other_buffer, left * 4);
+    }
+    return !_mm256_testz_si256(different, different);
+}
+
+AVX2_TARGET int tp_avx2_column_sizes(const void *weights, tp_dtype dtype, size_t columns, float *sizes) {
+    return BY_DTYPE(sizes_of, weights, columns, sizes);
+}

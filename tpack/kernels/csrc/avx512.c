@@ -243,7 +243,7 @@ AVX512_TARGET static uint64_t read_bytes(const uint8_t *data, size_t count) {
     {                                                                                               \
         .name = variant, .pack_i8 = pack_i8, .pack_f32 = pack_f32, .pack_threshold = tp_avx512_pack_threshold, \
         .expand_8 = expand_8, .expand_16 = expand_16, .expand_32 = expand_32, .abs_sum = tp_avx512_abs_sum, \
-        .group_range = tp_avx512_group_range, .square_sums = tp_avx512_square_sums,         \
+        .group_range = tp_avx512_group_range, .column_sizes = tp_avx512_column_sizes, .square_sums = tp_avx512_square_sums,         \
         .matches = tp_avx512_matches, .f32_from_f16 = f32_from_f16, .f32_from_bf16 = f32_from_bf16,   \
         .f16_from_f32 = f16_from_f32, .bf16_from_f32 = bf16_from_f32, .abs_max = abs_max,           \
         .quantize = quantize, .lane_sums = lane_sums, .arrange = arrange_,                          \

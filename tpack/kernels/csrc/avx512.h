@@ -36,6 +36,7 @@ void tp_avx512_pack_threshold(const void *weights, tp_dtype dtype, size_t column
                               uint8_t *packed);
 double tp_avx512_abs_sum(const void *weights, tp_dtype dtype, size_t count);
 void tp_avx512_group_range(const void *weights, tp_dtype dtype, size_t columns, float *maxima, float *minima);
+int tp_avx512_column_sizes(const void *weights, tp_dtype dtype, size_t columns, float *sizes);
 void tp_avx512_square_sums(const void *weights, tp_dtype dtype, const float *restored, size_t count, double sums[2]);
 size_t tp_avx512_matches(const void *weights, tp_dtype dtype, const float *restored, size_t count);
 /* avx512.c */

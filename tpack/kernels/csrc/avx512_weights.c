@@ -160,3 +160,22 @@ AVX512_TARGET void tp_avx512_group_range(const void *weights, tp_dtype dtype, si
                                          float *minima) {
     BY_DTYPE(range, weights, columns, maxima, minima);
 }
+
+/* two sizes differ where both are not 0: where the smaller is not 0, and is not the larger */
+AVX512_INLINE int sizes_of(tp_dtype dtype, const void *weights, size_t columns, float *sizes) {
+    const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+    __mmask16 different = 0;
+    for (size_t j = 0; j < columns; j += 16) {
+        __mmask16 present = (__mmask16)low_bits(columns - j);
+        __m512i v = _mm512_and_si512(_mm512_castps_si512(load(dtype, weights, j, columns - j)), magnitude);
+        __m512i before = _mm512_maskz_loadu_epi32(present, sizes + j);
+        __m512i low = _mm512_min_epu32(v, before), high = _mm512_max_epu32(v, before);
+        different |= _mm512_mask_cmpneq_epi32_mask(_mm512_test_epi32_mask(low, low), low, high);
+        _mm512_mask_storeu_epi32(sizes + j, present, high);
+    }
+    return different != 0;
+}
+
+AVX512_TARGET int tp_avx512_column_sizes(const void *weights, tp_dtype dtype, size_t columns, float *sizes) {
+    return BY_DTYPE(sizes_of, weights, columns, sizes);
+}

@@ -65,6 +65,9 @@ typedef struct {
     double (*abs_sum)(const void *weights, tp_dtype dtype, size_t count);
     /* per 32 columns: the largest |w|, and the smallest nonzero |w| (+inf where there is none) */
     void (*group_range)(const void *weights, tp_dtype dtype, size_t columns, float *maxima, float *minima);
+    /* sizes[j] = max(sizes[j], |w|) as integers, of one row after the other; whether a column with a
+     * size that is not 0 got another one */
+    int (*column_sizes)(const void *weights, tp_dtype dtype, size_t columns, float *sizes);
     /* sums[0] of (w - restored)^2, the difference rounded to float, and sums[1] of w^2; in double and
      * in the order of abs_sum */
     void (*square_sums)(const void *weights, tp_dtype dtype, const float *restored, size_t count, double sums[2]);

@@ -89,6 +89,10 @@ FUNCTION(survey, 9)
     RUN(result, a[2] * a[3], tp_survey(kernels(), floats(a[0], a[1]), a[2], a[3], a[4], pointer(a[5]), pointer(a[6]), pointer(a[7]), (unsigned)a[8]));
 END
 
+FUNCTION(column_sizes, 6)
+    RUN(result, a[2] * a[3], tp_column_sizes(kernels(), floats(a[0], a[1]), a[2], a[3], pointer(a[4]), (unsigned)a[5]));
+END
+
 FUNCTION(quantize, 10)
     RUN(result, a[2] * a[3], tp_quantize(kernels(), floats(a[0], a[1]), a[2], a[3], pointer(a[4]), pointer(a[5]), a[6], pointer(a[7]), pointer(a[8]), (unsigned)a[9]));
 END
@@ -154,6 +158,7 @@ static PyMethodDef methods[] = {
     FAST(dequantize, "(packed, rows, columns, scale, scale_dtype, group, out, dtype, threads) -> first bad index or -1"),
     FAST(embedding, "(indices, count, packed, rows, columns, scale, scale_dtype, group, out, dtype, threads) -> first bad position or -1"),
     FAST(survey, "(source, dtype, rows, columns, group, sums or 0, maxima or 0, minima or 0, threads) -> -1"),
+    FAST(column_sizes, "(source, dtype, rows, columns, sizes, threads) -> 0 where a column has two, else -1"),
     FAST(quantize, "(source, dtype, rows, columns, thresholds, scales or 0, group, packed, squares or 0, threads) -> first index that differs or -1"),
     FAST(linear, PRODUCT_TEXT),
     FAST(bit_linear, PRODUCT_TEXT),

@@ -233,7 +233,7 @@ static void int_columns(const uint8_t *packed, size_t row_bytes, size_t rows, si
 const tp_kernels tp_neon = {
     .name = "neon", .pack_i8 = pack_i8, .pack_f32 = tp_scalar_pack_f32, .pack_threshold = pack_threshold,
     .expand_8 = expand_8, .expand_16 = tp_scalar_expand_16, .expand_32 = tp_scalar_expand_32,
-    .abs_sum = tp_scalar_abs_sum, .group_range = tp_scalar_group_range,
+    .abs_sum = tp_scalar_abs_sum, .group_range = tp_scalar_group_range, .column_sizes = tp_scalar_column_sizes,
     .square_sums = tp_scalar_square_sums, .matches = tp_scalar_matches,
     .f32_from_f16 = tp_scalar_f32_from_f16, .f32_from_bf16 = tp_scalar_f32_from_bf16,
     .f16_from_f32 = tp_scalar_f16_from_f32, .bf16_from_f32 = tp_scalar_bf16_from_f32,

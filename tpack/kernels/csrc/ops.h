@@ -45,6 +45,10 @@ ptrdiff_t tp_embedding(const tp_kernels *k, const tp_weight *weight, const int64
  * a group is a multiple of TP_RANGE_GROUP. */
 ptrdiff_t tp_survey(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, size_t group,
                     double *sums, float *maxima, float *minima, unsigned threads);
+/* Joins the |w| of each column to `sizes` (columns,), 0 where all before are 0. Returns 0 where a column
+ * has two, and may have left rows unread then; else TP_GOOD. */
+ptrdiff_t tp_column_sizes(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, float *sizes,
+                          unsigned threads);
 /* Packs by thresholds. With `scales` (by `group` too), what was packed is unpacked again and compared with
  * the source: with `squares` (rows, 2), the two sums of square_sums are added to them, chunk after chunk
  * of a row's TP_SUM_CHUNK columns; without, the first index that differs is returned. */

@@ -134,6 +134,27 @@ ptrdiff_t tp_survey(const tp_kernels *k, tp_floats source, size_t rows, size_t c
     return TP_GOOD;
 }
 
+/* --- sizes of columns --- */
+
+/* A task is a strip of columns, whose sizes stay in a cache. */
+static void join_strip(void *context, size_t task, unsigned worker) {
+    (void)worker;
+    weights *w = context;
+    size_t start = task * w->span, count = smaller(w->span, w->columns - start);
+    for (size_t row = 0; row < w->rows && atomic_load(&w->first_different) == SIZE_MAX; row++)
+        if (w->k->column_sizes(values_at(w, row, start), w->source.dtype, count, w->maxima + start))
+            atomic_store(&w->first_different, 0);
+}
+
+ptrdiff_t tp_column_sizes(const tp_kernels *k, tp_floats source, size_t rows, size_t columns, float *sizes,
+                          unsigned threads) {
+    weights w = describe(k, source, rows, columns, TP_PER_ROW);
+    w.maxima = sizes;
+    atomic_init(&w.first_different, SIZE_MAX);
+    if (rows) tp_parallel(threads, w.spans, join_strip, &w);
+    return atomic_load(&w.first_different) == SIZE_MAX ? TP_GOOD : 0;
+}
+
 /* --- codes --- */
 
 static void note_different(weights *w, size_t index) {

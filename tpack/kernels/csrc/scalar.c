@@ -110,6 +110,16 @@ void tp_scalar_group_range(const void *weights, tp_dtype dtype, size_t columns, 
     }
 }
 
+int tp_scalar_column_sizes(const void *weights, tp_dtype dtype, size_t columns, float *sizes) {
+    int different = 0;
+    for (size_t j = 0; j < columns; j++) {
+        uint32_t magnitude = tp_bits(weight_at(weights, dtype, j)) & 0x7fffffff, before = tp_bits(sizes[j]);
+        different |= before && magnitude && before != magnitude;
+        if (magnitude > before) sizes[j] = tp_float(magnitude);
+    }
+    return different;
+}
+
 void tp_scalar_f32_from_f16(const uint16_t *in, size_t count, float *out) {
     for (size_t i = 0; i < count; i++) out[i] = tp_f32_from_f16(in[i]);
 }
@@ -272,7 +282,7 @@ const tp_kernels tp_scalar = {
     .expand_16 = tp_scalar_expand_16,
     .expand_32 = tp_scalar_expand_32,
     .abs_sum = tp_scalar_abs_sum,
-    .group_range = tp_scalar_group_range,
+    .group_range = tp_scalar_group_range, .column_sizes = tp_scalar_column_sizes,
     .square_sums = tp_scalar_square_sums,
     .matches = tp_scalar_matches,
     .f32_from_f16 = tp_scalar_f32_from_f16,

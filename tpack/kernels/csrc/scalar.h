@@ -7,6 +7,7 @@
 size_t tp_scalar_pack_f32(const float *trits, size_t columns, uint8_t *packed);
 double tp_scalar_abs_sum(const void *weights, tp_dtype dtype, size_t count);
 void tp_scalar_group_range(const void *weights, tp_dtype dtype, size_t columns, float *maxima, float *minima);
+int tp_scalar_column_sizes(const void *weights, tp_dtype dtype, size_t columns, float *sizes);
 void tp_scalar_square_sums(const void *weights, tp_dtype dtype, const float *restored, size_t count, double sums[2]);
 size_t tp_scalar_matches(const void *weights, tp_dtype dtype, const float *restored, size_t count);
 void tp_scalar_f32_from_f16(const uint16_t *in, size_t count, float *out);
