@@ -40,7 +40,7 @@ COLUMNS = [
     1027,
 ]
 ROWS = [0, 1, 3, 4, 5, 63, 64, 65]
-GROUPS = [0, 1, 4, 12, 32, 48, 64, 128, 256, 512]
+GROUPS = [0, 1, 2, 4, 12, 32, 48, 64, 128, 256, 512]
 FLOATS = [np.float32, np.float16, np.uint16]
 
 random = np.random.default_rng(7)
@@ -77,7 +77,7 @@ def check_linear(
     At most inputs / 16 additions one after the other in a lane, or the 128 pairs of a block and
     then the blocks; in the other orientation all inputs. Each of them, and some 20 products,
     foldings and scalings, can be off by 2^-24 of the sum of magnitudes. The result is rounded to
-    x's dtype last.
+    its dtype last.
     """
     weight = values * reference.spread_scale(
         as_float32(scale).astype(np.float64), values.shape, group
@@ -93,9 +93,28 @@ def check_linear(
         np.dtype(np.float32): 2.0**-24,
         np.dtype(np.float16): 2.0**-11,
         np.dtype(np.uint16): 2.0**-8,
-    }[x.dtype]
+    }[y.dtype]
     bound = steps * 2.0**-24 * size + ulp * np.abs(exact) + 1e-7
     assert (np.abs(as_float32(y) - exact) <= bound).all()
+
+
+def check_bit_linear(
+    y: np.ndarray,
+    x: np.ndarray,
+    values: np.ndarray,
+    scale: np.ndarray,
+    group: int,
+    bias: np.ndarray | None,
+) -> None:
+    """Compare with the definition: the same bits, but with scales of columns, as floats."""
+    wide = as_float32(x)
+    if group == reference.COLUMN:
+        quantized, factor = reference.quantize_activations(wide)
+        check_linear(y, quantized / factor, values, scale, group, bias)
+    else:
+        added = None if bias is None else as_float32(bias)
+        wanted = reference.bit_linear(wide, values, as_float32(scale), group, added)
+        assert np.array_equal(y, from_float32(wanted, x.dtype))
 
 
 PAGE = mmap.PAGESIZE

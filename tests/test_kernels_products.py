@@ -16,6 +16,7 @@ from kernel_cases import (
     VARIANTS,
     Guarded,
     activations,
+    check_bit_linear,
     check_linear,
     packed_reference,
     scales,
@@ -46,23 +47,14 @@ def test_products_at_every_edge(variant: str, columns: int) -> None:
                 kernels.linear(x, packed, scale, bias, group), x, values, scale, group, bias
             )
             got = kernels.bit_linear(x, packed, scale, bias, group)
-            assert np.array_equal(got, reference.bit_linear(x, values, scale, group, bias))
+            check_bit_linear(got, x, values, scale, group, bias)
             x, bias = activations(tokens, rows), activations(1, columns)[0]
             got = kernels.linear_columns(x, packed, columns, scale, bias, group)
             check_linear(got, x, values, scale, group, bias, along=True)
-            got = kernels.bit_linear_columns(
-                x,
-                packed,
-                columns,
-                scale.ravel()[:1] if scale.size else np.ones(1, np.float32),
-                bias,
-            )
-            assert np.array_equal(
-                got,
-                reference.bit_linear_columns(
-                    x, values, scale.ravel()[:1] if scale.size else np.ones(1, np.float32), bias
-                ),
-            )
+            for scale in (scales(1, 1, 0), scales(rows, columns, reference.COLUMN)):
+                got = kernels.bit_linear_columns(x, packed, columns, scale, bias)
+                wanted = reference.bit_linear_columns(x, values, scale, bias)
+                assert np.array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("tokens", [3, 9, 17, 64, 67, 130])
@@ -74,18 +66,21 @@ def test_blocks_of_many_tokens(variant: str, tokens: int) -> None:
         values, one = trits(rows, columns), scales(1, 1, 0)
         packed, bias = packed_reference(values), activations(1, rows)[0]
         x, y = activations(tokens, columns), activations(tokens, rows)
-        for group in (0, 1, 64):
+        for group in (0, 1, 2, 64):
             scale = scales(rows, columns, group)
             got = kernels.linear(x, packed, scale, bias, group)
             check_linear(got, x, values, scale, group, bias)
-        got = kernels.bit_linear(x, packed, one, bias)
-        assert np.array_equal(got, reference.bit_linear(x, values, one, 0, bias))
-        for group in (0, 1):
+        for group in (0, 2):
+            scale = scales(rows, columns, group)
+            got = kernels.bit_linear(x, packed, scale, bias, group)
+            check_bit_linear(got, x, values, scale, group, bias)
+        for group in (0, 1, 2):
             scale = scales(rows, columns, group)
             got = kernels.linear_columns(y, packed, columns, scale, None, group)
             check_linear(got, y, values, scale, group, None, along=True)
-        got = kernels.bit_linear_columns(y, packed, columns, one)
-        assert np.array_equal(got, reference.bit_linear_columns(y, values, one, None))
+        for scale in (one, scales(rows, columns, 2)):
+            got = kernels.bit_linear_columns(y, packed, columns, scale)
+            assert np.array_equal(got, reference.bit_linear_columns(y, values, scale, None))
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -104,16 +99,16 @@ def test_products_with_every_scale(variant: str, group: int, tokens: int) -> Non
             check_linear(
                 kernels.linear(x, packed, scale, bias, group), x, values, scale, group, bias
             )
-            wanted = reference.bit_linear(
-                as_float32(x),
-                values,
-                as_float32(scale),
-                group,
-                None if bias is None else as_float32(bias),
-            )
-            assert np.array_equal(
-                kernels.bit_linear(x, packed, scale, bias, group), from_float32(wanted, dtype)
-            )
+            got = kernels.bit_linear(x, packed, scale, bias, group)
+            check_bit_linear(got, x, values, scale, group, bias)
+            if group != reference.COLUMN:
+                continue
+            y = activations(tokens, rows, dtype)
+            got = kernels.linear_columns(y, packed, columns, scale, None, group)
+            check_linear(got, y, values, scale, group, None, along=True)
+            got = kernels.bit_linear_columns(y, packed, columns, scale)
+            wanted = reference.bit_linear_columns(as_float32(y), values, as_float32(scale), None)
+            assert np.array_equal(got, from_float32(wanted, dtype))
 
 
 def test_the_largest_sums_do_not_overflow(variant: str) -> None:
@@ -172,8 +167,17 @@ def test_nothing_beyond_the_arrays_is_touched(variant: str, kernel: str) -> None
     assert native is not None
     for rows, columns in ((1, 1), (3, 5), (5, 63), (17, 257), (65, 1030), (2, 9000)):
         values = trits(rows, columns)
-        for tokens, any_group in ((1, 0), (1, 32), (2, 1), (5, 128), (17, 64), (20, 0)):
-            group = 0 if kernel == "bit_linear_columns" else any_group
+        for tokens, any_group in (
+            (1, 0),
+            (1, 32),
+            (2, 1),
+            (5, 128),
+            (17, 64),
+            (20, 0),
+            (1, 2),
+            (17, 2),
+        ):
+            group = any_group * (any_group == 2) if kernel == "bit_linear_columns" else any_group
             along = kernel.endswith("columns")
             inputs, outputs = (rows, columns) if along else (columns, rows)
             x, scale, bias = (
@@ -191,9 +195,7 @@ def test_nothing_beyond_the_arrays_is_touched(variant: str, kernel: str) -> None
                     a, 0, tokens, p, rows, columns, s, 0, group, b, 0, out.address, 2
                 )
                 if kernel == "bit_linear":
-                    assert np.array_equal(
-                        out.array(), reference.bit_linear(x, values, scale, group, bias)
-                    )
+                    check_bit_linear(out.array(), x, values, scale, group, bias)
                 elif not kernel.startswith("bit"):
                     check_linear(out.array(), x, values, scale, group, bias, along)
 
@@ -229,7 +231,7 @@ def test_unaligned_addresses(variant: str, offset: int) -> None:
 def test_all_variants_give_the_same_bits(rows: int, columns: int, tokens: int, seed: int) -> None:
     local = np.random.default_rng(seed)
     values = local.integers(-1, 2, (rows, columns)).astype(np.int8)
-    group = int(local.choice(GROUPS))
+    group = int(local.choice([each for each in GROUPS if each != reference.COLUMN]))
     x = (local.standard_normal((tokens, columns)) * 10.0 ** local.integers(-6, 6)).astype(
         np.float32
     )

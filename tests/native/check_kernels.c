@@ -130,9 +130,18 @@ static void quantization(const tp_kernels *k, size_t rows, size_t columns) {
 
 typedef ptrdiff_t (*product_function)(const tp_kernels *, const tp_product *, const tp_weight *, unsigned);
 
+/* what the scales of products belong to: no sums do to columns */
+static size_t pick_scale(size_t number) {
+    number %= GROUP_COUNT + 1;
+    return number == GROUP_COUNT ? TP_PER_COLUMN : GROUPS[number];
+}
+
 static void products(const tp_kernels *k, size_t rows, size_t columns, size_t tokens, size_t group) {
     size_t bytes = rows * tp_row_bytes(columns);
-    size_t entries = group == 0 ? 1 : group == 1 ? rows : rows * tp_groups(columns, group);
+    size_t entries = group == TP_PER_TENSOR   ? 1
+                     : group == TP_PER_ROW    ? rows
+                     : group == TP_PER_COLUMN ? columns
+                                              : rows * tp_groups(columns, group);
     buffer packed = make(bytes, 1), scale = make(entries * 4, 4);
     for (size_t i = 0; i < bytes; i++)
         for (int p = 0; p < 4; p++) packed.data[i] = (char)((unsigned)(uint8_t)packed.data[i] << 2 | random_bits() % 3);
@@ -140,7 +149,8 @@ static void products(const tp_kernels *k, size_t rows, size_t columns, size_t to
     const product_function functions[] = {tp_linear, tp_bit_linear, tp_linear_columns, tp_bit_linear_columns};
     for (int f = 0; f < 4; f++) {
         int along = f >= 2, integer = f % 2;
-        if (f == 3 && group) continue;
+        if (f == 3 && group != TP_PER_TENSOR && group != TP_PER_COLUMN) continue;
+        if (f == 1 && group == TP_PER_COLUMN) integer = 0; /* sums of scaled activations */
         size_t inputs = along ? rows : columns, outputs = along ? columns : rows;
         buffer x = make(tokens * inputs * 4, 4), bias = make(outputs * 4, 4);
         buffer out[2] = {make(tokens * outputs * 4, 4), make(tokens * outputs * 4, 4)};
@@ -154,6 +164,15 @@ static void products(const tp_kernels *k, size_t rows, size_t columns, size_t to
         static const char *names[] = {"linear", "bit_linear", "linear_columns", "bit_linear_columns"};
         check(k->name, names[f], integer ? equal(out[0], out[1]) : close_to(out[0], out[1], inputs), rows, columns, tokens * 1000 + group);
         free(x.base), free(bias.base), free(out[0].base), free(out[1].base);
+    }
+    for (tp_dtype dtype = TP_F32; dtype <= TP_BF16; dtype++) {
+        size_t one = tp_size_of(dtype), size = one * rows * columns;
+        buffer out[2] = {make(size, one), make(size, one)};
+        tp_weight weight = {(uint8_t *)packed.data, rows, columns, group, {scale.data, TP_F32}};
+        tp_dequantize(&tp_scalar, &weight, dtype, out[0].data, 1);
+        tp_dequantize(k, &weight, dtype, out[1].data, 2);
+        check(k->name, "dequantize", equal(out[0], out[1]), rows, columns, group);
+        free(out[0].base), free(out[1].base);
     }
     free(packed.base), free(scale.base);
 }
@@ -207,9 +226,9 @@ int main(void) {
                 quantization(k, SIZES[r], SIZES[c]);
                 static const size_t tokens[] = {0, 1, 2, 5, 8, 17};
                 for (size_t t = 0; t < 6; t++)
-                    products(k, SIZES[r], SIZES[c], tokens[t], GROUPS[(r + c + t) % GROUP_COUNT]);
+                    products(k, SIZES[r], SIZES[c], tokens[t], pick_scale(r + c + t));
             }
-        for (size_t g = 0; g < GROUP_COUNT; g++) products(k, 70, 2100, 33 + g, GROUPS[g]);
+        for (size_t g = 0; g <= GROUP_COUNT; g++) products(k, 70, 2100, 33 + g, pick_scale(g));
         products(k, 257, 260, 130, 0);
         for (int codes = -1; codes < 3; codes++)
             for (int activation = -128; activation < 128; activation += 255)

@@ -38,7 +38,11 @@ static size_t pick_group(size_t step) {
     return step * (1 + below(kind == 2 ? 8 : 80));
 }
 
+/* of scales, which may also be those of columns */
+static size_t pick_scale(void) { return below(5) ? pick_group(4) : TP_PER_COLUMN; }
+
 static size_t entries_of(size_t rows, size_t columns, size_t group) {
+    if (group == TP_PER_COLUMN) return columns;
     return group == 0 ? 1 : group == 1 ? rows : rows * tp_groups(columns, group);
 }
 
@@ -118,7 +122,7 @@ static void packing(const tp_kernels *k, size_t rows, size_t columns) {
 static void unpacking(const tp_kernels *k, size_t rows, size_t columns) {
     int scaled = (int)below(2);
     tp_dtype dtype = (tp_dtype)below(scaled ? 3 : 4), scale_dtype = (tp_dtype)below(3);
-    size_t group = pick_group(4), size = tp_size_of(dtype), count = rows * columns;
+    size_t group = pick_scale(), size = tp_size_of(dtype), count = rows * columns;
     buffer packed = codes_of(rows, columns, below(4) == 0);
     buffer scale = floats_of(entries_of(rows, columns, group), scale_dtype, below(4) == 0);
     tp_weight weight = {(uint8_t *)packed.data, rows, columns, scaled ? group : 0, {scaled ? scale.data : NULL, scale_dtype}};
@@ -196,7 +200,7 @@ static void multiplying(const tp_kernels *k, size_t rows, size_t columns) {
     size_t which = below(4), tokens = below(4) ? below(6) : below(150);
     int along = which >= 2, integer = which % 2;
     tp_dtype dtype = (tp_dtype)below(3), scale_dtype = (tp_dtype)below(3);
-    size_t group = which == 3 ? 0 : pick_group(4);
+    size_t group = which == 3 ? (below(2) ? TP_PER_COLUMN : TP_PER_TENSOR) : pick_scale();
     size_t inputs = along ? rows : columns, outputs = along ? columns : rows, size = tp_size_of(dtype);
     while (tokens * rows * columns > 20 * MOST_WEIGHTS) tokens /= 2;
     int any = integer && !below(4), biased = (int)below(2);
@@ -208,7 +212,7 @@ static void multiplying(const tp_kernels *k, size_t rows, size_t columns) {
         tp_product product = {{x.data, dtype}, tokens, {biased ? bias.data : NULL, dtype}, dtype, out[b].data};
         functions[which](b ? k : &tp_scalar, &product, &weight, b ? pick_threads() : 1);
     }
-    if (integer) {
+    if (integer && (along || group != TP_PER_COLUMN)) {
         check(same_floats(out[0], out[1], dtype), names[which], rows, columns, tokens * 1000 + group);
     } else if (dtype == TP_F32) { /* |x| and |scale| are at most 1; the half dtypes round this away */
         for (size_t i = 0; i < tokens * outputs; i++) {

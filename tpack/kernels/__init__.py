@@ -5,8 +5,9 @@ loads; without the extension numpy does the same, slowly (`reference.py`, which 
 definition). `selection.native` is the extension itself, for callers who hold addresses and have
 checked them.
 
-`group` in every function says what a scale belongs to: 0 the tensor, 1 a row, else that many
-columns of a row (a multiple of 4). bfloat16 arrays are uint16 bits.
+`group` in every function says what a scale belongs to: 0 the tensor, 1 a row, 2 a column, else
+that many columns of a row (a multiple of 4); sums and thresholds never belong to a column.
+bfloat16 arrays are uint16 bits.
 """
 
 from tpack.kernels.arrays import infer_group

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.kernels import reference
-from tpack.kernels.reference import Array, Floats
+from tpack.kernels.reference import COLUMN, ROW, TENSOR, Array, Floats
 from tpack.kernels.selection import default_threads
 
 F32, F16, BF16, I8 = 0, 1, 2, 3  # tp_dtype in kernels.h
@@ -55,16 +55,19 @@ def check_packed(packed: Array, columns: int) -> npt.NDArray[np.uint8]:
 
 
 def check_group(group: int) -> int:
-    """Check what a scale belongs to: 0 the tensor, 1 a row, else a multiple of 4 columns."""
-    if group < 0 or (group > 1 and group % 4):
-        raise ValueError(f"group: got {group}, expected 0 (tensor), 1 (row) or a multiple of 4.")
+    """Check what a scale belongs to: the tensor, a row, a column, or a multiple of 4 columns."""
+    if group < 0 or (group > COLUMN and group % 4):
+        raise ValueError(
+            f"group: got {group}, expected 0 (tensor), 1 (row), 2 (column) or a multiple of 4."
+        )
     return group
 
 
 def scale_shape(rows: int, columns: int, group: int) -> tuple[int, ...]:
-    """Give the shape of the scales: `(1,)`, `(rows, 1)` or `(rows, groups)`."""
+    """Give the shape of the scales: `(1,)`, `(rows, 1)`, `(1, columns)` or `(rows, groups)`."""
     check_group(group)
-    return (1,) if group == 0 else (rows, 1) if group == 1 else (rows, -(-columns // group))
+    fixed = {TENSOR: (1,), ROW: (rows, 1), COLUMN: (1, columns)}
+    return fixed[group] if group in fixed else (rows, -(-columns // group))
 
 
 def check_scale(scale: Array, rows: int, columns: int, group: int) -> Array:
@@ -87,16 +90,19 @@ def check_threads(threads: int | None) -> int:
 def infer_group(shape: tuple[int, ...], rows: int, columns: int) -> int:
     """Tell from a scale's shape what a scale belongs to.
 
-    `(1,)` is the tensor and `(rows, 1)` a row. For `(rows, groups)` the group is the one of 256,
-    128, 64 and 32 that gives so many groups, else the smallest multiple of 4 that does.
+    `(1,)` is the tensor, `(rows, 1)` a row and `(1, columns)` a column. For `(rows, groups)` the
+    group is the one of 256, 128, 64 and 32 that gives so many groups, else the smallest multiple
+    of 4 that does.
 
     >>> infer_group((8, 32), 8, 4096)
     128
     """
     if shape == (1,):
-        return 0
+        return TENSOR
     if shape == (rows, 1):
-        return 1
+        return ROW
+    if shape == (1, columns):
+        return COLUMN
     if len(shape) == 2 and shape[0] == rows and 1 < shape[1] <= -(-columns // 4):
         smallest = -(-columns // shape[1])
         for group in (256, 128, 64, 32, smallest + -smallest % 4):

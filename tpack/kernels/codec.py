@@ -20,7 +20,7 @@ from tpack.kernels.arrays import (
     dtype_code,
     from_float32,
 )
-from tpack.kernels.reference import Array
+from tpack.kernels.reference import COLUMN, TENSOR, Array
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -100,7 +100,8 @@ def dequantize(
     """Unpack and multiply by the scales.
 
     Args:
-        scale: `(1,)` for group 0, `(rows, 1)` for group 1, else `(rows, ceil(columns / group))`.
+        scale: `(1,)` for group 0, `(rows, 1)` for group 1, `(1, columns)` for group 2, else
+            `(rows, ceil(columns / group))`.
         dtype: float32, float16 or uint16 (bfloat16 bits); a scale is rounded to it.
 
     Raises:
@@ -160,7 +161,7 @@ def embedding(
         outside = (flat < 0) | (flat >= rows)
         bad = int(np.argmax(outside)) if outside.any() else -1
         if bad < 0:
-            chosen = as_float32(scale if group == 0 else scale[flat])
+            chosen = as_float32(scale if group in (TENSOR, COLUMN) else scale[flat])
             floats, wrong = reference.dequantize(packed[flat], columns, chosen, group)
             if wrong >= 0:
                 raise ValueError("packed: a row holds code 3, expected 0, 1 or 2.")

@@ -17,7 +17,7 @@ from tpack.kernels.arrays import (
     check_threads,
     from_float32,
 )
-from tpack.kernels.reference import Array, Floats
+from tpack.kernels.reference import COLUMN, TENSOR, Array, Floats
 
 Bytes = npt.NDArray[np.uint8]
 Definition = Callable[[Floats, npt.NDArray[np.int8], Floats, int, Floats | None], Floats]
@@ -39,7 +39,8 @@ def linear(
     Args:
         x: `(tokens, in_features)` float32, float16 or uint16 (bfloat16 bits); sums are in float32.
         packed: `(out_features, ceil(in_features / 4))`.
-        scale: `(1,)` for group 0, `(out_features, 1)` for group 1, else `(out_features, groups)`.
+        scale: `(1,)` for group 0, `(out_features, 1)` for group 1, `(1, in_features)` for group 2,
+            else `(out_features, groups)`.
         bias: `(out_features,)`.
 
     Returns:
@@ -59,7 +60,8 @@ def bit_linear(
 ) -> Array:
     """Multiply as `linear` does, by int8 activations: the same bits from every variant.
 
-    Each token is quantized by 127 / max|x|, and the sums are of integers.
+    Each token is quantized by 127 / max|x|, and the sums are of integers. With a scale per column
+    they are sums of floats, equal to rounding.
 
     Source: Ma et al. 2024, "The Era of 1-bit LLMs".
     """
@@ -81,7 +83,7 @@ def linear_columns(
     Args:
         x: `(tokens, in_features)`.
         packed: `(in_features, ceil(columns / 4))`, where columns is out_features.
-        scale: as in `linear`, where a row is one of the in_features.
+        scale: as in `linear`, where a row is one of the in_features, and a column an output.
     """
     return _multiply(
         "linear_columns", reference.linear_columns, x, packed, scale, bias, group, threads, columns
@@ -97,14 +99,21 @@ def bit_linear_columns(
     *,
     threads: int | None = None,
 ) -> Array:
-    """Multiply as `linear_columns` does, by int8 activations; there is one scale `(1,)`."""
+    """Multiply as `linear_columns` does, by int8 activations: the same bits from every variant.
+
+    Args:
+        scale: `(1,)`, or `(1, columns)`: one for each output.
+    """
 
     def definition(
         x: Floats, trits: npt.NDArray[np.int8], scale: Floats, _group: int, bias: Floats | None
     ) -> Floats:
         return reference.bit_linear_columns(x, trits, scale, bias)
 
-    return _multiply("bit_linear_columns", definition, x, packed, scale, bias, 0, threads, columns)
+    group = TENSOR if scale.ndim == 1 else COLUMN
+    return _multiply(
+        "bit_linear_columns", definition, x, packed, scale, bias, group, threads, columns
+    )
 
 
 def _multiply(

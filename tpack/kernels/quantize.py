@@ -15,7 +15,7 @@ from tpack.kernels.arrays import (
     check_threads,
     scale_shape,
 )
-from tpack.kernels.reference import RANGE_GROUP, Array, Bytes, Floats
+from tpack.kernels.reference import COLUMN, RANGE_GROUP, Array, Bytes, Floats
 
 Doubles = npt.NDArray[np.float64]
 
@@ -25,6 +25,13 @@ def check_weights(weights: Array) -> Array:
     if weights.ndim != 2:
         raise ValueError(f"weights: shape {weights.shape}, expected two dimensions.")
     return check_floats(weights, "weights")
+
+
+def check_sets(group: int) -> int:
+    """Check what is summed or quantized together: as `check_group`, but for columns."""
+    if check_group(group) == COLUMN:
+        raise ValueError("group: got 2 (column), expected 0 (tensor), 1 (row) or a multiple of 4.")
+    return group
 
 
 def check_doubles(array: Doubles, shape: tuple[int, ...], what: str) -> None:
@@ -114,7 +121,7 @@ def abs_sums(
     Raises:
         ValueError: A weight is infinite or NaN; the message names the first and its index.
     """
-    weights, group, threads = check_weights(weights), check_group(group), check_threads(threads)
+    weights, group, threads = check_weights(weights), check_sets(group), check_threads(threads)
     rows, columns = weights.shape
     if sums is None:
         sums = np.zeros(scale_shape(rows, columns, group))
@@ -187,7 +194,7 @@ def _quantize(
     group: int,
     threads: int | None,
 ) -> tuple[Bytes, int]:
-    weights, threads = check_weights(weights), check_threads(threads)
+    weights, group, threads = check_weights(weights), check_sets(group), check_threads(threads)
     rows, columns = weights.shape
     if thresholds.dtype != np.float32 or not (thresholds >= 0).all():
         raise ValueError("thresholds: expected float32, each 0 or more.")

@@ -1,9 +1,9 @@
 """The kernels in numpy: the readable definition, and the fallback where no extension was built.
 
 Everything here works on whole arrays: packed weights `(rows, ceil(columns / 4))` uint8, floats as
-float32. `group` says what a scale belongs to: 0 the tensor, 1 a row, else that many columns of a
-row. The integer results of the extension equal these exactly; so do its floats where a docstring
-fixes the order of operations.
+float32. `group` says what a scale belongs to: 0 the tensor, 1 a row, 2 a column, else that many
+columns of a row. The integer results of the extension equal these exactly; so do its floats where
+a docstring fixes the order of operations.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 
+TENSOR, ROW, COLUMN = 0, 1, 2  # what a scale belongs to; any other number is a group's columns
 LANE, LANES, SUM_CHUNK, RANGE_GROUP = 16, 16, 4096, 32
 
 
@@ -60,10 +61,12 @@ def unpack(packed: Bytes, columns: int) -> tuple[npt.NDArray[np.int8], int]:
 def spread_scale(scale: Floats, shape: tuple[int, ...], group: int) -> Floats:
     """Give each weight its scale: `(rows, columns)`, or something that broadcasts to it."""
     rows, columns = shape
-    if group == 0:
+    if group == TENSOR:
         return scale.reshape(1, 1)
-    if group == 1:
+    if group == ROW:
         return scale.reshape(rows, 1)
+    if group == COLUMN:
+        return scale.reshape(1, columns)
     return np.repeat(scale, group, axis=1)[:, :columns]
 
 
@@ -233,10 +236,13 @@ def bit_linear(
     Groups that are a multiple of 16: the 16 lanes (lane l of block b is columns 256 b + 16 l on)
     accumulate `(float)sum * scale` block after block, then are folded in halves. Other groups are
     accumulated one after the other. Then `/ factor + bias`.
+    Scales per column: `linear` of the quantized activations, rounded once, `/ factor + bias`.
     """
     quantized, factor = quantize_activations(x)
     rows, columns = trits.shape
-    if group <= 1:
+    if group == COLUMN:
+        y = linear(quantized.astype(np.float32), trits, scale, group, None)
+    elif group <= ROW:
         sums = integer_product(quantized, trits)
         y = sums.astype(np.float32) * scale.reshape(1, -1)
     else:
@@ -271,5 +277,5 @@ def linear_columns(
 def bit_linear_columns(
     x: Floats, trits: npt.NDArray[np.int8], scale: Floats, bias: Floats | None
 ) -> Floats:
-    """Multiply as `bit_linear` does by weights `(rows, columns)` with one scale."""
-    return bit_linear(x, np.ascontiguousarray(trits.T), scale, 0, bias)
+    """Multiply as `bit_linear` does by weights `(rows, columns)`; one scale, or `(1, columns)`."""
+    return bit_linear(x, np.ascontiguousarray(trits.T), scale.T, min(scale.ndim - 1, ROW), bias)

@@ -4,7 +4,6 @@
  * and the products are sums of scaled rows, in their order, whatever the tiles and threads. For more
  * tokens it pays to transpose the codes of a tile, and to go on as matmul.c does.
  */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -38,14 +37,8 @@ static void read_token(void *context, size_t token, unsigned worker) {
     const float *x = tp_as_f32(c->k, c->product->x, token * inputs, inputs, line);
     if (x != line) memcpy(line, x, inputs * sizeof *line);
     if (!c->integer) return;
-    float largest = c->k->abs_max(line, inputs);
-    float factor = isfinite(largest) ? 127.0f / (largest > 1e-5f ? largest : 1e-5f) : NAN;
-    c->factors[token] = factor;
-    for (size_t i = 0; i < inputs; i++) {
-        /* adding and taking away 1.5 * 2^23 rounds to an integer, half to even */
-        float rounded = isfinite(factor) ? (line[i] * factor + 0x1.8p23f) - 0x1.8p23f : 0;
-        c->quantized[token * inputs + i] = (int8_t)(rounded > 127 ? 127 : rounded < -128 ? -128 : rounded);
-    }
+    float factor = c->factors[token] = tp_factor(c->k, line, inputs);
+    for (size_t i = 0; i < inputs; i++) c->quantized[token * inputs + i] = (int8_t)tp_rounded(line[i], factor);
 }
 
 static void tile_task(void *context, size_t task, unsigned worker) {
@@ -56,9 +49,11 @@ static void tile_task(void *context, size_t task, unsigned worker) {
     if (start >= end) return;
     size_t count = end - start < c->tile ? end - start : c->tile, row_bytes = tp_row_bytes(w->columns);
     const uint8_t *packed = w->packed + start / 4;
-    float *out = (float *)(c->workers + worker * c->worker_bytes), *bias = out + TILE, *scaled = bias + TILE;
+    float *out = (float *)(c->workers + worker * c->worker_bytes), *bias = out + TILE;
+    float *widened = bias + TILE, *scaled = widened + TILE;
     float one[1], scale = w->group == TP_PER_TENSOR ? *tp_as_f32(c->k, w->scale, 0, 1, one) : 1;
     const float *added = c->product->bias.data ? tp_as_f32(c->k, c->product->bias, start, count, bias) : NULL;
+    const float *columns = w->group == TP_PER_COLUMN ? tp_as_f32(c->k, w->scale, start, count, widened) : NULL;
 
     for (size_t token = 0; token < c->product->tokens; token++) {
         const float *x = c->x + token * w->rows;
@@ -70,16 +65,18 @@ static void tile_task(void *context, size_t task, unsigned worker) {
                 c->k->int_columns(packed + row * row_bytes, row_bytes, rows, count,
                                   c->quantized + token * w->rows + row, sums);
             }
-            c->k->rescale(sums, count, &scale, 0, c->factors[token], out);
+            c->k->rescale(sums, count, columns ? columns : &scale, columns != NULL, c->factors[token], out);
         } else {
-            if (w->group != TP_PER_TENSOR) {
+            if (w->group == TP_PER_ROW || tp_grouped(w->group)) {
                 size_t groups = w->group == TP_PER_ROW ? 1 : tp_groups(w->columns, w->group);
                 for (size_t row = 0; row < w->rows; row++)
                     scaled[row] = x[row] * *tp_as_f32(c->k, w->scale, row * groups + segment, 1, one);
                 x = scaled;
             }
             c->k->float_columns(packed, row_bytes, w->rows, count, x, out);
-            if (w->group == TP_PER_TENSOR)
+            if (columns)
+                for (size_t i = 0; i < count; i++) out[i] *= columns[i];
+            else if (w->group == TP_PER_TENSOR)
                 for (size_t i = 0; i < count; i++) out[i] *= scale;
         }
         if (added)
@@ -90,7 +87,8 @@ static void tile_task(void *context, size_t task, unsigned worker) {
     }
 }
 
-/* Scales of rows go to the activations; scales of groups have no place in the transposed weight. */
+/* Scales of rows go to the activations, and scales of columns are those of the rows that the columns
+ * become; scales of groups have no place in the transposed weight. */
 static ptrdiff_t multiply_transposed(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                                      unsigned threads, int integer) {
     static const float one = 1;
@@ -99,6 +97,7 @@ static ptrdiff_t multiply_transposed(const tp_kernels *k, const tp_product *prod
     tp_product same = *product;
     turned.rows = weight->columns;
     turned.columns = inputs;
+    if (weight->group == TP_PER_COLUMN) turned.group = TP_PER_ROW;
     float *x = NULL;
     if (weight->group == TP_PER_ROW) {
         float buffer[1];
@@ -120,17 +119,17 @@ static ptrdiff_t multiply_transposed(const tp_kernels *k, const tp_product *prod
 static ptrdiff_t multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                           unsigned threads, int integer) {
     if (!product->tokens || !weight->columns) return TP_GOOD;
-    if (product->tokens >= k->turn_from[integer] && weight->group <= TP_PER_ROW)
+    if (product->tokens >= k->turn_from[integer] && !tp_grouped(weight->group))
         return multiply_transposed(k, product, weight, threads, integer);
     size_t inputs = weight->rows, values = product->tokens * inputs;
     columns_job c = {.k = k, .product = product, .weight = weight, .integer = integer};
-    c.width = weight->group > TP_PER_ROW ? weight->group : weight->columns;
+    c.width = tp_grouped(weight->group) ? weight->group : weight->columns;
     double work = (double)values * (double)weight->columns;
     threads = tp_useful_threads(threads, work, 1 << 18);
     c.tile = TILE;
     while (c.tile > LEAST_TILE && weight->columns < c.tile * threads) c.tile /= 2;
     c.tiles = (c.width + c.tile - 1) / c.tile;
-    c.worker_bytes = (2 * TILE + inputs + 15) / 16 * 64;
+    c.worker_bytes = (3 * TILE + inputs + 15) / 16 * 64;
     c.x = tp_allocate(values * 4);
     c.quantized = integer ? tp_allocate(values) : NULL;
     c.factors = integer ? tp_allocate(product->tokens * 4) : NULL;

@@ -79,10 +79,30 @@ static size_t expand(const conversion *c, const uint8_t *packed, size_t columns,
     return c->k->expand_16(packed, columns, table, out);
 }
 
+/* Columns start..start+count of one row, each with a scale of its own; start is a multiple of 4. */
+static size_t scale_columns(const conversion *c, size_t row, size_t start, size_t count, char *out) {
+    const tp_weight *w = c->weight;
+    size_t size = tp_size_of(c->dtype);
+    const uint8_t *packed = w->packed + row * tp_row_bytes(w->columns);
+    static const uint32_t trits[4] = {0xbf800000, 0, 0x3f800000, 0}; /* -1, 0, 1 as floats */
+    float buffer[CHUNK], values[CHUNK];
+    for (size_t done = 0; done < count; done += CHUNK) {
+        size_t some = count - done < CHUNK ? count - done : CHUNK;
+        const float *scale = tp_as_f32(c->k, w->scale, start + done, some, buffer);
+        size_t good = c->k->expand_32(packed + (start + done) / 4, some, trits, (uint32_t *)values);
+        if (good < some) return done + good;
+        /* adding zero turns the -0 of a zero trit under a negative scale into 0 */
+        for (size_t i = 0; i < some; i++) values[i] = values[i] * scale[i] + 0.0f;
+        tp_store(c->k, values, some, c->dtype, out + done * size);
+    }
+    return count;
+}
+
 /* Columns start..start+count of one row; start is a multiple of 4. */
 static size_t dequantize_span(conversion *c, size_t row, size_t start, size_t count, char *out) {
     const tp_weight *w = c->weight;
-    size_t size = tp_size_of(c->dtype), group = w->group > TP_PER_ROW ? w->group : w->columns;
+    if (w->group == TP_PER_COLUMN) return scale_columns(c, row, start, count, out);
+    size_t size = tp_size_of(c->dtype), group = tp_grouped(w->group) ? w->group : w->columns;
     const uint8_t *packed = w->packed + row * tp_row_bytes(w->columns);
     for (size_t column = start; column < start + count;) {
         size_t end = column / group * group + group;

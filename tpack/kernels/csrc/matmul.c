@@ -3,7 +3,6 @@
  * The activations are arranged once, then tiles of weight rows are shared out among the threads. Each
  * tile's products come as f32 in a buffer [token][row]; scale, bias and the dtype follow from there.
  */
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,9 +15,10 @@ typedef struct {
     const tp_kernels *k;
     const tp_product *product;
     const tp_weight *weight;
-    int integer;
+    int integer, rounds; /* in integers; in floats that are rounded as for integers */
     size_t blocks, token_stride, first_token, tokens, tile_rows;
     const float *scale, *bias; /* f32; scale NULL where groups are converted tile by tile */
+    const float *columns;      /* f32, or NULL: the scales of columns, which go to the activations */
     float *lanes;              /* arranged activations, or */
     int8_t *planes;            /* quantized ones, with */
     float *factors;            /* 127 / max|x| and */
@@ -32,25 +32,30 @@ static float *worker_tile(const matmul *m, unsigned worker) {
     return (float *)(m->workers + worker * m->worker_bytes);
 }
 
+static const float *scale_token(matmul *m, size_t token, const float *x, float *scaled) {
+    size_t columns = m->weight->columns;
+    float factor = m->rounds ? m->factors[token] = tp_factor(m->k, x, columns) : 1;
+    for (size_t i = 0; i < columns; i++)
+        scaled[i] = (m->rounds ? tp_rounded(x[i], factor) : x[i]) * m->columns[i];
+    return scaled;
+}
+
 static void arrange_token(void *context, size_t token, unsigned worker) {
     matmul *m = context;
     size_t columns = m->weight->columns;
-    const float *x = tp_as_f32(m->k, m->product->x, (m->first_token + token) * columns, columns,
-                               m->rows + worker * columns);
+    float *row = m->rows + worker * columns;
+    const float *x = tp_as_f32(m->k, m->product->x, (m->first_token + token) * columns, columns, row);
+    if (m->columns) x = scale_token(m, token, x, row);
     if (!m->integer) {
         m->k->arrange(x, columns, m->product->tokens, m->lanes + token * m->token_stride);
         return;
     }
     int8_t *planes = m->planes + token * m->token_stride;
-    float largest = m->k->abs_max(x, columns);
-    if (isfinite(largest)) {
-        float factor = 127.0f / (largest > 1e-5f ? largest : 1e-5f);
-        m->factors[token] = factor;
+    float factor = m->factors[token] = tp_factor(m->k, x, columns);
+    if (isfinite(factor))
         m->k->quantize(x, columns, factor, planes);
-    } else { /* every output of this token becomes NaN */
-        m->factors[token] = NAN;
+    else /* every output of this token becomes NaN */
         memset(planes, 0, m->token_stride);
-    }
     int32_t *lane_sums = m->sums + token * m->blocks * TP_LANES, sum = 0;
     m->k->lane_sums(planes, m->blocks, lane_sums);
     for (size_t i = 0; i < m->blocks * TP_LANES; i++) sum += lane_sums[i];
@@ -119,7 +124,7 @@ static void tile_task(void *context, size_t task, unsigned worker) {
     }
     const float *scale = tile_scale(m, row, rows, buffer);
     const int32_t *token_sums = m->sums + m->tokens * m->blocks * TP_LANES;
-    int grouped = w->group > TP_PER_ROW;
+    int grouped = tp_grouped(w->group);
 
     if (!w->columns) /* no variant needs to think of it */
         memset(values, 0, m->tile_floats * sizeof *values);
@@ -141,6 +146,8 @@ static void tile_task(void *context, size_t task, unsigned worker) {
             for (size_t i = 0; i < rows; i++) line[i] /= m->factors[token];
         else if (!grouped)
             for (size_t i = 0; i < rows; i++) line[i] *= scale[w->group == TP_PER_ROW ? i : 0];
+        if (m->rounds)
+            for (size_t i = 0; i < rows; i++) line[i] /= m->factors[token];
         finish(m, token, row, rows, line);
     }
 }
@@ -155,12 +162,22 @@ static size_t reserve(size_t *total, size_t bytes) {
 ptrdiff_t tp_multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight, unsigned threads,
                       int integer, int turned) {
     if (!product->tokens || !weight->rows) return TP_GOOD;
+    static const float one = 1;
+    int per_column = weight->group == TP_PER_COLUMN, rounds = per_column && integer;
+    tp_floats column_scale = weight->scale;
+    tp_weight unscaled = *weight;
+    if (per_column) { /* sums of scaled activations are no longer integers */
+        unscaled.group = TP_PER_TENSOR;
+        unscaled.scale = (tp_floats){&one, TP_F32};
+        weight = &unscaled;
+        integer = 0;
+    }
     size_t columns = weight->columns, blocks = tp_blocks(columns);
     size_t most = product->tokens < TOKENS ? product->tokens : TOKENS;
-    int grouped = weight->group > TP_PER_ROW;
+    int grouped = tp_grouped(weight->group);
     threads = tp_useful_threads(threads, (double)weight->rows * (double)columns * (double)most, 1 << 18);
 
-    matmul m = {.k = k, .product = product, .weight = weight, .integer = integer, .blocks = blocks};
+    matmul m = {.k = k, .product = product, .weight = weight, .integer = integer, .rounds = rounds, .blocks = blocks};
     /* a cache line more, or tokens a power of two apart would compete for the same few cache sets */
     m.token_stride = blocks * TP_BLOCK * (integer ? 1 : k->arranged_floats[most > 1]) + (integer ? 64 : 16);
     /* for many tokens, tall tiles read the activations less often; from a weight that is turned they
@@ -177,7 +194,8 @@ ptrdiff_t tp_multiply(const tp_kernels *k, const tp_product *product, const tp_w
 
     size_t total = 0, scales = weight->group == TP_PER_TENSOR ? 1 : grouped ? 0 : weight->rows;
     size_t scale_at = reserve(&total, scales * 4), bias_at = reserve(&total, weight->rows * 4);
-    size_t rows_at = reserve(&total, product->x.dtype == TP_F32 ? 0 : columns * threads * 4);
+    size_t columns_at = reserve(&total, per_column ? columns * 4 : 0);
+    size_t rows_at = reserve(&total, product->x.dtype == TP_F32 && !per_column ? 0 : columns * threads * 4);
     size_t x_at = reserve(&total, most * m.token_stride * (integer ? 1 : 4));
     size_t factors_at = reserve(&total, most * 4);
     size_t sums_at = reserve(&total, integer ? most * (blocks * TP_LANES + 1) * 4 : 0);
@@ -191,6 +209,7 @@ ptrdiff_t tp_multiply(const tp_kernels *k, const tp_product *product, const tp_w
     m.sums = (int32_t *)(memory + sums_at);
     m.workers = memory + workers_at;
     if (scales) m.scale = tp_as_f32(k, weight->scale, 0, scales, (float *)(memory + scale_at));
+    if (per_column) m.columns = tp_as_f32(k, column_scale, 0, columns, (float *)(memory + columns_at));
     if (product->bias.data) m.bias = tp_as_f32(k, product->bias, 0, weight->rows, (float *)(memory + bias_at));
 
     size_t tiles = (weight->rows + m.tile_rows - 1) / m.tile_rows;

@@ -4,12 +4,14 @@
 #ifndef TPACK_OPS_H
 #define TPACK_OPS_H
 
+#include <math.h>
+
 #include "kernels.h"
 
 enum { TP_GOOD = -1, TP_NO_MEMORY = -2, TP_BAD_CODE = -3 };
 
-/* `group` says what a scale (or a sum, or a threshold) belongs to. */
-enum { TP_PER_TENSOR = 0, TP_PER_ROW = 1 /* anything larger: that many columns of a row */ };
+/* `group` says what a scale (or a sum, or a threshold) belongs to. Sums and thresholds have no columns. */
+enum { TP_PER_TENSOR = 0, TP_PER_ROW = 1, TP_PER_COLUMN = 2 /* a multiple of 4: so many columns of a row */ };
 
 typedef struct {
     const void *data;
@@ -19,7 +21,7 @@ typedef struct {
 typedef struct {
     const uint8_t *packed;
     size_t rows, columns, group;
-    tp_floats scale; /* 1, rows, or rows * ceil(columns / group) values */
+    tp_floats scale; /* 1, rows, columns, or rows * ceil(columns / group) values */
 } tp_weight;
 
 typedef struct {
@@ -66,7 +68,7 @@ ptrdiff_t tp_bit_linear(const tp_kernels *k, const tp_product *product, const tp
 ptrdiff_t tp_multiply(const tp_kernels *k, const tp_product *product, const tp_weight *weight, unsigned threads,
                       int integer, int turned);
 
-/* columns.c: weight (inputs, outputs); tp_bit_linear_columns takes one scale per tensor */
+/* columns.c: weight (inputs, outputs); tp_bit_linear_columns takes a scale per tensor or column */
 ptrdiff_t tp_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
                             unsigned threads);
 ptrdiff_t tp_bit_linear_columns(const tp_kernels *k, const tp_product *product, const tp_weight *weight,
@@ -81,10 +83,27 @@ uint64_t tp_read_bytes(const tp_kernels *k, const uint8_t *data, size_t count, u
 
 /* --- shared by the files above (floats.c) --- */
 
+/* Whether scales belong to groups. */
+static inline int tp_grouped(size_t group) { return group > TP_PER_COLUMN; }
+
 static inline size_t tp_groups(size_t columns, size_t group) { return (columns + group - 1) / group; }
 
 static inline const void *tp_at(tp_floats array, size_t index) {
     return (const char *)array.data + index * tp_size_of(array.dtype);
+}
+
+/* What the activations of one token are multiplied by before they are rounded to int8; NaN if one of them
+ * is not finite. */
+static inline float tp_factor(const tp_kernels *k, const float *x, size_t count) {
+    float largest = k->abs_max(x, count);
+    return isfinite(largest) ? 127.0f / (largest > 1e-5f ? largest : 1e-5f) : NAN;
+}
+
+static inline float tp_rounded(float x, float factor) {
+    if (!isfinite(factor)) return 0;
+    /* adding and taking away 1.5 * 2^23 rounds to an integer, half to even */
+    float rounded = (x * factor + 0x1.8p23f) - 0x1.8p23f;
+    return rounded > 127 ? 127 : rounded < -128 ? -128 : rounded;
 }
 
 /* whole cache lines and one more, or rows a power of two apart would compete for the same few sets */
