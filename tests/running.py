@@ -69,7 +69,8 @@ def dequantized(packed: Tensor, scale: Tensor, shape: tuple[int, ...], split: in
     trits = [[(row[i // 4] >> 2 * (i % 4) & 3) - 1 for i in range(columns)] for row in rows]
     weight = torch.tensor(trits, dtype=torch.float64).reshape(len(rows), columns)
     scales = scale.double()
-    if scales.numel() > 1:
+    per_column = scales.shape[-1] == columns == scales.numel()
+    if scales.numel() > 1 and not per_column:
         scales = scales.reshape(len(rows), -1)
         groups = scales.shape[1]
         size = next(
@@ -78,4 +79,4 @@ def dequantized(packed: Tensor, scale: Tensor, shape: tuple[int, ...], split: in
         scales = (
             torch.stack([scales[:, i // size] for i in range(columns)], 1) if groups > 1 else scales
         )
-    return (weight * scales).reshape(shape)
+    return (weight * scales.reshape(-1, scales.shape[-1])).reshape(shape)

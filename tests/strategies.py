@@ -45,7 +45,7 @@ UNSHRUNK = (Phase.explicit, Phase.generate)
 #: Rows of every value in a runnable program.
 BATCH = 2
 WIDTHS = (1, 3, 4, 6)
-SCALES = ("tensor", "row", "group:2", "group:32")
+SCALES = ("tensor", "row", "column", "group:2", "group:32")
 LAYOUTS = ("t2", "t5")
 
 #: Legal names that a careless printer trips over.

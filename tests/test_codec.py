@@ -263,6 +263,19 @@ def test_scale_shapes(text, shape, split, wanted):
     assert Scale.parse(text).shape(shape, split) == wanted
 
 
+@pytest.mark.parametrize("one", SCALES)
+@pytest.mark.parametrize("other", SCALES)
+def test_the_common_granularity_is_the_coarsest_that_both_repeat_to(one, other):
+    one, other = Scale.parse(one), Scale.parse(other)
+    every = [Scale.parse(text) for text in ("tensor", "row", "column")]
+    every += [Scale.parse(f"group:{size}") for size in range(2, 65)]
+    fits = [each for each in every if one.can_repeat(each) and other.can_repeat(each)]
+    common = one.common(other)
+    assert (common is None) == (not fits)
+    assert common is None or all(common.can_repeat(each) for each in fits)
+    assert common == other.common(one)
+
+
 @pytest.mark.parametrize("shape", [(6, 80), (4, 3, 5, 5), (7,), (1, 1), (2, 33)])
 @pytest.mark.parametrize("text", ["tensor", "column", "row", "group:32", "group:64", "group:5"])
 def test_the_shape_of_a_scale_tells_its_granularity(text, shape):

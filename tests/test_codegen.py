@@ -438,7 +438,7 @@ def test_source_has_only_names_of_the_tree_and_of_tables(example: Runnable):
                 ), text
 
 
-SCALE_WORDS = ("tensor", "row", "group:2", "group:32")
+SCALE_WORDS = ("tensor", "row", "column", "group:2", "group:32")
 SIZE_WORDS = {"batch", "b" * 60, "w" * 60, "a", "tensor"}
 
 

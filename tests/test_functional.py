@@ -14,7 +14,7 @@ from tpack.nn import functional, reference
 from tpack.pack import pack_ternary, unpack_ternary
 
 ROWS, COLUMNS = 33, 100
-SCALES = {"tensor": (1,), "row": (ROWS, 1), "group": (ROWS, 4)}
+SCALES = {"tensor": (1,), "row": (ROWS, 1), "column": (1, COLUMNS), "group": (ROWS, 4)}
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 

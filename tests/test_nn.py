@@ -11,7 +11,7 @@ from tpack.nn.modules import repack_trits, scale_ones
 from tpack.nn.reference import spread_scale
 from tpack.pack import pack_ternary
 
-SCALES = ["tensor", "row", "group:2", "group:3", "group:32"]
+SCALES = ["tensor", "row", "column", "group:2", "group:3", "group:32"]
 LAYOUTS = ["t2", "t5"]
 TOLERANCE = {
     torch.float64: {"rtol": 1e-6, "atol": 1e-6},
@@ -29,13 +29,14 @@ def make(shape, scale="tensor", layout="t2", dtype=torch.float32, seed=0):
     rows, columns = shape[0], trits[0].numel()
     packed = torch.from_numpy(codec.pack(trits.reshape(rows, columns).numpy(), layout))
     size = int(scale.partition(":")[2] or 0)
-    count = {"tensor": None, "row": 1}.get(scale, -(-columns // size) if size else None)
-    sizes = (1,) if count is None else (rows, count)
+    sizes = {"tensor": (1,), "row": (rows, 1), "column": (1, columns)}.get(scale)
+    sizes = sizes or (rows, -(-columns // size))
     scales = (torch.rand(sizes, generator=generator) + 0.5).to(dtype)
     weight = torch.empty(rows, columns, dtype=torch.float64)
     for i in range(rows):
         for j in range(columns):
-            one = scales[0] if count is None else scales[i, j // size if size else 0]
+            place = {"tensor": 0, "row": (i, 0), "column": (0, j)}.get(scale)
+            one = scales[place if size == 0 else (i, j // size)]
             weight[i, j] = trits.reshape(rows, columns)[i, j].double() * one.double()
     return packed, scales, {"layout": layout, "group_size": size}, weight.reshape(shape)
 

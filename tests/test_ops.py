@@ -511,7 +511,7 @@ WEIGHTED = {
 
 
 @pytest.mark.parametrize("op", WEIGHTED)
-@pytest.mark.parametrize("scale", ["tensor", "row", "group:3"])
+@pytest.mark.parametrize("scale", ["tensor", "row", "column", "group:3"])
 @pytest.mark.parametrize("split", [None, 0])
 def test_op_of_a_ternary_weight(op, scale, split):
     shape, inputs, plain = WEIGHTED[op]

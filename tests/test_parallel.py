@@ -22,7 +22,7 @@ from tpack.parallel import ColumnLinear, Part, RowLinear, parallelize, split
 CASES = {
     f"{kind}-{scale}-{layout}".replace(":", ""): (kind, scale, layout)
     for kind, scale, layout in itertools.product(
-        ("TernaryLinear", "BitLinear"), ("tensor", "row", "group:16"), ("t2", "t5")
+        ("TernaryLinear", "BitLinear"), ("tensor", "row", "column", "group:16"), ("t2", "t5")
     )
 }
 PLANS = {

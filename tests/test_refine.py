@@ -96,10 +96,13 @@ def test_refined_programs_say_what_was_found():
         ("row", "group:32", "group:32"),
         ("group:32", "group:64", "group:32"),
         ("group:256", "tensor", "group:256"),
+        ("tensor", "column", "column"),
+        ("column", "column", "column"),
+        ("group:48", "group:64", "group:16"),
     ],
 )
 @pytest.mark.parametrize("name", ["w", "fc.weight"])
-def test_copies_take_the_finest_scale(first, second, finest, name):
+def test_copies_take_the_coarsest_scale_that_all_can_be_repeated_to(first, second, finest, name):
     tree = program()
     finds = found(tree)
     for i, scale in enumerate((first, second)):
@@ -109,6 +112,20 @@ def test_copies_take_the_finest_scale(first, second, finest, name):
     assert {str(scales[f"blocks.{i}.{name}"]) for i in range(2)} == {finest}
     stored = {slot.name: slot.param.scale for slot in slots(refined)}
     assert stored[f"blocks.0.{name}"] == finest
+
+
+@pytest.mark.parametrize("other", ["row", "group:32"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_columns_and_rows_share_no_description(other, turned):
+    tree = program(repeat=3)
+    scales = [other, "tensor", "column"][:: -1 if turned else 1]
+    finds = found(tree)
+    for i, scale in enumerate(scales):
+        finds[f"blocks.{i}.w"] = Found((4, 64), "float32", Scale.parse(scale))
+    with pytest.raises(LayerDefError) as caught:
+        refine(tree, finds, "t2")
+    assert f"tensor 'blocks.2.w' has scales per {scales[2]}, other" in str(caught.value)
+    assert f"other copies of Block per {scales[0]}" in str(caught.value)
 
 
 def test_copies_of_different_dtypes_are_refused():

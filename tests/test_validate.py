@@ -191,7 +191,7 @@ PARAMS = [
     Param("w", "TernaryTensor", [2**40, 2**40]),
     Param("w", "TernaryTensor", [4, 4], dtype="float64"),
     Param("w", "TernaryTensor", [4, 4], dtype="int8"),
-    Param("w", "TernaryTensor", [4, 4], scale="column"),
+    Param("w", "TernaryTensor", [4, 4], scale="columns"),
     Param("w", "TernaryTensor", [4, 4], scale="group:0"),
     Param("w", "TernaryTensor", [4, 4], scale="group:"),
     Param("w", "TernaryTensor", [4, 4], scale="group:-1"),

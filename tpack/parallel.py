@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from tpack.codec import LAYOUTS
+from tpack.codec import LAYOUTS, Scale
 from tpack.container import Entry
 from tpack.errors import UnsupportedError, UsageError, locate
 from tpack.nn import BitLinear, TernaryLinear, ternary_linear
@@ -128,8 +128,9 @@ def _split_layer(
     """The layer of this process, on the meta device, and the parts of the whole that fill it."""
     per_byte, group = LAYOUTS[layer.options["layout"]].per_byte, layer.group_size
     scale, bias = layer.weight_scale, layer.bias
+    granularity = Scale.of(scale.shape, layer.shape, 1, group)
     options = {
-        "scale": "tensor" if scale.dim() == 1 else f"group:{group}" if group else "row",
+        "scale": str(granularity),
         "scale_dtype": scale.dtype,
         "layout": layer.options["layout"],
         "dtype": scale.dtype if bias is None else bias.dtype,
@@ -141,14 +142,16 @@ def _split_layer(
         make: type[TernaryLinear] = BitRowLinear if rounds else RowLinear
         sizes = (stop - start, layer.out_features)
         parts = {"weight_packed": Part(1, start // per_byte, -(-stop // per_byte))}
-        if group:
-            parts["weight_scale"] = Part(1, start // group, -(-stop // group))
+        if group or granularity.kind == "column":
+            size = group or 1
+            parts["weight_scale"] = Part(1, start // size, -(-stop // size))
     else:
         start, stop = _share("out_features", layer.out_features, 1, mesh)
         make = BitColumnLinear if rounds else ColumnLinear
         sizes = (layer.in_features, stop - start)
         options["gather"] = style == "column-gather"
-        names = ["weight_packed", *(["weight_scale"] * (scale.dim() > 1))]
+        own_scale = granularity.kind in ("row", "group")
+        names = ["weight_packed", *(["weight_scale"] * own_scale)]
         parts = dict.fromkeys([*names, *(["bias"] * (bias is not None))], Part(0, start, stop))
     with torch.device("meta"):
         return make(*sizes, bias is not None, **options), parts

@@ -125,6 +125,21 @@ class Scale:
             return self.kind in ("tensor", finer.kind)
         return self <= finer
 
+    def common(self, other: Scale) -> Scale | None:
+        """The coarsest granularity to which a scale at either can be repeated, if there is one.
+
+        Example:
+            >>> str(Scale.parse("group:48").common(Scale.parse("group:64")))
+            'group:16'
+            >>> Scale.parse("row").common(Scale.parse("column")) is None
+            True
+        """
+        if self.can_repeat(other) or other.can_repeat(self):
+            return other if self.can_repeat(other) else self
+        if self.kind == other.kind == "group":
+            return Scale(self.rank, -math.gcd(self.group_size, other.group_size))
+        return None
+
     def shape(self, shape: Sequence[int], split: int) -> tuple[int, ...]:
         """The shape of the scale tensor of a weight.
 

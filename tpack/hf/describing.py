@@ -203,8 +203,7 @@ def _entry(module: PackedWeight, packed: Tensor, scale: Tensor) -> TernaryEntry:
         raise InputError(
             "has a scale with NaN or infinity, expected finite values. Training may have diverged."
         )
-    size = module.group_size
-    granularity = "tensor" if scale.dim() == 1 else f"group:{size}" if size else "row"
+    granularity = str(Scale.of(scale.shape, module.shape, 1, module.group_size))
     new = TernaryEntry(
         shape=module.shape,
         split=1,

@@ -205,7 +205,7 @@ class Param:
             (a child).
         shape: logical shape of what is stored.
         dtype: of the stored tensor; for a TernaryTensor, of its scale.
-        scale: TernaryTensor: ``tensor``, ``row`` or ``group:N``.
+        scale: TernaryTensor: ``tensor``, ``row``, ``column`` or ``group:N``.
         layout: TernaryTensor: ``t2`` or ``t5``.
         split: TernaryTensor: leading dims that index rows; None for 1 (0 for one dimension).
         layer: Layer: the LayerDef of the program, or the built-in layer, that it is.

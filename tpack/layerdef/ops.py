@@ -14,7 +14,7 @@ keyword-only in the generated source. Kinds:
 - ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them
 - ``device``: an expression: the device of that tensor
 - ``equation``: dims as letters, such as ``bij,bjk->bik``
-- ``dtype``: a word of ``dtypes.BY_NAME``; ``scale``: tensor, row or group:N (built-in layers)
+- ``dtype``: a word of ``dtypes.BY_NAME``; ``scale``: tensor, row, column or group:N
 - ``a|b``: one of these words
 
 A spelling is a function of ``torch``, ``torch.nn.functional`` (``F``) or, without prefix, of

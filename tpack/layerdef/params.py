@@ -164,7 +164,8 @@ def _check_ternary(param: Param, path: str) -> None:
         )
     if not isinstance(param.scale, str) or not _is_scale(param.scale):
         raise LayerDefError(
-            f"scale {param.scale!r:.40} is unknown, expected tensor, row or group:N.", node=path
+            f"scale {param.scale!r:.40} is unknown, expected tensor, row, column or group:N.",
+            node=path,
         )
     if param.layout not in LAYOUTS:
         raise LayerDefError(f"layout {param.layout!r:.40} is unknown.", node=path)

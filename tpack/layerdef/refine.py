@@ -50,7 +50,7 @@ def refine(
     """Rewrite a program to describe what was found.
 
     Copies of one layer share its description: where their scales lie differently, all take
-    the finest, which loses nothing, since a coarse scale can be repeated.
+    the coarsest granularity to which each can be repeated, which loses nothing.
 
     Args:
         program: the description so far.
@@ -61,7 +61,8 @@ def refine(
         The program, and the granularity of each ternary tensor.
 
     Raises:
-        LayerDefError: copies of one layer have different dtypes.
+        LayerDefError: copies of one layer have different dtypes, or one has scales per column
+            and another per row or group.
     """
     homes: dict[tuple[str, str, str], Found] = {}
     granularity: dict[str, tuple[str, str, str]] = {}
@@ -75,7 +76,15 @@ def refine(
                 tensor=slot.name,
             )
         if new.scale is not None and old.scale is not None:
-            homes[slot.home] = replace(old, scale=max(old.scale, new.scale))
+            common = old.scale.common(new.scale)
+            if common is None:
+                raise LayerDefError(
+                    f"has scales per {new.scale}, other copies of {slot.home[0]} per {old.scale}: "
+                    "no one description fits both. Give it a LayerDef of its own, or keep one of "
+                    "them unpacked.",
+                    tensor=slot.name,
+                )
+            homes[slot.home] = replace(old, scale=common)
             granularity[slot.name] = slot.home
     layers = [_refine_layer(layer, homes, layout) for layer in program.layers]
     scales = {name: homes[home].scale for name, home in granularity.items()}

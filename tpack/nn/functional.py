@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tpack.kernels import selection
 from tpack.kernels.matmul import MOST_COLUMNS
+from tpack.kernels.reference import COLUMN, ROW, TENSOR
 from tpack.nn import reference
 from tpack.nn.legal import check_legal
 
@@ -61,32 +62,29 @@ def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
     )
 
 
-def group_of(scale: Tensor, columns: int, group_size: int) -> int:
-    """What a scale belongs to, as the extension says it: 0 tensor, 1 row, else columns.
+def group_of(scale: Tensor, rows: int, columns: int, group_size: int) -> int | None:
+    """What a scale belongs to, as kernels say it; None where they do not take it.
 
     Raises:
-        ValueError: no group size explains the shape of the scale.
+        ValueError: its shape is that of no scale of a weight (rows, columns).
     """
-    if scale.dim() == 1:
-        return 0
-    groups = scale.shape[-1]
-    if groups == 1:
-        return 1
-    size = group_size or reference.infer_group_size(columns, groups)
-    if -(-columns // size) != groups:
+    shape = scale.shape
+    if shape == (1,):
+        return TENSOR
+    if shape == (1, columns) and group_size <= 1:
+        return COLUMN
+    if scale.dim() != 2 or shape[0] != rows:
+        raise ValueError(f"scale has shape {tuple(shape)}, expected {rows} rows.")
+    if shape[1] == 1:
+        return ROW
+    size = group_size or reference.infer_group_size(columns, shape[1])
+    if -(-columns // size) != shape[1]:
         reference.spread_scale(scale, columns, size)  # raises, naming the sizes
-    return size
+    return None if size % 4 else size  # whole bytes share one
 
 
-def takes_group(group: int) -> bool:
-    """Whether the extension computes with scales that lie so: whole bytes share one."""
-    return group <= 1 or group % 4 == 0
-
-
-def check_stored(
-    packed: Tensor, scale: Tensor, rows: int, columns: int, group: int
-) -> None:
-    """Make sure that packed bytes and scale are those of a weight (rows, columns).
+def check_stored(packed: Tensor, scale: Tensor, rows: int, columns: int) -> None:
+    """Make sure that packed bytes are those of a weight (rows, columns).
 
     Raises:
         ValueError: they are not; the extension does not check.
@@ -97,8 +95,6 @@ def check_stored(
             f"packed is {packed.dtype} {tuple(packed.shape)}, expected torch.uint8 "
             f"{(rows, width)} for a weight of {rows} rows and {columns} columns."
         )
-    if (scale.shape[0] if group else scale.numel()) != (rows if group else 1):
-        raise ValueError(f"scale has shape {tuple(scale.shape)}, expected {rows} rows.")
     for name, tensor in (("packed", packed), ("scale", scale)):
         if not tensor.is_cpu:
             raise ValueError(f"{name} is on {tensor.device}, expected cpu, where x is.")
@@ -128,12 +124,12 @@ def call(
     native = selection.native
     rows = packed.shape[0]
     inputs = x.shape[-1]
-    group = group_of(scale, width, group_size)
-    if native is None or not inputs or not takes_group(group):
+    group = group_of(scale, rows, width, group_size)
+    if native is None or not inputs or group is None:
         return None
     if name == "bit_linear" and inputs > MOST_COLUMNS:
         return None
-    check_stored(packed, scale, rows, width, group)
+    check_stored(packed, scale, rows, width)
     if bias is not None:
         if bias.shape != (outputs,):
             raise ValueError(
@@ -259,10 +255,10 @@ def dequantize(
         and serves(scale, packed, scale, layout)
         and is_plain(packed, scale, None)
     ):
-        group = group_of(scale, columns, group_size)
         rows = packed.shape[0]
-        check_stored(packed, scale, rows, columns, group)
-        if native is not None and takes_group(group):
+        group = group_of(scale, rows, columns, group_size)
+        check_stored(packed, scale, rows, columns)
+        if native is not None and group is not None:
             packed, scale = packed.contiguous(), scale.contiguous()
             out = packed.new_empty(shape, dtype=dtype)
             native.dequantize(
@@ -300,9 +296,9 @@ def ternary_embedding(
     native = selection.native
     rows, columns = shape
     if ids.dtype == torch.int64 and serves(scale, packed, scale, layout) and ids.is_cpu:
-        group = group_of(scale, columns, group_size)
-        if native is not None and is_plain(ids, scale, None) and takes_group(group):
-            check_stored(packed, scale, rows, columns, group)
+        group = group_of(scale, rows, columns, group_size)
+        if native is not None and is_plain(ids, scale, None) and group is not None:
+            check_stored(packed, scale, rows, columns)
             ids, packed, scale = (
                 ids.contiguous(),
                 packed.contiguous(),

@@ -34,12 +34,15 @@ def scale_ones(
     split: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> nn.Parameter:
-    """A scale of ones for ``tensor``, ``row`` or ``group:N``, as a parameter."""
+    """A scale of ones for ``tensor``, ``row``, ``column`` or ``group:N``."""
     split = min(1, len(shape) - 1) if split is None else split
     if scale == "tensor":
         return nn.Parameter(torch.ones(1, dtype=dtype))
+    columns = math.prod(shape[split:])
+    if scale == "column":
+        return nn.Parameter(torch.ones(*(1,) * split, columns, dtype=dtype))
     kind, _, size = scale.partition(":")
-    groups = 1 if kind == "row" else -(-math.prod(shape[split:]) // int(size))
+    groups = 1 if kind == "row" else -(-columns // int(size))
     return nn.Parameter(torch.ones(*shape[:split], groups, dtype=dtype))
 
 
@@ -111,7 +114,7 @@ class PackedWeight(PackedModule):
     Args:
         shape: logical shape of the weight.
         bias: size of the bias, 0 for none.
-        scale: ``tensor``, ``row`` or ``group:N``.
+        scale: ``tensor``, ``row``, ``column`` or ``group:N``.
         scale_dtype: of the scale; that of the bias if not given.
         layout: ``t2`` or ``t5``.
         dtype: of the bias and the scale.

@@ -117,6 +117,8 @@ def _scale_gradient(
     if scale.dim() == 1:
         return terms.sum().reshape(1).to(scale.dtype)
     groups = scale.shape[-1]
+    if scale.shape[0] == 1 and groups == columns:
+        return terms.sum(0, keepdim=True).to(scale.dtype)
     size = (
         columns
         if groups == 1

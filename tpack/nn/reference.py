@@ -4,8 +4,9 @@ Standalone generated source contains the functions it needs from this file word 
 word, so they use torch, each other, and nothing else.
 
 Shapes: a weight of logical shape ``(d0, …, dn)`` is stored as ``packed`` uint8
-``(rows…, bytes)`` and ``scale`` ``(1,)``, ``(rows…, 1)`` or ``(rows…, groups)``: the
-rows are its leading dims, the bytes hold its remaining dims, flattened to columns.
+``(rows…, bytes)``: the rows are its leading dims, the bytes hold its remaining dims,
+flattened to columns. ``scale`` is ``(1,)``, ``(rows…, 1)``, ``(rows…, groups)``, or
+``(1…, columns)`` where each column has its own.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def pack_trits(trits: Tensor, layout: str = "t2") -> Tensor:
 def infer_group_size(columns: int, groups: int) -> int:
     """The group size that gives so many groups: a usual one, or else an even share."""
     usual = [size for size in (32, 64, 128, 256) if -(-columns // size) == groups]
-    return usual[0] if usual else columns // groups
+    return usual[0] if usual else max(columns // groups, 1)
 
 
 def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
@@ -82,7 +83,7 @@ def spread_scale(scale: Tensor, columns: int, group_size: int = 0) -> Tensor:
         ValueError: no group size explains the shape of the scale.
     """
     groups = scale.shape[-1]
-    if groups == 1:
+    if groups == 1 or (groups == columns and group_size <= 1):
         return scale
     group_size = group_size or infer_group_size(columns, groups)
     if -(-columns // group_size) != groups:
@@ -188,8 +189,10 @@ def ternary_embedding(
     flat = ids.reshape(-1)
     rows = packed.index_select(0, flat).reshape(*ids.shape, packed.shape[1])
     trits = unpack_trits(rows, shape[1], layout)
-    if scale.dim() > 1:
+    if scale.dim() > 1 and scale.shape[0] == packed.shape[0]:
         scale = scale.index_select(0, flat).reshape(*ids.shape, scale.shape[1])
+    else:
+        scale = scale.flatten()
     return spread_scale(scale, shape[1], group_size) * trits
 
 

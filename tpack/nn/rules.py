@@ -86,6 +86,9 @@ class Rule:
     def _sets(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """A row for each scale, padded with zeros, and how many weights it has."""
         count = math.prod(self.shape[: self.split])
+        if self.granularity.kind == "column":
+            sets = weight.reshape(count, self._columns).T
+            return sets, weight.new_full((1, 1), count)
         if self.granularity.kind == "tensor":
             rows, width = weight.reshape(1, -1), count * self._columns
         else:
@@ -102,7 +105,9 @@ class Rule:
         """The inverse of ``_sets``: ``(rows…, columns)``."""
         rows = self.shape[: self.split]
         columns = self._columns
-        if self.granularity.kind == "tensor":
+        if self.granularity.kind == "column":
+            sets = sets.T
+        elif self.granularity.kind == "tensor":
             sets = sets[:, : math.prod(rows) * columns]
         elif self.granularity.kind == "row":
             sets = sets[:, :columns]

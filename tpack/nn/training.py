@@ -118,7 +118,8 @@ def unfreeze(module: Module, method: str = "absmean", scale: str = "auto") -> Mo
     Args:
         module: built, loaded or generated, also from standalone source.
         method: ``absmean``, ``twn`` or ``mse``.
-        scale: ``auto`` (as the weight is packed), ``tensor``, ``row`` or ``group:N``.
+        scale: ``auto`` (as the weight is packed), ``tensor``, ``row``, ``column`` or
+            ``group:N``.
 
     Raises:
         UsageError: an unknown method or scale, no packed weight, or a scale that the
