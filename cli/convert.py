@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     help="For what is not ternary; auto is absmean.",
 )
 @click.option(
-    "--scale", default="auto", metavar="auto|tensor|row|group:N", help="What shares a scale."
+    "--scale", default="auto", metavar="auto|tensor|row|column|group:N", help="What shares a scale."
 )
 @click.option("--include", multiple=True, metavar="GLOB", help="Pack these tensors only.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Keep these tensors.")

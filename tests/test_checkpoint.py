@@ -12,14 +12,28 @@ import pytest
 import torch
 import torch.nn.functional as F
 from corpus import make
+from running import dequantized, readings
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import tpack
+from tpack import codec
 from tpack.build import build_module
 from tpack.container import Checkpoint, Origin, Piece, TernaryEntry, digest, write_checkpoint
 from tpack.errors import ExistsError, LayerDefError, TpackError
-from tpack.layerdef import FunctionCall, Identifier, LayerCall, LayerDef, Param, Program, Return
+from tpack.layerdef import (
+    Assignment,
+    BinaryOp,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    LayerDef,
+    Literal,
+    Param,
+    Program,
+    Return,
+    Tuple,
+)
 from tpack.nn import freeze, unfreeze
 
 LOADABLE = [name for name in sorted(make.checkpoints()) if name != "names"]
@@ -232,6 +246,85 @@ def test_tied_tensors_are_there_once_and_saved_under_all_their_names(tmp_path):
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)
     assert tpack.verify(tmp_path / "b.safetensors", state).ok
+
+
+# ---- a scale for each column
+
+
+#: By name: the shape of a weight and its split.
+COLUMN_WEIGHTS = {
+    "w": ((6, 10), 1),  # (in, out): the scale belongs to outputs
+    "one": ((1, 10), 1),
+    "thin": ((10, 1), 1),
+    "flat": ((2, 5), 0),
+    "stack": ((3, 4, 10), 2),
+    "turned": ((6, 2, 3, 3), 1),  # of a ConvTranspose2d: columns are out * h * w
+}
+
+
+def columns_program():
+    args = {"bias": False, "scale": "column"}
+    layers = {
+        "linear": ("TernaryLinear", {"in_features": 10, "out_features": 7, **args}),
+        "bit": ("BitLinear", {"in_features": 7, "out_features": 5, **args, "layout": "t5"}),
+    }
+    x = Identifier("x")
+    rest = [Identifier(name) for name in COLUMN_WEIGHTS if name != "w"]
+    return LayerDef(
+        "Columns",
+        [
+            *(
+                Param(name, "TernaryTensor", shape, scale="column", split=split)
+                for name, (shape, split) in COLUMN_WEIGHTS.items()
+            ),
+            *(Param(n, "Layer", layer=layer, args=a) for n, (layer, a) in layers.items()),
+            Param("x", "Tensor"),
+        ],
+        [
+            Assignment("x", LayerCall("linear", [BinaryOp("@", x, Identifier("w"))])),
+            Assignment("x", LayerCall("bit", [x])),
+            Return(Tuple([x, *(BinaryOp("*", each, Literal(1.0)) for each in rest)])),
+        ],
+    )
+
+
+def test_a_scale_for_each_column_goes_through_everything(tmp_path):
+    modules = readings(columns_program())
+    state = modules["build"].state_dict()
+    weights = {
+        name: dequantized(state[f"{name}_packed"], state[f"{name}_scale"], shape, split)
+        for name, (shape, split) in COLUMN_WEIGHTS.items()
+    }
+    weights["linear.weight"] = dequantized(
+        state["linear.weight_packed"], state["linear.weight_scale"], (7, 10)
+    )
+    codes = codec.unpack(state["bit.weight_packed"].numpy(), 7, "t5")
+    weights["bit.weight"] = torch.from_numpy(codes) * state["bit.weight_scale"].double()
+
+    x = torch.randn(3, 6)
+    hidden = (x.double() @ weights["w"] @ weights["linear.weight"].T).float()
+    gain = 127 / hidden.abs().amax(-1, keepdim=True)
+    rounded = ((hidden * gain).round() / gain).double()
+    expected = [
+        rounded @ weights["bit.weight"].T,
+        *(weights[name] for name in list(COLUMN_WEIGHTS)[1:]),
+    ]
+    for name, module in modules.items():
+        path = tmp_path / name
+        if name != "standalone":
+            tpack.save(module, path)
+        else:
+            tpack.save(module, path, layerdef=columns_program())
+        plain = {key: weight.float() for key, weight in weights.items()}
+        assert tpack.verify(path, plain).ok
+        assert not tpack.diff(path, tmp_path / "build").tensors
+        assert {t.scale for t in tpack.inspect(path).tensors} == {"column"}
+        back = tpack.unpack(path)
+        assert back.keys() == weights.keys()
+        assert all(torch.equal(back[key], plain[key]) for key in plain)
+        for each in (module, tpack.load(path)):
+            for found, wanted in zip(each(x), expected, strict=True):
+                torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 # ---- what is known of the source survives

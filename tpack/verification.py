@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpack.codec import LAYOUTS, pack
+from tpack.codec import LAYOUTS, Scale, pack
 from tpack.container import Checkpoint, TernaryEntry, digest
 from tpack.errors import locate
 from tpack.quantize import widen
@@ -209,7 +209,7 @@ def _compare_packed(
     """Compare trits and scales with those of a source that is packed itself."""
     if (tensor.shape, tensor.dtype) != (entry.shape, entry.source_dtype):
         return {"same_form": False}
-    if tensor.split != entry.split:
+    if tensor.split != entry.split or not tensor.granularity.can_repeat(Scale.parse(entry.scale)):
         return {"same_form": True, "same_values": _same_values(file, name, entry, tensor.dense())}
     state = hashlib.sha256()
     for _, rows in tensor.blocks():

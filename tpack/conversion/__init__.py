@@ -68,7 +68,7 @@ def convert(
             ``<stem>.tpack.safetensors``, beside a folder ``<name>.tpack``.
         exact: refuse a weight that is not ternary.
         quantize: ``auto`` (absmean), ``absmean``, ``twn`` or ``mse``.
-        scale: ``auto``, ``tensor``, ``row`` or ``group:N``.
+        scale: ``auto``, ``tensor``, ``row``, ``column`` or ``group:N``.
         include: patterns of names to pack, and no others.
         exclude: patterns of names to keep.
         keep_dtype: ``f32``, ``f16`` or ``bf16`` for floats that are not packed.

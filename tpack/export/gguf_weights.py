@@ -73,7 +73,8 @@ def fit_blocks(checkpoint: Checkpoint, name: str, kinds: list[BlockFormat]) -> F
 
 def _fit(entry: TernaryEntry, scale: Array, granularity: Scale, kind: BlockFormat) -> Fitted:
     nothing = np.zeros((0, 0), dtype=np.float16)
-    columns, size = entry.columns, granularity.group_size
+    columns = entry.columns
+    size = 1 if granularity.kind == "column" else granularity.group_size
     if columns % kind.weights:
         return Fitted(
             None,
@@ -88,7 +89,7 @@ def _fit(entry: TernaryEntry, scale: Array, granularity: Scale, kind: BlockForma
     elif size % kind.weights == 0:
         shared = np.repeat(scale.reshape(entry.rows, -1), size // kind.weights, 1)[:, :blocks]
     elif kind.weights % size == 0 and _equal(groups := scale.reshape(-1, kind.weights // size)):
-        shared = groups[:, :1].reshape(entry.rows, -1)
+        shared = groups[:, :1].reshape(-1, blocks)
     else:
         return Fitted(
             None,
