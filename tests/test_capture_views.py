@@ -176,6 +176,7 @@ def test_changes_that_nothing_else_sees_are_captured(name):
         (lambda m, x: x.detach().add_(1), "changes the input 'x' or a view of it"),
         (lambda m, x: x.chunk(2, 1)[0].add_(1), "changes the input 'x'"),
         (lambda m, x: eval_dropout(x).add_(1), "changes the input 'x'"),
+        (lambda m, x: (h := x * 2).mul_(h[:, :1].expand_as(h)), "while it reads it"),
         (lambda m, x: x + m.mean.view(2, 3).add_(1).view(6), "changes its tensor 'mean'"),
         (lambda m, x: x + m.w.detach()[0].add_(1), "changes its tensor 'w'"),
         (lambda m, x: x + m.w.chunk(2)[1].detach().add_(1)[0], "changes its tensor 'w'"),

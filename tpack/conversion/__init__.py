@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.writer import checkpoint_size, write_checkpoint
-from tpack.conversion.capturing import OWN_RULE, captured, captured_program
+from tpack.conversion.capturing import OWN_RULE, captured, captured_program, packed_note
 from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.options import Options, Progress
@@ -32,6 +32,9 @@ from tpack.sources.description import read_layerdef
 from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
 from tpack.sources.scaled_codes import Means
+
+if TYPE_CHECKING:
+    from tpack.tracing import Captured
 
 __all__ = ["convert", "default_output"]
 
@@ -147,9 +150,8 @@ def convert(
                     opened.rounded = trace.rounded
                     opened.floats = dict.fromkeys(trace.measured, OWN_RULE)
                     program = captured_program(trace, opened, options)
-                report = _convert_file(
-                    opened, options, program, None if dry_run else target, force=force
-                )
+                where = None if dry_run else target
+                report = _convert_file(opened, options, program, where, trace, force=force)
             if trace is not None:
                 report = replace(report, notes=(*trace.notes, *report.notes))
         if place is not destination and report.output:
@@ -174,6 +176,7 @@ def _convert_file(
     options: Options,
     program: Program | None,
     target: Path | None,
+    trace: Captured | None,
     *,
     force: bool,
 ) -> ConversionReport:
@@ -187,6 +190,8 @@ def _convert_file(
         notes: list[str] = []
         notes += batch.doubts(plan)
         (document,) = describe([batch], source, program, options, notes)
+        if trace is not None:
+            notes += packed_note(trace, document.program, batch)
         pieces = list(batch.pieces())
         total = sum(piece.nbytes for piece in pieces)
         done = 0

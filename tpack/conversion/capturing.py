@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpack.container.opening import input_errors
 from tpack.conversion.options import Options
+from tpack.conversion.packing import Batch
 from tpack.conversion.plan import make_plan
 from tpack.errors import UsageError, locate
 from tpack.layerdef import Program
@@ -28,9 +29,10 @@ def captured(
     kwargs: Mapping[str, Any] | None,
     dynamic_shapes: Any,
 ) -> Captured | None:
-    """The trace of a source; None for one that only holds tensors.
+    """The trace of a source, compared with it; None for one that only holds tensors.
 
     Raises:
+        LayerDefError: it cannot be captured, or what was captured gives other results.
         UsageError: example arguments for a source that is no module.
     """
     if isinstance(source, str | os.PathLike):
@@ -43,17 +45,39 @@ def captured(
         from tpack.tracing import trace
 
         with locate(file=path), input_errors():
-            return trace(load_exported(path))
+            return _compared(trace(load_exported(path)))
     if args is None and kwargs is None:
         return None
     if isinstance(source, Mapping):
         raise UsageError("example_args are for an nn.Module, but the source is a state dict.")
     from tpack.tracing import trace_module
 
-    return trace_module(source, args or (), kwargs, dynamic_shapes)
+    return _compared(trace_module(source, args or (), kwargs, dynamic_shapes))
+
+
+def _compared(trace: Captured) -> Captured:
+    trace.notes = (*trace.notes, trace.compare())
+    return trace
 
 
 def captured_program(trace: Captured, source: Source, options: Options) -> Program:
     """The LayerDefs of a trace, in which the weights that the options pack are ternary."""
     weights = make_plan(source, options, None).weights
     return trace.program({*weights, *trace.rounded} - trace.measured)
+
+
+def packed_note(trace: Captured, program: Program | None, batch: Batch) -> list[str]:
+    """How what was packed differs from the source, run on the arguments of the capture.
+
+    Raises:
+        LayerDefError: it differs, though nothing was rounded that the source does not round.
+    """
+    if program is None:
+        return []
+    lossy = [
+        name
+        for name, item in batch.packed.items()
+        if item.entry.method != "exact" and name not in trace.rounded
+    ]
+    note = trace.compare_packed(program, batch.pieces(), lossy=len(lossy))
+    return [note] if note else []

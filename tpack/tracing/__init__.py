@@ -7,15 +7,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tpack.container import Piece
 from tpack.layerdef import Program
 from tpack.quantize import Rounding
+from tpack.tracing.comparison import (
+    LEVEL,
+    Example,
+    built,
+    compare,
+    float_rounding,
+    plain,
+    tensor_of,
+    tensors_in,
+)
 from tpack.tracing.export import export, fixed_sizes
 from tpack.tracing.graph import Graph
 from tpack.tracing.layers import make_program
@@ -34,11 +45,86 @@ class Captured:
 
     Attributes:
         notes: what a user should know of the trace.
+        example: what it was captured from, with arguments; None if they are not known.
     """
 
-    def __init__(self, graph: Graph, notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, graph: Graph, notes: Sequence[str] = (), example: Example | None = None
+    ) -> None:
         self.graph = graph
         self.notes = tuple(notes)
+        self.example = example
+
+    def compare(self) -> str:
+        """Run the program on the source's own weights, beside the source.
+
+        On the example's arguments, and on ones of another size where sizes are free. No tensor
+        is copied.
+
+        Returns:
+            A note with the largest difference, or with why nothing was compared.
+
+        Raises:
+            LayerDefError: they differ by more than float rounding explains.
+        """
+        if (reason := self.untold) is not None:
+            return reason
+        assert self.example is not None
+        module = plain(self.program(()), self.graph)
+        found = compare(module, self.example, self.graph, limit=float_rounding(self.graph))
+        return f"the captured program equals the module: {found}"
+
+    def compare_packed(self, program: Program, pieces: Iterable[Piece], *, lossy: int) -> str:
+        """Run a program of packed weights beside the source.
+
+        Args:
+            pieces: the tensors of the checkpoint.
+            lossy: how many of its weights were rounded by a rule that the source has not.
+
+        Returns:
+            A note with the largest difference; empty if nothing can be compared, because the
+            source cannot be run or its floats were cast.
+
+        Raises:
+            LayerDefError: no weight was rounded, and yet the results differ.
+        """
+        if self.untold is not None:
+            return ""
+        assert self.example is not None
+        tensors = dict(self.taken(pieces))
+        if any(
+            one.dtype != self.graph.stored.get(name, one).dtype for name, one in tensors.items()
+        ):
+            return ""
+        limit = None if lossy else max(float_rounding(self.graph), LEVEL)
+        found = compare(built(program, tensors), self.example, self.graph, limit=limit)
+        if not lossy:
+            return f"the packed model equals the module: {found}"
+        some = f"{lossy} rounded weights" if lossy > 1 else "1 rounded weight"
+        return f"the packed model with {some} differs from the module: {found}"
+
+    def taken(self, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint by name; those that the source has are taken from it."""
+        for piece in pieces:
+            own = self.graph.stored.get(piece.name)
+            same = own is not None and str(own.dtype) == f"torch.{piece.dtype}"
+            yield piece.name, own if own is not None and same else tensor_of(piece)
+
+    @property
+    def untold(self) -> str | None:
+        """Why the source cannot be run, if it cannot."""
+        if self.example is None:
+            return (
+                "the captured program was not compared with its source: the file has no example "
+                "inputs"
+            )
+        given = tensors_in((self.example.args, dict(self.example.kwargs)))
+        if any(t.is_meta for t in (*self.graph.stored.values(), *given)):
+            return (
+                "the captured program was not compared with its source: tensors on the meta "
+                "device have no values"
+            )
+        return None
 
     def program(self, ternary: Collection[str] | None = None) -> Program:
         """The LayerDefs, with the weights named as ternary ones.
@@ -90,11 +176,14 @@ class Captured:
         return find_roles(self.graph)
 
 
-def trace(program: ExportedProgram, notes: Sequence[str] = ()) -> Captured:
+def trace(
+    program: ExportedProgram, notes: Sequence[str] = (), original: nn.Module | None = None
+) -> Captured:
     """Read an exported program.
 
     Args:
         notes: what is known of it already.
+        original: the module that it was exported from; if not given, the program itself is run.
 
     Raises:
         LayerDefError: it computes something that no LayerDef says.
@@ -107,7 +196,11 @@ def trace(program: ExportedProgram, notes: Sequence[str] = ()) -> Captured:
     find_patterns(graph)
     simplify(graph)
     merge_equal(graph)
-    return Captured(graph, notes)
+    example = None
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        example = Example(original or program.module(), args, kwargs, program.range_constraints)
+    return Captured(graph, notes, example)
 
 
 def trace_module(
@@ -115,7 +208,7 @@ def trace_module(
 ) -> Captured:
     """Export a live module and read it; arguments as those of ``capture``."""
     program = export(module, args, kwargs, dynamic_shapes)
-    return trace(program, fixed_sizes(program, module, args, kwargs, dynamic_shapes))
+    return trace(program, fixed_sizes(program, module, args, kwargs, dynamic_shapes), module)
 
 
 def capture(
@@ -125,6 +218,8 @@ def capture(
     dynamic_shapes: Any = None,
 ) -> Program:
     """The LayerDefs of a live module: its layers, and what their forwards compute.
+
+    What is captured is run beside the module, and refused if it gives other results.
 
     Args:
         module: in eval mode.
@@ -137,10 +232,11 @@ def capture(
 
     Raises:
         LayerDefError: it computes something that no LayerDef says; names the op, the module
-            and how to add the op.
+            and how to add the op. Or the program gives other results than the module.
         UsageError: the module is in training mode, or arguments do not fit its forward.
     """
     captured = trace_module(module, args, kwargs, dynamic_shapes)
+    captured.compare()
     for note in captured.notes:
         warnings.warn(note, stacklevel=2)
     return captured.program()

@@ -220,10 +220,11 @@ class _Reader:
         value = self.value(node, op, args, above)
         kwargs = {key: self.argument(arg) for key, arg in node.kwargs.items()}
         dtype = computed_dtype(base, [self.argument(arg) for arg in node.args], kwargs)
+        self.storages.change(old, value, _overload(node.target), _place(node))
         if dtype != value.dtype:  # what is computed is stored in the dtype that was there
             kept, value.dtype = value.dtype, dtype
             value = self.value(node, "to", {"x": value, "dtype": kept}, above)
-        self.storages.change(old, value, _overload(node.target), _place(node))
+            self.storages.share(value, [old])
         self.made = {key: value if made is old else made for key, made in self.made.items()}
         self.made[node] = value
 

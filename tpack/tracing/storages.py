@@ -15,7 +15,7 @@ from torch import fx
 
 from tpack.errors import LayerDefError
 from tpack.tracing.aten import SHARE_UNTOLD
-from tpack.tracing.graph import CONSTANT, INPUT, STORED, Arg, Value
+from tpack.tracing.graph import CONSTANT, INPUT, STORED, Arg, Value, values_in
 
 
 class Storages:
@@ -43,9 +43,16 @@ class Storages:
         """Let ``new`` stand for what was ``old``, whose memory an op has changed.
 
         Raises:
-            LayerDefError: the memory outlives forward: that of an input or a stored tensor.
+            LayerDefError: the memory outlives forward: that of an input or a stored tensor. Or
+                the op reads it while it changes: then torch computes with some of the new numbers.
         """
         group = self.group(old)
+        if any(one in group and one is not old for one in values_in(tuple(new.args.values()))):
+            raise LayerDefError(
+                f"{op} changes a tensor while it reads it through a view. Compute a new tensor "
+                "instead.",
+                node=place,
+            )
         for member in group:
             if member.op in (STORED, CONSTANT):
                 raise LayerDefError(
