@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from tpack.report import TensorReport
 from tpack.sources import Source
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_FRONT = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*(?:\n|$)", re.DOTALL)
+_KEY = re.compile(r"([A-Za-z_][\w-]*):(?=\s|$)")
+_TAGS = ("tpack", "ternary", "2-bit")
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> str:
-    """README.md in the form that model hubs read: front matter, then what was done.
+    """README.md in the form that model hubs read: front matter, what was done, the source's card.
 
     Args:
         size: bytes of the output.
     """
-    lines = ["---", *_front_matter(source), "---", "", "# Ternary weights, packed", ""]
+    front, text = _split(source.card)
+    lines = ["---", *_front_matter(source, front), "---", "", "# Ternary weights, packed", ""]
     counts = {a: sum(r.action == a for r in reports) for a in ("packed", "quantized", "kept")}
     lines += [
         "Packed by tpack: ternary weights in two bits, in safetensors that describe themselves.",
@@ -35,19 +39,48 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
         "`tpack codegen .` prints the model's source.",
         "",
     ]
+    if text.strip():
+        lines += ["The card of the source follows.", "", "---", "", text.strip("\n"), ""]
     return "\n".join(lines)
 
 
-def _front_matter(source: Source) -> Iterator[str]:
+def _split(card: str) -> tuple[dict[str, list[str]], str]:
+    """The front matter of a card, by key the lines of its value, and the text after it."""
+    match = _FRONT.match(card)
+    if match is None:
+        return {}, card
+    blocks: dict[str, list[str]] = {}
+    key = ""
+    for line in match[1].splitlines():
+        if found := _KEY.match(line):
+            key = found[1]
+        blocks.setdefault(key, []).append(line)
+    return blocks, card[match.end() :]
+
+
+def _front_matter(source: Source, front: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """That of the source, with what tells of the packed model in place of what told of it."""
     base = source.repository or str((source.config or {}).get("_name_or_path", ""))
+    ours = {"library_name", "tags"}
     if _REPO.fullmatch(base):
+        ours |= {"base_model", "base_model_relation"}
         yield f"base_model: {base}"
         yield "base_model_relation: quantized"
-    if source.license:
-        yield f"license: {source.license}"
+    for key, lines in front.items():
+        if key not in ours:
+            yield from lines
     yield "library_name: tpack"
     yield "tags:"
-    yield from (f"- {tag}" for tag in ("tpack", "ternary", "2-bit"))
+    yield from (f"- {tag}" for tag in dict.fromkeys((*_tags(front.get("tags", ())), *_TAGS)))
+
+
+def _tags(lines: Sequence[str]) -> list[str]:
+    """The tags of a card, each as it is written there: in a list of lines, or in brackets."""
+    flow = re.fullmatch(r"tags:\s*\[(.*)\]\s*", " ".join(lines), re.DOTALL)
+    if flow:
+        return [tag.strip() for tag in flow[1].split(",") if tag.strip()]
+    items = [re.fullmatch(r"\s*-\s+(\S.*?)\s*", line) for line in lines[1:]]
+    return [item[1] for item in items if item]
 
 
 def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:

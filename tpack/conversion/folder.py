@@ -7,31 +7,37 @@ the output. No process waits for another, so one that fails is run again alone.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tpack.container import INDEX, SINGLE, new_file, program_digest, write_index
-from tpack.container.atomic import copy_file, storage_errors, sync_folder
+from tpack.container import SINGLE, program_digest
+from tpack.container.atomic import storage_errors, sync_folder
 from tpack.container.strictjson import canonical_json
 from tpack.container.writer import checkpoint_size, write_checkpoint
+from tpack.conversion.beside import (
+    named_rows,
+    with_parts,
+    write_config,
+    write_copies,
+    write_shard_index,
+    write_text,
+)
 from tpack.conversion.card import model_card
 from tpack.conversion.description import describe
 from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch, pack_batch
-from tpack.conversion.plan import Plan, make_plan
+from tpack.conversion.plan import Plan, everything_kept, make_plan
 from tpack.conversion.ranks import Ranks
 from tpack.conversion.room import Needs, check_room
 from tpack.conversion.work import Work
-from tpack.errors import ExistsError, StorageError, TpackError, locate
-from tpack.hfconfig import packed_config
+from tpack.errors import ExistsError, InputError, NotTernaryError, StorageError, TpackError, locate
 from tpack.layerdef import Program
 from tpack.report import ConversionReport, TensorReport
 from tpack.sources import Source
@@ -42,12 +48,19 @@ BEGIN = 1 << 16
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder to be converted: an opened source with shards, and where its output goes."""
+    """A folder to be converted: an opened source with shards, and where its output goes.
+
+    Attributes:
+        place: of a sub-folder that goes with another folder, its name.
+        as_it_is: keep all tensors.
+    """
 
     source: Source
     options: Options
     program: Program | None
     target: Path
+    place: str = ""
+    as_it_is: bool = False
 
     @property
     def key(self) -> str:
@@ -87,11 +100,16 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
     """
     source, target = folder.source, folder.target
     with locate(file=source.label):
-        plan = make_plan(source, folder.options, folder.program)
+        plan = (
+            everything_kept(source)
+            if folder.as_it_is
+            else make_plan(source, folder.options, folder.program)
+        )
     needs = Needs.of(plan, source, folder.options)
     if dry_run:
         return _measure(folder, plan, needs)
-    ranks, work = Ranks.here(), Work.beside(target, folder.key, folder.asked)
+    ranks = Ranks() if folder.place else Ranks.here()
+    work = Work.beside(target, folder.key, folder.asked)
     with storage_errors(target):
         _check_target(folder)
         work.restore(target)
@@ -138,6 +156,36 @@ def _check_target(folder: Folder) -> None:
         own, other = target.resolve(), folder.source.path.resolve()
         if own == other or own in other.parents or other in own.parents:
             raise ExistsError("is or holds the input itself. Choose another.", file=target)
+
+
+def _convert_parts(folder: Folder, out: Path | None) -> dict[str, ConversionReport]:
+    """Convert the sub-folders with weights of their own; into nothing, or into an output.
+
+    They are not what the options were chosen for: one is packed if that loses nothing, and
+    rounded only if the options ask for it. Else it is kept bit for bit.
+    """
+    reports = {}
+    for place, source in folder.source.parts.items():
+        options, target = folder.options, (out or folder.target) / place
+        asked = options.exact or options.quantize != Options().quantize
+        part = Folder(
+            source, replace(options, exact=options.exact or not asked), None, target, place
+        )
+        convert = partial(convert_folder, dry_run=out is None, resume=False, force=False)
+        try:
+            make_plan(source, part.options, None)
+        except InputError:  # no weights to pack among its tensors
+            part = replace(part, as_it_is=True)
+        except NotTernaryError:  # as below
+            pass
+        with locate(file=source.label):
+            try:
+                reports[place] = convert(part)
+            except NotTernaryError:
+                if options.exact:
+                    raise
+                reports[place] = convert(replace(part, as_it_is=True))
+    return reports
 
 
 def _about_name(target: Path) -> list[str]:
@@ -197,13 +245,13 @@ def _finish(
         notes += [note for batch in batches for note in batch.doubts(plan)]
         sizes = _write_shards(folder, batches, out, notes)
         reports = _reports(folder, batches)
-        _write_rest(folder, batches, reports, sizes, out)
-        sync_folder(out)
+        parts = _convert_parts(folder, out)
+        _write_beside(folder, batches, reports, parts, sizes, out)
         if shared:
             work.mark_done()
         work.publish(folder.target, force=force)
         sync_folder(folder.target.parent)
-    return ConversionReport(
+    report = ConversionReport(
         str(folder.target),
         folder.source.nbytes,
         sum(sizes),
@@ -213,6 +261,7 @@ def _finish(
         needs.disk,
         (*folder.source.warnings, *plan.warnings),
     )
+    return with_parts(report, parts)
 
 
 def _write_shards(
@@ -244,45 +293,29 @@ def _write_shards(
     ]
 
 
-def _write_rest(
+def _write_beside(
     folder: Folder,
     batches: Sequence[Batch],
     reports: Sequence[TensorReport],
+    parts: Mapping[str, ConversionReport],
     sizes: Sequence[int],
     out: Path,
 ) -> None:
-    """Write the index and the model card, and copy what belongs to the model."""
-    source = folder.source
-    for path in source.copies:
-        copy_file(path, out / path.name)
-    if source.config is not None:
-        config = packed_config(source.config)
-        _write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    """Write what goes beside the shards, and bring all of it to the disk."""
+    write_copies(folder.source, out)
+    write_config(folder.source, out, inner=bool(folder.place))
     if len(batches) > 1:
-        _write_index(source, batches, reports, out)
+        write_shard_index(folder.source, batches, reports, out)
     else:
-        assert source.shards[0].output == SINGLE
-    _write_text(out / "README.md", model_card(source, reports, sum(sizes)))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with new_file(path) as file:
-        file.write(text.encode())
-
-
-def _write_index(
-    source: Source, batches: Sequence[Batch], reports: Sequence[TensorReport], out: Path
-) -> None:
-    pieces = [
-        (piece, shard.output)
-        for batch, shard in zip(batches, source.shards, strict=True)
-        for piece in batch.pieces()
-    ]
-    metadata = {
-        "total_parameters": sum(math.prod(report.shape) for report in reports),
-        "total_size": sum(piece.nbytes for piece, _ in pieces),
-    }
-    write_index(out / INDEX, {piece.name: name for piece, name in pieces}, metadata)
+        assert folder.source.shards[0].output == SINGLE
+    if not folder.place:
+        rows = [row for place, part in parts.items() for row in named_rows(place, part)]
+        size = sum(sizes) + sum(part.output_bytes for part in parts.values())
+        write_text(out / "README.md", model_card(folder.source, [*reports, *rows], size))
+    elif folder.source.card:
+        write_text(out / "README.md", folder.source.card)
+    for place in {out, *((out / name).parent for name in folder.source.copies)}:
+        sync_folder(place)
 
 
 def _reports(folder: Folder, batches: Sequence[Batch]) -> list[TensorReport]:
@@ -312,7 +345,7 @@ def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
             for n, (document, batch) in enumerate(zip(documents, batches, strict=True))
         )
         reports = _reports(folder, batches)
-    return ConversionReport(
+    report = ConversionReport(
         None,
         folder.source.nbytes,
         size,
@@ -322,6 +355,7 @@ def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
         needs.disk,
         (*folder.source.warnings, *plan.warnings),
     )
+    return with_parts(report, _convert_parts(folder, None))
 
 
 def _unfinished(folder: Folder, work: Work, needs: Needs) -> ConversionReport:

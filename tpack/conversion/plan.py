@@ -129,6 +129,14 @@ def _check_others(plan: Plan) -> None:
     plan.warnings += told(others.groups)
 
 
+def everything_kept(source: Source) -> Plan:
+    """A plan that packs nothing."""
+    plan = Plan()
+    for tensor in source.tensors.values():
+        _keep(tensor, "as it was", Options(), plan)
+    return plan
+
+
 def _idle_patterns(source: Source, options: Options) -> list[str]:
     """Notes for patterns that name no tensor: what they were to keep may be packed."""
     names = [*source.tensors, *source.aliases]

@@ -32,7 +32,8 @@ from tpack.hfconfig import plain_config
 from tpack.layerdef.mirror import is_embedding
 from tpack.quantize import widen
 from tpack.quantize.weight import BLOCK
-from tpack.sources.folder_source import COPIED, COPIED_NAMES, read_config
+from tpack.sources.beside import is_copied
+from tpack.sources.folder_source import read_config
 
 #: Keys of a config that told how the source was packed.
 REPLACED = ("quantization_config", "quantization", "compression_config", "transformers_weights")
@@ -330,9 +331,9 @@ def _norm_of(name: str) -> str:
 
 def _belongs_to_model(path: Path) -> bool:
     """Whether a file beside the weights goes with them: tokenizer, generation settings, licence."""
-    if path.name == "config.json" or path.name.endswith(".index.json") or not path.is_file():
+    if path.name in ("config.json", "README.md") or path.name.endswith(".index.json"):
         return False
-    return path.suffix in COPIED or COPIED_NAMES.fullmatch(path.name) is not None
+    return is_copied(path)
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:

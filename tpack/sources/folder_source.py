@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,14 @@ from tpack.container import INDEX, SINGLE, Index, parse_json, read_index
 from tpack.container.index import PICKLE_INDEX
 from tpack.container.opening import input_errors, open_input
 from tpack.errors import FormatError, InputError, locate
+from tpack.sources.beside import (
+    SINGLES,
+    adapters,
+    check_inside,
+    folders_with_weights,
+    is_candidate,
+    look_beside,
+)
 from tpack.sources.dialects import adapt
 from tpack.sources.hf_rounding import rounding
 from tpack.sources.names import clean_names
@@ -21,15 +29,9 @@ from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
 
 OpenFile = Callable[[Path], Source]
 
-#: Single files of weights, tried in this order.
-SINGLES = (SINGLE, "pytorch_model.bin")
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
-#: What goes with a model: its configs, tokenizer, templates and licence.
-COPIED = (".json", ".model", ".txt", ".jinja", ".tiktoken")
-COPIED_NAMES = re.compile(r"(LICEN[CS]E|NOTICE|USE_POLICY)[\w.-]*", re.IGNORECASE)
 MAX_CONFIG = 4_000_000
-
-_LICENSE = re.compile(r"^license: *([\w.-]{1,64}) *$", re.MULTILINE)
+#: Characters of a model card that are kept.
+MAX_CARD = 1_000_000
 
 
 def folder_source(path: Path, open_file: OpenFile) -> Source:
@@ -45,7 +47,7 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
         UnsupportedError: it is a tpack checkpoint already, or in an unknown dialect.
     """
     for name in ("config.json", "README.md"):
-        _check_inside(path, path / name)
+        check_inside(path, path / name)
     config = read_config(path)
     refuse_rotated(config or {}, "config.json")
     index, files = _files(path)
@@ -80,24 +82,30 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
             for number, file in enumerate(files)
             for names in [tuple(n for n in adapted if homes[n] == number)]
         )
-        copies = tuple(_copies(path, notes))
+        beside = look_beside(path, files)
+        parts: dict[str, Source] = {}
+        for place in beside.parts:
+            with locate(file=path / place):
+                parts[place] = resources.enter_context(folder_source(path / place, open_file))
         rounded, int8_inputs = rounding(adapted, aliases, config)
         return Source(
             str(path),
             adapted,
             aliases,
-            notes=notes,
-            warnings=[warning for source in opened for warning in source.warnings],
+            notes=notes + beside.notes,
+            warnings=[w for source in opened for w in source.warnings] + beside.warnings,
             rounded=rounded,
             int8_inputs=int8_inputs.union(*(source.int8_inputs for source in opened)),
-            files=tuple(files),
-            nbytes=sum(source.nbytes for source in opened),
+            files=(*files, *(file for part in parts.values() for file in part.files)),
+            nbytes=sum(source.nbytes for source in (*opened, *parts.values())),
             metadata={key: value for source in opened for key, value in source.metadata.items()},
             path=path,
             shards=shards,
-            copies=copies,
+            copies=beside.copies,
+            parts=parts,
+            left_out=beside.left_out,
             config=config,
-            license=_license(path),
+            card=_card(path),
             resources=resources.pop_all(),
         )
     raise AssertionError  # the block returns or raises
@@ -145,7 +153,7 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
     """The index, if there is one, and the files of weights."""
     for single, name in zip(SINGLES, (INDEX, PICKLE_INDEX), strict=True):
         if (path / name).exists():
-            _check_inside(path, path / name)
+            check_inside(path, path / name)
             index = read_index(path / name)
             if (path / single).exists() and single not in index.files:
                 raise InputError(
@@ -154,7 +162,7 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
             return index, _checked(path, [path / shard for shard in index.files])
         if (path / single).exists():
             return None, _checked(path, [path / single])
-    found = sorted(file for file in path.iterdir() if file.suffix in WEIGHTS)
+    found = sorted(file for file in path.iterdir() if is_candidate(file))
     shards = [file for file in found if re.fullmatch(r".*-\d+-of-\d+", file.stem)]
     if len(found) == 1 and not shards:
         return None, _checked(path, found)
@@ -163,33 +171,24 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
     if found:
         names = ", ".join(file.name for file in found[:4])
         raise InputError(f"holds several files of weights, {names}. Name one of them.")
+    if adapter := adapters(path):
+        raise InputError(
+            f"holds an adapter, {adapter[0]}, expected the weights of a model. Merge it into its "
+            "model first: merge_and_unload() of peft."
+        )
+    if inner := folders_with_weights(path):
+        raise InputError(
+            f"holds no weights of its own, but its folders {', '.join(inner[:8])} do. Convert "
+            f"each: tpack convert {path / inner[0]}"
+        )
     raise InputError(f"holds no weights, expected {INDEX}, {PICKLE_INDEX}, {' or '.join(SINGLES)}.")
 
 
 def _checked(folder: Path, files: list[Path]) -> list[Path]:
     """Files of a folder, none of which is a link that leads out of it."""
     for file in files:
-        _check_inside(folder, file)
+        check_inside(folder, file)
     return files
-
-
-def _check_inside(folder: Path, file: Path) -> None:
-    """Refuse a link out of the folder: what it leads to is not the model's, and may be secret.
-
-    A snapshot in the cache of a hub is made of links to the blobs of its repository.
-
-    Raises:
-        InputError: it is one.
-    """
-    if not file.is_symlink():
-        return
-    root, target = folder.resolve(), file.resolve()
-    blobs = [parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"]
-    if not any(target.is_relative_to(place) for place in (root, *blobs[:1])):
-        raise InputError(
-            "is a link that leads out of the folder. Put the file itself there, or remove it.",
-            file=file,
-        )
 
 
 def _complete(shards: list[Path]) -> list[Path]:
@@ -231,31 +230,10 @@ def _output_name(number: int, count: int, file: Path, index: Index | None) -> st
     return f"model-{number + 1:05}-of-{count:05}.safetensors"
 
 
-def _copies(path: Path, notes: list[str]) -> Iterator[Path]:
-    """Files that belong to the model; code is not among them."""
-    left = []
-    for file in sorted(path.iterdir()):
-        name = file.name
-        if name.startswith(".") or file.suffix in WEIGHTS or name.endswith(".index.json"):
-            continue
-        if not file.is_file() or name in ("README.md", "config.json"):
-            continue
-        if file.suffix in COPIED or COPIED_NAMES.fullmatch(name):
-            _check_inside(path, file)
-            yield file
-        else:
-            left.append(name)
-    if left:
-        notes.append(f"did not copy {', '.join(left[:6])}" + (" and others" * (len(left) > 6)))
-
-
-def _license(path: Path) -> str:
-    """The licence that a model card states in its front matter."""
+def _card(path: Path) -> str:
+    """The model card of a folder; empty if there is none."""
     card = path / "README.md"
     if not card.is_file():
         return ""
     with card.open(encoding="utf-8", errors="replace") as file:
-        text = file.read(20_000)
-    front = text.split("\n---", 1)[0] if text.startswith("---") else ""
-    match = _LICENSE.search(front)
-    return match[1] if match else ""
+        return file.read(MAX_CARD)

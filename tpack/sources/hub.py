@@ -15,7 +15,7 @@ SCHEME = "hf://"
 _PART = r"[A-Za-z0-9][\w.-]{0,95}"
 _REPOSITORY = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]{{1,200}}))?")
 #: What a conversion reads or copies; never code.
-SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "README.md", "LICENSE*", "NOTICE*")
+SMALL = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "*.md", "LICENSE*", "NOTICE*")
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,7 @@ def remote_source(address: str, open_path: Callable[[Path], Source]) -> Source:
                 raise InputError("does not exist.")
             if files.isdir(root):
                 local.mkdir()
-                for found in files.ls(root, detail=False):
-                    if not files.isdir(found):
-                        files.get_file(found, str(local / found.rpartition("/")[2]))
+                _get(files, root, local)
             else:
                 files.get_file(root, str(local))
         except OSError as error:
@@ -74,12 +72,27 @@ def remote_target(address: str, *, force: bool) -> Iterator[Path]:
         if not local.exists():
             return
         try:
-            for path in sorted(local.iterdir()) if local.is_dir() else [local]:
-                to = f"{root.rstrip('/')}/{path.name}" if local.is_dir() else root
+            paths = (
+                sorted(p for p in local.rglob("*") if p.is_file()) if local.is_dir() else [local]
+            )
+            for path in paths:
+                inside = path.relative_to(local).as_posix()
+                to = f"{root.rstrip('/')}/{inside}" if local.is_dir() else root
                 files.makedirs(to.rpartition("/")[0], exist_ok=True)
                 files.put_file(str(path), to)
         except OSError as error:
             raise StorageError(f"cannot be written: {error}.", file=address) from error
+
+
+def _get(files: Any, root: str, local: Path) -> None:
+    """Copy what is in a folder, with its sub-folders; hidden ones stay where they are."""
+    for found in files.ls(root, detail=False):
+        name = found.rstrip("/").rpartition("/")[2]
+        if not files.isdir(found):
+            files.get_file(found, str(local / name))
+        elif not name.startswith("."):
+            (local / name).mkdir()
+            _get(files, found, local / name)
 
 
 def _file_system(address: str) -> tuple[Any, str]:

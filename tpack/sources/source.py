@@ -198,10 +198,12 @@ class Source:
         nbytes: size of the input.
         path: of a file or folder; None for what is in memory.
         shards: of a folder, in the order of their names; none for anything else.
-        copies: files of a folder that belong to the model and go with it.
+        copies: files of a folder that go with the model, by their names in the output.
+        parts: sub-folders of a folder that have weights of their own and belong to the model.
+        left_out: names in the folder of weights that may belong to the model, and are not read.
         config: of a folder, the content of its config.json.
         repository: its name on a hub, ``org/name``.
-        license: as its model card states it.
+        card: its model card, README.md.
         resources: what to close with it.
     """
 
@@ -218,10 +220,12 @@ class Source:
     metadata: Mapping[str, str] = field(default_factory=dict)
     path: Path | None = None
     shards: tuple[SourceShard, ...] = ()
-    copies: tuple[Path, ...] = ()
+    copies: Mapping[str, Path] = field(default_factory=dict)
+    parts: Mapping[str, Source] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
     config: Mapping[str, Any] | None = None
     repository: str = ""
-    license: str = ""
+    card: str = ""
     resources: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:

@@ -1,0 +1,83 @@
+"""What an output folder has beside its shards: copies, config, index, and its sub-folders."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tpack.container import INDEX, new_file, write_index
+from tpack.container.atomic import copy_file
+from tpack.conversion.packing import Batch
+from tpack.hfconfig import packed_config
+from tpack.report import ConversionReport, TensorReport
+from tpack.sources import Source
+
+
+def write_copies(source: Source, out: Path) -> None:
+    """Copy what belongs to the model."""
+    for name, path in source.copies.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(path, out / name)
+
+
+def write_config(source: Source, out: Path, *, inner: bool) -> None:
+    """Write the config of a packed model.
+
+    Args:
+        inner: of a sub-folder, whose config may be that of a module: then it stays as it is.
+    """
+    config = source.config
+    if config is None:
+        return
+    if not inner or {"model_type", "architectures"} & config.keys():
+        config = packed_config(config)
+    write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    with new_file(path) as file:
+        file.write(text.encode())
+
+
+def write_shard_index(
+    source: Source, batches: Sequence[Batch], reports: Sequence[TensorReport], out: Path
+) -> None:
+    """Write the index of several shards."""
+    pieces = [
+        (piece, shard.output)
+        for batch, shard in zip(batches, source.shards, strict=True)
+        for piece in batch.pieces()
+    ]
+    metadata = {
+        "total_parameters": sum(math.prod(report.shape) for report in reports),
+        "total_size": sum(piece.nbytes for piece, _ in pieces),
+    }
+    write_index(out / INDEX, {piece.name: name for piece, name in pieces}, metadata)
+
+
+def named_rows(place: str, report: ConversionReport) -> Iterator[TensorReport]:
+    """The rows of a sub-folder, with its name before those of its tensors."""
+    return (replace(row, name=f"{place}/{row.name}") for row in report.tensors)
+
+
+def with_parts(report: ConversionReport, parts: Mapping[str, ConversionReport]) -> ConversionReport:
+    """The report of a folder together with those of its sub-folders."""
+    notes, warnings = list(report.notes), list(report.warnings)
+    for place, part in parts.items():
+        packed = sum(row.action != "kept" for row in part.tensors)
+        notes.append(f"{place}: {packed} of {len(part.tensors)} tensors packed")
+        notes += [f"{place}: {note}" for note in part.notes if "matches no name" not in note]
+        warnings += [f"{place}: {warning}" for warning in part.warnings]
+    return replace(
+        report,
+        output_bytes=report.output_bytes + sum(part.output_bytes for part in parts.values()),
+        tensors=(*report.tensors, *(r for p, part in parts.items() for r in named_rows(p, part))),
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+        memory=max([report.memory, *(part.memory for part in parts.values())]),
+        disk=report.disk + sum(part.disk for part in parts.values()),
+    )
