@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import tpack
-from tpack.errors import InputError, NotTernaryError
+from tpack.errors import InputError, NotTernaryError, UnsupportedError
 from tpack.nn import TernaryLinear
 from tpack.sources import open_source
 from tpack.sources.packed_layouts import UNKNOWN, packed_groups
@@ -326,3 +326,101 @@ def test_a_packed_module_is_no_source(tmp_path):
 def test_plain_weights_with_such_names():
     state = {"a.weight": torch.randn(4, 4), "a.scales": torch.ones(4), "b.qweight": SCALES}
     assert packed_groups(open_source(state).tensors) == []
+
+
+# ---- ternary weights beside others, in one dialect
+
+
+def mixed_folder(path, dialect):
+    """A ternary weight of two bits, ``up``, and one of four, ``down``, of shape (64, 128)."""
+    words = lambda *shape: torch.full(shape, 0x55555555, dtype=torch.int32)  # noqa: E731
+    ones, sizes = torch.ones(64, 2).half(), torch.tensor([64, 128])
+    if dialect == "compressed-tensors":
+        tensors = {
+            f"{name}.weight_{part}": tensor.clone()
+            for name, width in (("up", 8), ("down", 16))
+            for part, tensor in (
+                ("packed", words(64, width)),
+                ("scale", ones[:, :1]),
+                ("shape", sizes),
+            )
+        }
+        groups = [
+            {"num_bits": b, "type": "int", "symmetric": True, "strategy": "channel"} for b in (2, 4)
+        ]
+        config = {
+            "quant_method": "compressed-tensors",
+            "config_groups": {str(i): {"weights": group} for i, group in enumerate(groups)},
+        }
+        config = {"quantization_config": config}
+    else:
+        tensors = {
+            f"{name}.{part}": tensor.clone()
+            for name, width in (("up", 1), ("down", 2))
+            for part, tensor in (
+                ("weight", words(64, 8 * width).view(torch.uint32)),
+                ("scales", ones[:, :width]),
+                ("biases", -ones[:, :width]),
+            )
+        }
+        config = {
+            "quantization": {"bits": 2, "group_size": 128, "down": {"bits": 4, "group_size": 64}}
+        }
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors")
+    (path / "config.json").write_text(json.dumps(config))
+    return tensors
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude": ["*down*"]}, {"exclude": ["down.weight*"]}])
+@pytest.mark.parametrize("dialect", ["compressed-tensors", "MLX"])
+def test_four_bits_beside_two(dialect, options, tmp_path):
+    tensors = mixed_folder(tmp_path / "in", dialect)
+    report = tpack.convert(tmp_path / "in", tmp_path / "out", **options)
+    (packed,) = [t.name for t in report.tensors if t.action == "packed"]
+    assert packed == "up.weight"
+    (warning,) = report.warnings
+    assert f"1 weight is packed by {dialect}, and kept bit for bit" in warning
+    assert "4" in warning
+    kept = load_file(tmp_path / "out" / "model.safetensors")
+    for name, tensor in tensors.items():
+        if name.startswith("down"):
+            assert torch.equal(kept[name], tensor)
+    assert tpack.verify(tmp_path / "out", tmp_path / "in").ok
+
+
+@pytest.mark.parametrize("dialect", ["compressed-tensors", "MLX"])
+def test_four_bits_alone(dialect, tmp_path):
+    tensors = mixed_folder(tmp_path / "in", dialect)
+    tensors = {name: t for name, t in tensors.items() if name.startswith("down")}
+    save_file(tensors | float_weight(), tmp_path / "in" / "model.safetensors")
+    with pytest.raises(NotTernaryError, match=f"is packed by {dialect}: it.*has .*4"):
+        tpack.convert(tmp_path / "in", tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "hqq"])
+def test_another_method_in_the_config(method, tmp_path):
+    (tmp_path / "in").mkdir()
+    save_file(layer(PACKED["GPTQ or AWQ"]) | float_weight(), tmp_path / "in" / "model.safetensors")
+    config = {"quantization_config": {"quant_method": method}}
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(NotTernaryError, match="packed by GPTQ or AWQ"):
+        tpack.convert(tmp_path / "in", tmp_path / "out")
+    report = tpack.convert(tmp_path / "in", tmp_path / "out", exclude=["*qweight"])
+    assert "packed by GPTQ or AWQ, and kept" in report.warnings[0]
+    save_file(float_weight(), tmp_path / "in" / "model.safetensors")
+    with pytest.raises(UnsupportedError, match="is quantized by"):
+        tpack.convert(tmp_path / "in", tmp_path / "out", force=True)
+
+
+def test_integers_of_compressed_tensors_that_are_not_packed(tmp_path):
+    (tmp_path / "in").mkdir()
+    q = torch.randint(-1, 2, (8, 32)).to(torch.int8)
+    scale = torch.rand(8, 1)
+    state = {"up.weight": q, "up.weight_scale": scale}
+    save_file(state, tmp_path / "in" / "model.safetensors")
+    group = {"weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
+    config = {"quant_method": "compressed-tensors", "config_groups": {"0": group}}
+    (tmp_path / "in" / "config.json").write_text(json.dumps({"quantization_config": config}))
+    tpack.convert(tmp_path / "in", tmp_path / "out", exact=True)
+    assert torch.equal(tpack.unpack(tmp_path / "out")["up.weight"], scale * q)

@@ -1,6 +1,7 @@
 """Folders of compressed-tensors with 2-bit weights, packed by that library or by hand."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 
 import tpack
 from tpack import codec
-from tpack.errors import InputError, UnsupportedError
+from tpack.errors import InputError
 from tpack.quantize import widen
 from tpack.sources import PackedTensor, dialects
 from tpack.sources.compressed_tensors import adapt
@@ -137,8 +138,10 @@ def test_against_the_library(strategy):
     ],
 )
 def test_other_quantizations(settings, message):
-    with pytest.raises(UnsupportedError, match=message):
-        read(state_of(), config(**settings))
+    state = state_of()
+    tensors, notes = read(state, config(**settings))
+    assert (list(tensors), notes) == (list(state), [])
+    assert re.search(message, tensors[f"{NAME}_packed"].coded)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +166,8 @@ def test_malformed_configs(found):
 )
 def test_companions_of_other_quantizations(last, what):
     other = f"{NAME.removesuffix('weight')}{last}"
-    with pytest.raises(UnsupportedError, match=what) as caught:
-        read(state_of() | {other: torch.zeros(70, dtype=torch.int32)}, config())
-    assert caught.value.tensor == f"{NAME}_packed"
+    tensors, _ = read(state_of() | {other: torch.zeros(70, dtype=torch.int32)}, config())
+    assert what in tensors[f"{NAME}_packed"].coded
 
 
 @pytest.mark.parametrize("part", ["scale", "shape"])
@@ -212,14 +214,11 @@ def test_tensors_that_do_not_fit(part, tensor, message):
     assert caught.value.tensor
 
 
-def test_minus_two_is_refused_when_it_is_read():
+def test_minus_two_is_no_trit():
     state = state_of()
     state[f"{NAME}_packed"][4, 1] &= ~(3 << 6)
-    weight = read(state, config())[0][NAME]
-    weight.rows(0, 4)
-    with pytest.raises(InputError, match="the value -2 at row 4, column 19") as caught:
-        weight.rows(3, 6)
-    assert caught.value.tensor == f"{NAME}_packed"
+    found = read(state, config())[0][f"{NAME}_packed"].coded
+    assert "the value -2 at row 4, column 19" in found
 
 
 # ---- whole folders

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,23 +32,34 @@ def adapt(
 ) -> tuple[Tensors, list[str]]:
     """Turn packed weights, scales and shapes into one tensor each; the rest stays as it is.
 
+    Other quantizations than symmetric integers of two bits stay too, and say what they are.
+
     Args:
         tensors: of the whole folder.
         config: its ``config.json``, with a ``quantization_config``.
 
     Raises:
-        UnsupportedError: another quantization than symmetric integers of two bits.
-        InputError: a scale or shape is missing or does not fit; when they are read, the
-            value -2.
+        InputError: a scale or shape is missing or does not fit.
     """
     granularities = _granularities(config or {})
     taken: set[str] = set()
     weights: dict[str, PackedTensor] = {}
+    left: dict[str, str] = {}
     for name in tensors:
-        if name.rpartition(".")[2] == "weight_packed":
-            with locate(tensor=name):
-                weights[name], companions = _weight(tensors, name, granularities)
-            taken |= companions
+        if name.rpartition(".")[2] != "weight_packed":
+            continue
+        with locate(tensor=name):
+            try:
+                weight, companions = _weight(tensors, name, granularities)
+            except UnsupportedError as error:
+                left[name] = error.message
+                continue
+            try:
+                weights[name] = weight.check()
+            except InputError as error:  # two bits that hold a fourth value
+                left[name] = "it " + error.message.partition(". ")[0]
+                continue
+        taken |= companions
     for name, weight in weights.items():
         if weight.name in tensors:
             raise InputError(f"is there beside {name!r}. Remove one.", tensor=weight.name)
@@ -55,18 +67,34 @@ def adapt(
     for name, tensor in tensors.items():
         if name in weights:
             result[weights[name].name] = weights[name]
+        elif name in left:
+            result[name] = replace(tensor, coded=left[name])
         elif name not in taken:
-            _check_rest(name)
+            _check_rest(tensors, name)
             result[name] = tensor
     notes = [f"read {len(weights)} weights in compressed-tensors' 2-bit packing"] if weights else []
     return result, notes
 
 
-def _granularities(config: Mapping[str, Any]) -> list[Scale]:
+@dataclass(frozen=True)
+class _Group:
+    """What a group of the config says of weights.
+
+    Attributes:
+        bits: of a code; None if the config does not say it.
+        granularity: of the scales; None if the group is not of ternary weights.
+        reason: why not, as "it …".
+    """
+
+    bits: int | None
+    granularity: Scale | None
+    reason: str = ""
+
+
+def _granularities(config: Mapping[str, Any]) -> list[_Group]:
     """What the groups of the config say of scales.
 
     Raises:
-        UnsupportedError: a group that is not of symmetric 2-bit integers.
         InputError: no groups, or malformed ones.
     """
     found = config.get("quantization_config")
@@ -78,7 +106,12 @@ def _granularities(config: Mapping[str, Any]) -> list[Scale]:
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if not isinstance(weights, Mapping):
             raise InputError(f"config group {label!r:.60} says nothing of weights.")
-        result.append(_granularity(label, weights))
+        bits = weights.get("num_bits")
+        known = bits if type(bits) is int and 0 < bits <= 32 else None
+        try:
+            result.append(_Group(known, _granularity(label, weights)))
+        except UnsupportedError as error:
+            result.append(_Group(known, None, error.message))
     return result
 
 
@@ -94,8 +127,7 @@ def _granularity(label: str, weights: Mapping[str, Any]) -> Scale:
         value = weights.get(key, default)
         if type(value) is not type(wanted) or value != wanted:
             raise UnsupportedError(
-                f"config group {label!r:.60} has {key} {value!r:.60}, expected {wanted!r}: other "
-                "weights are not ternary. Convert the unquantized model."
+                f"its config group {label!r:.60} has {key} {value!r:.60}, expected {wanted!r}"
             )
     strategy, size = weights.get("strategy"), weights.get("group_size")
     match strategy:
@@ -106,20 +138,25 @@ def _granularity(label: str, weights: Mapping[str, Any]) -> Scale:
         case "group" if type(size) is int and 0 < size < 10**9:
             return Scale.parse(f"group:{size}")
     raise UnsupportedError(
-        f"config group {label!r:.60} has strategy {strategy!r:.60} with group_size {size!r:.60}, "
-        "expected tensor, channel or group."
+        f"its config group {label!r:.60} has strategy {strategy!r:.60} with group_size "
+        f"{size!r:.60}, expected tensor, channel or group"
     )
 
 
 def _weight(
-    tensors: Mapping[str, SourceTensor], name: str, granularities: Sequence[Scale]
+    tensors: Mapping[str, SourceTensor], name: str, groups: Sequence[_Group]
 ) -> tuple[PackedTensor, set[str]]:
-    """A weight, and the names of the tensors that it takes in."""
+    """A weight, and the names of the tensors that it takes in.
+
+    Raises:
+        UnsupportedError: it is not of symmetric 2-bit integers.
+        InputError: a part of it is missing, or of another shape.
+    """
     prefix = name.removesuffix("_packed")
     for last, what in FOREIGN.items():
         other = f"{prefix.removesuffix('weight')}{last}"
         if other in tensors:
-            raise UnsupportedError(f"has {what}, {other!r}: it is not ternary.")
+            raise UnsupportedError(f"it has {what}, {other!r}")
     packed, stored, sizes = (
         tensors.get(f"{prefix}_{part}") for part in ("packed", "scale", "shape")
     )
@@ -127,7 +164,7 @@ def _weight(
     if stored is None or sizes is None:
         missing = f"{prefix}_{'scale' if stored is None else 'shape'}"
         raise InputError(f"has no tensor {missing!r} beside it. Download the checkpoint again.")
-    shape = _shape(packed, sizes)
+    shape, granularities = _shape(packed, sizes, groups)
     granularity = _fitting(granularities, stored, shape)
     raw = stored.read(0, stored.numel)
     if not np.isfinite(widen(raw, stored.dtype)).all():
@@ -145,19 +182,40 @@ def _weight(
     return weight, {packed.name, stored.name, sizes.name}
 
 
-def _shape(packed: SourceTensor, sizes: SourceTensor) -> tuple[int, int]:
+def _shape(
+    packed: SourceTensor, sizes: SourceTensor, groups: Sequence[_Group]
+) -> tuple[tuple[int, int], list[Scale]]:
+    """The shape of a weight of two bits, and the granularities that its scale may have.
+
+    The words of a row tell which groups of the config it may belong to.
+
+    Raises:
+        UnsupportedError: it belongs to a group of other weights, or may do so.
+        InputError: another shape or dtype than any group says.
+    """
     if sizes.dtype not in ("int64", "int32") or sizes.shape != (2,):
         raise InputError(
             f"is {sizes.dtype} {sizes.shape}, expected two integers.", tensor=sizes.name
         )
     rows, columns = (int(size) for size in sizes.read(0, 2))
-    words = (rows, -(-columns // PER_WORD))
-    if packed.dtype != "int32" or packed.shape != words or rows < 1 or columns < 1:
+    fitting = [
+        group
+        for group in groups
+        if group.bits is None
+        or (packed.dtype, packed.shape) == ("int32", (rows, -(-columns * group.bits // 32)))
+    ]
+    if not fitting and not any(group.granularity for group in groups):
+        raise UnsupportedError(groups[0].reason)
+    if not fitting or rows < 1 or columns < 1:
+        words = (rows, -(-columns // PER_WORD))
         raise InputError(
             f"is {packed.dtype} {packed.shape}, expected int32 {words} for a weight of shape "
-            f"{(rows, columns)}."
+            f"{(rows, columns)} in two bits."
         )
-    return rows, columns
+    for group in fitting:
+        if group.granularity is None:
+            raise UnsupportedError(group.reason)
+    return (rows, columns), [group.granularity for group in fitting if group.granularity]
 
 
 def _fitting(granularities: Sequence[Scale], stored: SourceTensor, shape: tuple[int, int]) -> Scale:
@@ -184,11 +242,13 @@ def _rows(packed: SourceTensor, columns: int, first: int, last: int) -> npt.NDAr
         return to_t2(part, columns, first)
 
 
-def _check_rest(name: str) -> None:
+def _check_rest(tensors: Mapping[str, SourceTensor], name: str) -> None:
     """Refuse what belongs to a packed weight that is not there."""
-    if name.rpartition(".")[2] in {"weight_shape", "weight_scale", *FOREIGN}:
+    prefix, _, last = name.rpartition(".")
+    if last in {"weight_shape", "weight_scale", *FOREIGN} and not any(
+        f"{prefix}{'.' * bool(prefix)}{codes}" in tensors for codes in ("weight_packed", "weight")
+    ):
         raise InputError(
-            "belongs to a weight_packed that is missing. It may be stored in another format of "
-            "compressed-tensors than pack-quantized, which is not supported.",
+            "belongs to a weight_packed that is missing. Download the checkpoint again.",
             tensor=name,
         )

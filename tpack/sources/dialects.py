@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from tpack.errors import UnsupportedError
+from tpack.sources.packed_layouts import packed_groups
 from tpack.sources.source import PackedTensor, SourceTensor
 
 Tensors = Mapping[str, SourceTensor | PackedTensor]
@@ -36,7 +37,8 @@ def adapt(
         The tensors of the plain model, and notes for the report.
 
     Raises:
-        UnsupportedError: a quantization that is not ternary, or of an unknown convention.
+        UnsupportedError: a quantization of which the tensors show nothing, or of an unknown
+            convention.
         InputError: weights that do not fit the dialect.
     """
     config = config or {}
@@ -45,6 +47,8 @@ def adapt(
         method = quantization["quant_method"]
         if isinstance(method, str) and method in METHODS:
             return _reader(METHODS[method])(tensors, config)
+        if packed_groups(tensors):  # each is refused by name, or kept
+            return tensors, [f"config.json says that weights are quantized by {method!r:.40}"]
         raise UnsupportedError(
             f"is quantized by {method!r:.40} as its config.json says, expected "
             f"{' or '.join(METHODS)}. Dequantize it first."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,31 +30,45 @@ def adapt(
 ) -> tuple[Tensors, list[str]]:
     """Turn packed weights, scales and biases into one tensor each; the rest stays as it is.
 
+    Weights of more than two bits, and those whose biases are not of trits, stay too, and say
+    what they are.
+
     Args:
         tensors: of the whole folder.
         config: its ``config.json``, with a ``quantization``.
 
     Raises:
-        UnsupportedError: more than two bits, or scales and biases that are not of trits.
-        InputError: a tensor is missing or of another shape; when they are read, code 3.
+        InputError: a tensor is missing or of another shape.
     """
     settings = (config or {}).get("quantization")
     if not isinstance(settings, Mapping):
         raise InputError("has no quantization in its config.json.")
     weights: dict[str, PackedTensor] = {}
+    left: dict[str, str] = {}
     taken: set[str] = set()
     for name in tensors:
         prefix, _, last = name.rpartition(".")
         if last != "scales":
             continue
         with locate(tensor=f"{prefix}.weight"):
-            weight = _weight(tensors, prefix, _group_size(settings, prefix))
+            try:
+                weight = _weight(tensors, prefix, _group_size(settings, prefix))
+            except UnsupportedError as error:
+                left[f"{prefix}.weight"] = error.message
+                continue
+            try:
+                weight.check()
+            except InputError as error:  # two bits that hold a fourth value
+                left[weight.name] = "it " + error.message.partition(". ")[0]
+                continue
         weights[weight.name] = weight
         taken |= {name, f"{prefix}.biases"}
     result: dict[str, SourceTensor | PackedTensor] = {}
     for name, tensor in tensors.items():
         if name in weights:
             result[name] = weights[name]
+        elif name in left:
+            result[name] = replace(tensor, coded=left[name])
         elif name not in taken:
             if tensor.dtype == "uint32" and name.endswith(".weight"):
                 raise InputError("is packed, but has no scales beside it.", tensor=name)
@@ -80,12 +95,12 @@ def _group_size(settings: Mapping[str, Any], prefix: str) -> int:
     mode = settings.get("mode", "affine")
     if type(bits) is not int or bits != 2 or mode != "affine":
         raise UnsupportedError(
-            f"has {bits!r:.60} bits in mode {mode!r:.60} by config.json, expected 2 in mode "
-            "affine: it is not ternary. Convert the unquantized model."
+            f"it has {bits!r:.60} bits in mode {mode!r:.60} by config.json, expected 2 in mode "
+            "affine"
         )
     if type(size) is not int or size not in (32, 64, 128):
         raise UnsupportedError(
-            f"has groups of {size!r:.60} columns by config.json, expected 32, 64 or 128."
+            f"it has groups of {size!r:.60} columns by config.json, expected 32, 64 or 128"
         )
     return size
 
@@ -144,10 +159,8 @@ def _ternary_scale(scales: SourceTensor, biases: SourceTensor) -> npt.NDArray[An
     if bad.any():
         index = tuple(int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
         raise UnsupportedError(
-            f"is {others[index]!s} at index {index}, expected {-values[index]!s}, the negative "
-            "scale: the weights are quantized to four values, not ternary. Convert the unquantized "
-            "model.",
-            tensor=biases.name,
+            f"{biases.name!r} is {others[index]!s} at index {index}, expected "
+            f"{-values[index]!s}, the negative scale: the weights are quantized to four values"
         )
     return raw
 

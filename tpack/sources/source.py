@@ -154,6 +154,16 @@ class PackedTensor:
         for first in range(0, count, step):
             yield first, self.rows(first, min(first + step, count))
 
+    def check(self) -> Self:
+        """Read all codes once.
+
+        Raises:
+            InputError: an illegal code.
+        """
+        for _ in self.blocks():
+            pass
+        return self
+
     def dense(self) -> SourceTensor:
         """The same weight as floats, ``scale * trit`` in ``dtype``."""
         columns = self.shape[-1]
