@@ -140,8 +140,8 @@ def convert(
 
 
 def _table(report: ConversionReport, *, verbose: bool) -> str:
-    """One line for each tensor, or for each group of repeated layers; kept ones if verbose."""
-    tensors = {t.name: t for t in report.tensors if verbose or t.action != "kept"}
+    """One line for each weight, or for each group of repeated layers; all tensors if verbose."""
+    tensors = {t.name: t for t in report.tensors if verbose or t.left or t.action != "kept"}
     keyed = ((t.name, (t.shape, t.action, t.scale, t.method, t.reason)) for t in tensors.values())
     rows = []
     for label, names in grouped(keyed, each=verbose):

@@ -307,10 +307,11 @@ class Position(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.fc = nn.Linear(8, 8)
         self.position = nn.Parameter(torch.ones(5, 8))
 
     def forward(self, x):
-        return x + self.position
+        return self.fc(x) + self.position
 
 
 def test_sizes_that_cannot_be_free_are_told(tmp_path):

@@ -183,7 +183,7 @@ def test_the_whole_path(run, exact, tmp_path):
 
 def test_quiet_prints_results_only(run, source, tmp_path):
     packed = tmp_path / "m.tpack.safetensors"
-    assert run("convert", source, "-q") == (0, f"{packed}\n", "")
+    assert run("convert", source, "-q", "--quantize", "twn") == (0, f"{packed}\n", "")
     assert run("verify", packed, "-q") == (0, "", "")
     out = tmp_path / "x"
     assert run("unpack", packed, "-o", out, "-q") == (0, f"{out}\n", "")
@@ -228,7 +228,7 @@ def test_json_of_convert(run, source, tmp_path):
     assert data["output_bytes"] == Path(data["output"]).stat().st_size
     assert {row["name"]: row["action"] for row in data["tensors"]} == {
         "fc.weight": "packed",
-        "up.weight": "quantized",
+        "up.weight": "kept",
         "fc.bias": "kept",
     }
     for row in data["tensors"]:
@@ -246,9 +246,9 @@ def test_json_of_verify_and_inspect(run, source):
     assert {"file", "format_version", "tensors", "kept", "bpw_total"} <= set(data)
 
 
-def test_json_of_a_failed_verification(run, source):
-    run("convert", source)
-    packed = source.with_name("m.tpack.safetensors")
+def test_json_of_a_failed_verification(run, source, exact):
+    run("convert", exact)
+    packed = exact.with_name("e.tpack.safetensors")
     code, out, err = run("verify", packed, "--against", source, "--json")
     assert (code, err) == (5, "")
     data = json.loads(out)
@@ -261,7 +261,7 @@ def test_json_of_a_failed_verification(run, source):
     [
         (["convert", "SOURCE", "--exact"], 4, "not_ternary", "up.weight"),
         (["convert", "gone.pt"], 3, "input", None),
-        (["convert", "SOURCE", "--scale", "column"], 2, "usage", None),
+        (["convert", "SOURCE", "--scale", "cell"], 2, "usage", None),
         (["convert", "SOURCE", "--layout", "t3"], 2, "usage", None),
         (["convert", "SOURCE", "--wrong"], 2, "usage", None),
         (["convert"], 2, "usage", None),
@@ -296,10 +296,10 @@ def test_exit_2_for_unknown_commands_and_none(run):
     assert run()[0] in (0, 2)
 
 
-def test_exit_5_and_6(run, source):
+def test_exit_5_and_6(run, source, exact):
     run("convert", source)
     packed = source.with_name("m.tpack.safetensors")
-    code, out, err = run("verify", packed, "--against", source)
+    code, out, err = run("verify", packed, "--against", exact)
     assert code == 5
     assert out.startswith("FAILED")
     assert "up.weight" in err
@@ -375,7 +375,7 @@ def slow(*arguments):
     return real(*arguments)
 setattr(module, name, slow)
 from tpack.cli.main import main
-main(["convert", sys.argv[2]])
+main(["convert", sys.argv[2], "--quantize", "absmean"])
 """
 
 

@@ -98,7 +98,10 @@ class UnsupportedError(InputError):
 
 
 class NotTernaryError(TpackError, ValueError):
-    """A value lies outside the ternary set; ``index`` and ``value`` name the first one."""
+    """A value lies outside the ternary set; ``index`` and ``value`` name the first one.
+
+    ``tensors`` has the names of all tensors concerned, where there are several.
+    """
 
     code = 4
     kind = "not_ternary"
@@ -110,10 +113,12 @@ class NotTernaryError(TpackError, ValueError):
         tensor: str | None = None,
         index: tuple[int, ...] | None = None,
         value: float | None = None,
+        tensors: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, tensor=tensor)
         self.index = index
         self.value = value
+        self.tensors = tensors or (() if tensor is None else (tensor,))
 
 
 class ExistsError(TpackError):

@@ -17,6 +17,7 @@ class TensorReport:
         relative_error: ‖w - s·q‖ / ‖w‖.
         bpw: bits per weight in the output, scales included.
         reason: why it was kept, or what was done to it.
+        left: whether it is a weight that was kept, since it is not ternary.
     """
 
     name: str
@@ -27,6 +28,7 @@ class TensorReport:
     bpw: float
     shape: tuple[int, ...]
     reason: str = ""
+    left: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

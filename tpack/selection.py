@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Literal
 
 from tpack.dtypes import WEIGHT_DTYPES
 from tpack.errors import UnsupportedError
-from tpack.layerdef.mirror import EMBEDDING_WORDS
+from tpack.layerdef.mirror import EMBEDDING_NAMES, EMBEDDING_WORDS, is_embedding
 from tpack.layerdef.params import MAX_RANK
 
 Shape = Sequence[int]
 
 #: Modules near the root whose weight is an output head.
 HEADS = (
-    *("lm_head", "output", "head", "classifier", "embed_out", "score", "output_projection"),
+    *("lm_head", "output", "head", "heads", "classifier", "embed_out", "score", "cls"),
+    *("out", "out_proj", "output_projection", "output_layer", "linear_out", "fc_out", "readout"),
+    *("logits", "to_logits", "final", "final_layer", "final_linear", "final_proj", "generator"),
+    *("vocab_proj", "vocab_projection", "unembed", "unembedding"),
     *("lm_loss", "qa_outputs", "vocab_projector"),  # XLNet, BERT, DistilBERT
     *("text_projection", "visual_projection"),  # CLIP
 )
+#: Layers of a head that are never its last, as transformers calls them.
+HIDDEN = ("dense", "transform")
+#: Modules that hold others: what is called a head in one of them is a hidden layer.
+INNER = ("attn", "attention", "mlp", "ffn", "ff", "feed_forward", "block", "blocks", "layer")
 #: Where the last layer of a head lies deeper. Hidden layers of a head are weights like others.
 HEAD_PATHS = (
     "lm_head.decoder.weight",  # RoBERTa
@@ -34,6 +43,10 @@ HEAD_PATHS = (
 OTHER_WORDS = ("bias", "token", "mask", "norm", "freq", "scale")
 
 
+#: Reasons that are the user's own.
+PATTERNS = ("excluded", "not included")
+
+
 @dataclass(frozen=True)
 class Rule:
     """Names of tensors that are kept.
@@ -42,6 +55,7 @@ class Rule:
         reason: why, for the report.
         part: where the words are looked for: in the ``last`` part of a name, in the part before
             it, the ``owner`` (numbers do not count), in ``either`` of them, or in the ``path``.
+            ``head`` is a module near the root: its own weight, or the last matrix inside of it.
         how: the part ``is``, ``has`` or ``ends`` with one of the words.
         words: in lower case.
         near_root: only where at most two modules hold the tensor.
@@ -49,7 +63,7 @@ class Rule:
     """
 
     reason: str
-    part: Literal["last", "owner", "either", "path"]
+    part: Literal["last", "owner", "either", "path", "head"]
     how: Literal["is", "has", "ends"]
     words: tuple[str, ...]
     near_root: bool = False
@@ -59,6 +73,11 @@ class Rule:
 def _wide(shape: Shape) -> bool:
     """Fewer rows than columns: a gate among few experts, not one of a feed-forward layer."""
     return shape[0] < shape[-1]
+
+
+def _matrix(shape: Shape) -> bool:
+    """Of a linear layer; not of a convolution."""
+    return len(shape) == 2
 
 
 def _depthwise(shape: Shape) -> bool:
@@ -74,12 +93,17 @@ def _pictures(shape: Shape) -> bool:
 #: What is kept by its name, and who names it so; the first that fits gives the reason.
 #: ``docs/checkpoints.md`` has the same table.
 RULES = (
-    Rule("output head", "owner", "is", HEADS, near_root=True),
+    Rule("output head", "head", "is", HEADS),
+    Rule("output head", "head", "ends", ("_head", "_logits")),
+    Rule("output head", "owner", "is", ("decoder",), near_root=True, shape=_matrix),
+    Rule("output head", "last", "is", ("w_u",)),  # TransformerLens
     Rule("output head", "path", "is", ("proj_out.weight",)),  # Whisper
     Rule("output head", "path", "has", ("lm_heads.",)),  # MusicGen
     Rule("output head", "path", "ends", HEAD_PATHS),
     Rule("embedding", "either", "has", EMBEDDING_WORDS),  # most models
-    Rule("embedding", "owner", "is", ("shared",), near_root=True),  # T5, BART, Pegasus
+    Rule("embedding", "either", "is", EMBEDDING_NAMES),
+    Rule("embedding", "owner", "is", ("shared", "e"), near_root=True),  # T5, BART, Pegasus
+    Rule("embedding", "path", "is", ("e",)),
     Rule("embedding", "path", "ends", ("transformer.w.weight",)),  # CTRL
     Rule("embedding", "owner", "ends", ("_token", "_tokens")),  # SAM
     Rule("embedding", "either", "has", ("codebook", "codevector")),  # EnCodec, Wav2Vec2
@@ -108,6 +132,9 @@ def keep_reason(
     shape: Sequence[int],
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    *,
+    role: str | None = None,
+    others: Mapping[str, Shape] = MappingProxyType({}),
 ) -> str | None:
     """Why a tensor is kept as it is, or None if it is to be packed.
 
@@ -115,6 +142,11 @@ def keep_reason(
         include: patterns of names; if there are any, only matching tensors are packed, also
             embeddings and output heads.
         exclude: patterns of names to keep.
+        role: what the module that owns it says: ``layer`` for one that multiplies with it, which
+            may still be an output head; ``weight`` for one that surely is none; anything else is
+            the reason to keep it. None: names tell.
+        others: the shapes of all tensors of the source, among which the last matrix of a head
+            is found.
 
     Raises:
         UnsupportedError: a weight in a dtype that cannot be packed.
@@ -136,7 +168,9 @@ def keep_reason(
         return "integer"
     if patterns:
         return patterns
-    if not include and (reason := _reason_by_name(name, shape)):
+    if not include and role not in (None, "layer", "weight"):
+        return role
+    if not include and role != "weight" and (reason := _reason_by_name(name, shape, others, role)):
         return reason
     if dtype not in WEIGHT_DTYPES:
         raise UnsupportedError(
@@ -156,22 +190,73 @@ def unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str |
     return None
 
 
-def _reason_by_name(name: str, shape: Shape) -> str | None:
+def _reason_by_name(
+    name: str, shape: Shape, others: Mapping[str, Shape], role: str | None
+) -> str | None:
     path = name.lower()
     *owners, last = path.split(".")
-    owner = next((part for part in reversed(owners) if not part.isdecimal()), "")
+    modules = [part for part in owners if not part.isdecimal()]
+    owner = modules[-1] if modules else ""
     direct = owners[-1] if owners else ""
     parts = {"last": (last,), "owner": (owner,), "either": (owner, last), "path": (path,)}
     for rule in RULES:
-        # a head is a module of that name, not one of several in a list
-        found = (direct,) if rule.near_root else parts[rule.part]
-        if rule.near_root and len(owners) > 2:
+        if role == "layer" and rule.reason != "output head":
             continue
+        if rule.part == "head":
+            found: tuple[str, ...] = tuple(_heads(name, others))
+        elif rule.near_root:
+            found = (direct,) if len(owners) <= 2 else ()
+        else:
+            found = parts[rule.part]
         if any(_fits(rule, part) for part in found) and rule.shape(shape):
             return rule.reason
+    if len(modules) <= 1 and direct in modules and _is_unembedding(shape, others):
+        return "output head"
     if last != "weight" and len(shape) > 2 and math.prod(shape) == max(shape):
         return "a vector"  # of a weight norm, of RWKV
     return None
+
+
+def _heads(name: str, others: Mapping[str, Shape]) -> Iterator[str]:
+    """The modules near the root, in lower case, whose last matrix a tensor is."""
+    *owners, last = name.split(".")
+    if not owners and last != "weight":
+        owners = [last]  # a parameter of the root that bears the name itself
+    for end, part in enumerate(owners, 1):
+        outer = [other.lower() for other in owners[:end] if not other.isdecimal()]
+        if part.isdecimal() or len(outer) > 2 or any(word in INNER for word in outer[:-1]):
+            continue
+        if end == len(owners) or name == _last_inside(".".join(owners[:end]), name, others):
+            yield outer[-1]
+
+
+def _last_inside(module: str, name: str, others: Mapping[str, Shape]) -> str | None:
+    """The last matrix inside a module: by its name, by its number, or by its place."""
+    inside = {n: n.lower().split(".") for n in (name, *others) if n.startswith(f"{module}.")}
+    matrices = {
+        n: parts
+        for n, parts in inside.items()
+        if len(others.get(n, (1, 1))) >= 2 and not any(word in HIDDEN for word in parts)
+    }
+    named = [n for n, parts in matrices.items() if parts[-2] in (*HEADS, "decoder")]
+    found = named or list(matrices)
+    return max(found, key=lambda n: (_numbers(n), found.index(n)), default=None)
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d{1,9}", name)]
+
+
+def _is_unembedding(shape: Shape, others: Mapping[str, Shape]) -> bool:
+    """Whether a matrix has the shape of an embedding table of tokens: a head gives as many."""
+    return (
+        len(shape) == 2
+        and shape[0] != shape[1]
+        and any(
+            tuple(other) == tuple(shape) and is_embedding(name) and "pos" not in name.lower()
+            for name, other in others.items()
+        )
+    )
 
 
 def _fits(rule: Rule, part: str) -> bool:

@@ -16,14 +16,16 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.writer import checkpoint_size, write_checkpoint
-from tpack.conversion.capturing import OWN_RULE, captured, captured_program, packed_note
+from tpack.conversion.capturing import OWN_RULE, captured, packed_note
+from tpack.conversion.cases import Cases
 from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.options import Options, Progress
 from tpack.conversion.packing import pack_batch
-from tpack.conversion.plan import make_plan
+from tpack.conversion.plan import make_plan, ternary_names
 from tpack.conversion.ranks import Ranks
 from tpack.conversion.room import Needs, check_room
+from tpack.conversion.telling import check_refused, warnings
 from tpack.errors import UsageError, locate
 from tpack.layerdef import LayerDef, Program
 from tpack.report import ConversionReport
@@ -147,13 +149,13 @@ def convert(
                 check_target(target, force=force)
             with locate(file=opened.label), storage_errors(target):
                 if trace is not None:
+                    opened.notes[:0] = trace.notes
+                    opened.roles = trace.roles()
                     opened.rounded = trace.rounded
                     opened.floats = dict.fromkeys(trace.measured, OWN_RULE)
-                    program = captured_program(trace, opened, options)
-                where = None if dry_run else target
-                report = _convert_file(opened, options, program, where, trace, force=force)
-            if trace is not None:
-                report = replace(report, notes=(*trace.notes, *report.notes))
+                report = _convert_file(
+                    opened, options, program, trace, None if dry_run else target, force=force
+                )
         if place is not destination and report.output:
             report = replace(report, output=str(destination))
         return report
@@ -175,25 +177,35 @@ def _convert_file(
     source: Source,
     options: Options,
     program: Program | None,
-    target: Path | None,
     trace: Captured | None,
+    target: Path | None,
     *,
     force: bool,
 ) -> ConversionReport:
-    """Convert a source into one file, or only measure it."""
+    """Convert a source into one file, or only measure it.
+
+    Args:
+        program: the LayerDefs that decide what is packed, if there are any.
+        trace: a captured computation, whose LayerDefs follow from what was packed.
+    """
     plan = make_plan(source, options, program)
+    if trace is not None:
+        plan.restrict(ternary_names(trace.program(plan.weights)))
     needs = Needs.of(plan, source, options)
     if target is not None:
         check_room(target.parent, needs)
     with _spool(None if target is None else target.parent) as spool:
-        batch = pack_batch(plan, source.tensors, options, spool, source.label)
+        batch = pack_batch(Cases(plan), source.tensors, spool, source.label)
+        check_refused([batch], plan)
+        if trace is not None:
+            program = trace.program(batch.packed)
         notes: list[str] = []
-        notes += batch.doubts(plan)
         (document,) = describe([batch], source, program, options, notes)
         if trace is not None:
             notes += packed_note(trace, document.program, batch)
         pieces = list(batch.pieces())
         total = sum(piece.nbytes for piece in pieces)
+        needs = needs.with_output(spool.tell(), total)
         done = 0
 
         def advance(count: int) -> None:
@@ -204,6 +216,7 @@ def _convert_file(
         if target is None:
             size = checkpoint_size(document, pieces, source.metadata)
         else:
+            check_room(target.parent, needs.left(spool.tell()))
             size = write_checkpoint(
                 target, document, pieces, metadata=source.metadata, force=force, progress=advance
             )
@@ -215,7 +228,7 @@ def _convert_file(
         (*source.notes, *plan.notes, *notes),
         needs.memory,
         needs.disk,
-        (*source.warnings, *plan.warnings),
+        (*source.warnings, *plan.warnings, *warnings([batch], plan)),
     )
 
 

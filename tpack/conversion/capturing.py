@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpack.container.opening import input_errors
-from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch
-from tpack.conversion.plan import make_plan
 from tpack.errors import UsageError, locate
 from tpack.layerdef import Program
-from tpack.sources import Source
 
 if TYPE_CHECKING:
     from tpack.tracing import Captured
@@ -58,12 +55,6 @@ def captured(
 def _compared(trace: Captured) -> Captured:
     trace.notes = (*trace.notes, trace.compare())
     return trace
-
-
-def captured_program(trace: Captured, source: Source, options: Options) -> Program:
-    """The LayerDefs of a trace, in which the weights that the options pack are ternary."""
-    weights = make_plan(source, options, None).weights
-    return trace.program({*weights, *trace.rounded} - trace.measured)
 
 
 def packed_note(trace: Captured, program: Program | None, batch: Batch) -> list[str]:

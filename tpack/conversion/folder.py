@@ -30,12 +30,14 @@ from tpack.conversion.beside import (
     write_text,
 )
 from tpack.conversion.card import model_card
+from tpack.conversion.cases import Cases
 from tpack.conversion.description import describe
 from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch, pack_batch
 from tpack.conversion.plan import Plan, everything_kept, make_plan
 from tpack.conversion.ranks import Ranks
 from tpack.conversion.room import Needs, check_room
+from tpack.conversion.telling import check_refused, warnings
 from tpack.conversion.work import Work
 from tpack.errors import ExistsError, InputError, NotTernaryError, StorageError, TpackError, locate
 from tpack.layerdef import Program
@@ -201,16 +203,20 @@ def _pack_own(
     shards = folder.source.shards
     sizes = [sum(folder.source.tensors[name].nbytes for name in shard.names) for shard in shards]
     batches: dict[int, Batch] = {}
+    cases = Cases(plan)
     done = 0
     for position in ranks.own(sizes):
         number, shard = position + 1, shards[position]
         batch = work.load(number, plan, stack)
         if batch is None:
             spool = stack.enter_context(work.spool(number))
-            batch = pack_batch(plan, shard.names, folder.options, spool, str(shard.path), done)
-            work.finish(number, batch)
+            batch = pack_batch(cases, shard.names, spool, str(shard.path), done)
+            if not batch.refused:
+                work.finish(number, batch)
         batches[number] = batch
         done += sizes[position]
+    if any(batch.refused for batch in batches.values()):
+        check_refused(list(batches.values()), plan)
     return batches
 
 
@@ -237,12 +243,12 @@ def _finish(
             if batch is None:
                 return None
             batches.append(batch)
+        check_refused(batches, plan)
         out = work.output
         if out.exists():
             shutil.rmtree(out)
         out.mkdir()
         notes = _about_name(folder.target)
-        notes += [note for batch in batches for note in batch.doubts(plan)]
         sizes = _write_shards(folder, batches, out, notes)
         reports = _reports(folder, batches)
         parts = _convert_parts(folder, out)
@@ -259,7 +265,7 @@ def _finish(
         (*folder.source.notes, *plan.notes, *notes),
         needs.memory,
         needs.disk,
-        (*folder.source.warnings, *plan.warnings),
+        (*folder.source.warnings, *plan.warnings, *warnings(batches, plan)),
     )
     return with_parts(report, parts)
 
@@ -330,15 +336,14 @@ def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
     """Pack into nowhere: the report of a conversion, with its exact size."""
     batches: list[Batch] = []
     notes: list[str] = []
+    cases = Cases(plan)
     with ExitStack() as stack:
         done = 0
         for shard in folder.source.shards:
             spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20))
-            batches.append(
-                pack_batch(plan, shard.names, folder.options, spool, str(shard.path), done)
-            )
+            batches.append(pack_batch(cases, shard.names, spool, str(shard.path), done))
             done += sum(folder.source.tensors[name].nbytes for name in shard.names)
-        notes += [note for batch in batches for note in batch.doubts(plan)]
+        check_refused(batches, plan)
         documents = describe(batches, folder.source, folder.program, folder.options, notes)
         size = sum(
             checkpoint_size(document, list(batch.pieces()), {} if n else folder.source.metadata)
@@ -353,7 +358,7 @@ def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
         (*folder.source.notes, *plan.notes, *notes),
         needs.memory,
         needs.disk,
-        (*folder.source.warnings, *plan.warnings),
+        (*folder.source.warnings, *plan.warnings, *warnings(batches, plan)),
     )
     return with_parts(report, _convert_parts(folder, None))
 

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from tpack.codec import Scale, pack, rows_and_columns, unpack
 from tpack.container import Piece, TernaryEntry, digest
 from tpack.container.header import CHUNK
+from tpack.conversion.cases import Cases, Left, as_weight
 from tpack.conversion.options import Options
 from tpack.conversion.plan import Plan
 from tpack.dtypes import BY_NAME
 from tpack.errors import NotTernaryError, locate
-from tpack.quantize import encode_blocks, fit, widen
+from tpack.quantize import Fit, encode_blocks, widen
 from tpack.quantize.fit import repeat_scale
 from tpack.report import TensorReport
 from tpack.sources import PackedTensor, Source, SourceTensor
@@ -65,6 +66,9 @@ class Batch:
         packed: weights, whose bytes lie in the spool.
         kept: tensors that are read from the source when the file is written.
         reasons: why a tensor is kept.
+        left: weights among the kept that are not ternary, or are no weights.
+        refused: weights that forbid an output.
+        zero: weights that are all zero.
         spool: where packed bytes are.
     """
 
@@ -72,6 +76,15 @@ class Batch:
     packed: dict[str, Packed] = field(default_factory=dict)
     kept: dict[str, SourceTensor] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    left: dict[str, Left] = field(default_factory=dict)
+    refused: dict[str, Left] = field(default_factory=dict)
+    zero: list[str] = field(default_factory=list)
+
+    def leave(self, name: str, why: Left, plan: Plan) -> None:
+        """Keep a weight of the plan."""
+        self.left[name] = why
+        for tensor, reason in plan.as_kept(name, why.kind):
+            self.kept[tensor.name], self.reasons[tensor.name] = tensor, reason
 
     def pieces(self) -> Iterator[Piece]:
         """Every tensor of the output."""
@@ -88,17 +101,6 @@ class Batch:
         for start in range(0, item.length, CHUNK):
             yield self.spool.read(min(CHUNK, item.length - start))
 
-    def doubts(self, plan: Plan) -> Iterator[str]:
-        """Notes on weights that may be codes of another quantization, whose scales are unknown."""
-        for name, item in self.packed.items():
-            tensor = plan.weights[name][0]
-            plain = isinstance(tensor, SourceTensor) and tensor.factor is None
-            if plain and tensor.dtype == "int8" and item.entry.method != "exact":
-                yield (
-                    f"{name} is int8 with values that are not ternary: if they are codes, what "
-                    "they were to be scaled by is not used"
-                )
-
     def reports(self, source: Source, names: Iterable[str]) -> Iterator[TensorReport]:
         """What became of the tensors ``names``, and of what shares their storage."""
         names = list(names)
@@ -108,8 +110,9 @@ class Batch:
             elif name in self.kept:
                 tensor = self.kept[name]
                 bits = 8.0 * BY_NAME[tensor.dtype].size
+                left = name in self.left and not self.left[name].silent
                 yield TensorReport(
-                    name, "kept", None, None, 0.0, bits, tensor.shape, self.reasons[name]
+                    name, "kept", None, None, 0.0, bits, tensor.shape, self.reasons[name], left
                 )
         for name, target in source.aliases.items():
             if target in names:
@@ -131,7 +134,7 @@ def _packed_report(name: str, item: Packed) -> TensorReport:
 
 
 def pack_batch(
-    plan: Plan, names: Iterable[str], options: Options, spool: IO[bytes], label: str, start: int = 0
+    cases: Cases, names: Iterable[str], spool: IO[bytes], label: str, start: int = 0
 ) -> Batch:
     """Pack or keep the tensors ``names`` of a plan; others of them have been taken in.
 
@@ -139,15 +142,15 @@ def pack_batch(
         label: the file they come from, for messages.
         start: bytes of the source that are done, for the progress.
     """
-    batch = Batch(spool)
+    batch, plan, options = Batch(spool), cases.plan, cases.plan.options
     total = sum(t.nbytes for t, _ in plan.weights.values())
     total += sum(t.nbytes for t in plan.kept.values())
     done = start
     for name in names:
         if name in plan.weights:
-            tensor, split = plan.weights[name]
+            tensor = plan.weights[name][0]
             with locate(file=label, tensor=name):
-                batch.packed[name] = _pack(tensor, split, options, spool)
+                _pack(name, cases, batch)
             done += tensor.nbytes
         elif name in plan.kept:
             batch.kept[name] = plan.kept[name]
@@ -159,14 +162,21 @@ def pack_batch(
     return batch
 
 
-def _pack(
-    tensor: SourceTensor | PackedTensor, split: int, options: Options, spool: IO[bytes]
-) -> Packed:
+def _pack(name: str, cases: Cases, batch: Batch) -> None:
+    """Pack a weight into the spool of its batch, or leave it."""
+    tensor, split = cases.plan.weights[name]
+    options = cases.plan.options
     if isinstance(tensor, PackedTensor):
-        if options.scale in ("auto", str(tensor.granularity)):
-            return _take(tensor, options, spool)
-        tensor = tensor.dense()
-    return _quantize(tensor, split, options, spool)
+        batch.packed[name] = _take(tensor, options, batch.spool)
+        return
+    found, detected = cases.of(name)
+    if isinstance(found, Fit):
+        batch.packed[name] = _encode(tensor, split, found, options, batch.spool)
+        batch.zero += [name] * detected.zero
+    elif found.refused:
+        batch.refused[name] = found
+    else:
+        batch.leave(name, found, cases.plan)
 
 
 class _Sink:
@@ -193,12 +203,12 @@ class _Sink:
         return Packed(entry, scale, dtype, self.offset, length, self.stored.hexdigest())
 
 
-def _quantize(tensor: SourceTensor, split: int, options: Options, spool: IO[bytes]) -> Packed:
-    """Find the trits of a weight and append them, packed, to the spool."""
-    weight = tensor.weight(split, tensor.dtype_unpacked("exact"))
-    found = fit(weight, options.quantize, options.scale, exact_only=options.exact)
+def _encode(
+    tensor: SourceTensor, split: int, found: Fit, options: Options, spool: IO[bytes]
+) -> Packed:
+    """Append the trits of a fitted weight, packed, to the spool."""
     sink = _Sink(spool, options.layout)
-    error = float(f"{encode_blocks(weight, found, sink.rows):.3e}")
+    error = float(f"{encode_blocks(as_weight(tensor, split), found, sink.rows):.3e}")
     entry = TernaryEntry(
         shape=tensor.shape,
         split=split,

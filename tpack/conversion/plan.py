@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -11,13 +11,18 @@ from tpack.codec.shapes import default_split
 from tpack.conversion.options import KEEP_DTYPES, Options
 from tpack.conversion.others import Others, sort_others, weight_of
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError
+from tpack.errors import InputError, UnsupportedError
 from tpack.layerdef import Program, slots
 from tpack.layerdef.refine import match_slots
 from tpack.layerdef.tensors import Slot
-from tpack.selection import keep_reason, unwanted
+from tpack.quantize.rounding import Rounding
+from tpack.selection import PATTERNS, keep_reason, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
+
+#: Roles of weights in a captured computation that are packed where they are ternary, but are
+#: never rounded, unless a pattern asks for it.
+UNROUNDED = ("output head", "router", "depthwise")
 
 
 @dataclass
@@ -25,20 +30,46 @@ class Plan:
     """What becomes of each tensor.
 
     Attributes:
+        options: of the conversion.
         weights: to be packed, each with its split.
         kept: stored as they are, or cast.
         reasons: why a tensor is kept.
         notes: what else was decided, for the report.
         warnings: likewise, what nobody may miss.
         others: what another system packed.
+        rounded: weights that the source's model rounds as it runs, each with its rule.
+        exact_only: weights that are packed where they are ternary, and never rounded: why.
+        aside: weights that only a pattern keeps; they still tell what model it is.
+        companions: what weights were read from, where that is several tensors.
+        declared: whether LayerDefs of the user say which tensors are ternary.
     """
 
+    options: Options = field(default_factory=Options)
     weights: dict[str, tuple[SourceTensor | PackedTensor, int]] = field(default_factory=dict)
     kept: dict[str, SourceTensor] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     others: Others = field(default_factory=Others)
+    rounded: dict[str, Rounding] = field(default_factory=dict)
+    exact_only: dict[str, str] = field(default_factory=dict)
+    aside: dict[str, tuple[SourceTensor | PackedTensor, int]] = field(default_factory=dict)
+    companions: dict[str, tuple[SourceTensor, ...]] = field(default_factory=dict)
+    declared: bool = False
+
+    def restrict(self, ternary: Collection[str]) -> None:
+        """Keep the weights that a captured computation does not use as ternary ones."""
+        for name in self.weights.keys() - set(ternary):
+            for tensor, reason in self.as_kept(name, "not used as a weight alone"):
+                self.kept[tensor.name], self.reasons[tensor.name] = tensor, reason
+            del self.weights[name]
+
+    def as_kept(self, name: str, reason: str) -> Iterator[tuple[SourceTensor, str]]:
+        """A weight as it is stored where it is not packed: all tensors that it was read from."""
+        if parts := self.companions.get(name):
+            yield from ((part, reason if part.name == name else f"of {name}") for part in parts)
+        else:
+            yield _kept_form(self.weights[name][0], reason, self.options)
 
     def __contains__(self, name: str) -> bool:
         return name in self.weights or name in self.kept
@@ -57,14 +88,11 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         UnsupportedError: a weight in a dtype that cannot be packed; trits whose scale may
             multiply or divide.
     """
-    plan = Plan()
-    ternary = (
-        None
-        if program is None
-        else {s.name for s in slots(program) if s.param.param_type == "TernaryTensor"}
-    )
+    plan = Plan(options, declared=program is not None)
+    ternary = None if program is None else ternary_names(program)
     tensors: dict[str, tuple[SourceTensor | PackedTensor, str | None]] = {}
-    plan.others = sort_others(source, options, partial(_why_kept, source, options, ternary))
+    reasons = _Reasons(source, options)
+    plan.others = sort_others(source, options, partial(_why_kept, source, reasons, ternary))
     for name, stored in source.tensors.items():
         tensor = weight_of(plan.others, stored)
         if name in plan.others.taken:
@@ -78,15 +106,24 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         elif isinstance(tensor, PackedTensor):
             reason = unwanted(name, options.include, options.exclude)
         else:
-            reason = _keep_reason(source, tensor, options)
+            reason = reasons.of(tensor)
         tensors[name] = (tensor, reason)
     shapes = {name: tensor.shape for name, (tensor, _) in tensors.items()}
     matched = {} if program is None else match_slots(program, shapes)
     for name, (tensor, reason) in tensors.items():
         if reason is None:
             plan.weights[name] = _weight(tensor, matched.get(name))
-        else:
-            _keep(tensor, reason, options, plan)
+            if read := plan.others.read.get(name):
+                plan.companions[name] = tuple(_plain(source, part) for part in read.taken)
+            if name in source.rounded:
+                plan.rounded[name] = source.rounded[name]
+            role = source.roles.get(name, "")
+            if role in UNROUNDED and not options.include:
+                plan.exact_only[name] = role
+            continue
+        plan.kept[name], plan.reasons[name] = _kept_form(tensor, reason, options)
+        if reason in PATTERNS and reasons.without_patterns(tensor) is None:
+            plan.aside[name] = _weight(tensor, None)
     _check_others(plan)
     if not plan.weights:
         raise InputError(
@@ -99,21 +136,26 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
 
 
 def _why_kept(
-    source: Source, options: Options, ternary: set[str] | None, group: PackedGroup
+    source: Source, reasons: _Reasons, ternary: set[str] | None, group: PackedGroup
 ) -> str | None:
     """Why the codes of another system are no weight to pack; None if they would be one."""
-    codes = source.tensors[group.codes]
-    assert isinstance(codes, SourceTensor)
+    codes = _plain(source, group.codes)
     if ternary is not None:
         return None if group.codes in ternary else "LayerDef"
     if len(codes.shape) < 2:
         return None
-    reason = _keep_reason(source, replace(codes, dtype="int8"), options)
+    reason = reasons.of(replace(codes, dtype="int8"))
     return None if reason == "no matrix by its name" else reason  # codes have names of their own
 
 
+def _plain(source: Source, name: str) -> SourceTensor:
+    tensor = source.tensors[name]
+    assert isinstance(tensor, SourceTensor)
+    return tensor
+
+
 def _check_others(plan: Plan) -> None:
-    """Say what of other systems is kept; refuse it where no weight is ternary.
+    """Say what of other systems is kept; refuse it where there is nothing else.
 
     Raises:
         NotTernaryError: naming the first one.
@@ -123,8 +165,7 @@ def _check_others(plan: Plan) -> None:
         plan.notes.append(found.note)
         plan.warnings += filter(None, [found.warning])
     refuse_packed(others.never)
-    known = any(isinstance(tensor, PackedTensor) for tensor, _ in plan.weights.values())
-    if not known and not any(name in plan.weights for name in others.read):
+    if not plan.weights:
         refuse_packed(others.refused)
     plan.warnings += told(others.groups)
 
@@ -132,9 +173,14 @@ def _check_others(plan: Plan) -> None:
 def everything_kept(source: Source) -> Plan:
     """A plan that packs nothing."""
     plan = Plan()
-    for tensor in source.tensors.values():
-        _keep(tensor, "as it was", Options(), plan)
+    for name, tensor in source.tensors.items():
+        plan.kept[name], plan.reasons[name] = _kept_form(tensor, "as it was", plan.options)
     return plan
+
+
+def ternary_names(program: Program) -> set[str]:
+    """The names of the tensors that are ternary by LayerDefs."""
+    return {s.name for s in slots(program) if s.param.param_type == "TernaryTensor"}
 
 
 def _idle_patterns(source: Source, options: Options) -> list[str]:
@@ -148,14 +194,61 @@ def _idle_patterns(source: Source, options: Options) -> list[str]:
     ]
 
 
-def _keep_reason(source: Source, tensor: SourceTensor, options: Options) -> str | None:
-    """Why a tensor is kept, by any of its names: a tied table of vectors is one by the other."""
-    names = [tensor.name, *(a for a, owner in source.aliases.items() if owner == tensor.name)]
-    of = tensor.dtype, tensor.shape
-    reasons = [keep_reason(name, *of, options.include, options.exclude) for name in names]
-    if options.include and None in reasons and "excluded" not in reasons:
-        return None
-    return next(filter(None, reasons), None)
+class _Reasons:
+    """Why tensors of a source are kept: by what its modules say of them, or by their names."""
+
+    def __init__(self, source: Source, options: Options) -> None:
+        self.options = options
+        self.source = source
+        self.shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+        self.names: dict[str, list[str]] = {name: [name] for name in source.tensors}
+        for alias, owner in source.aliases.items():
+            self.names.setdefault(owner, [owner]).append(alias)
+
+    def of(self, tensor: SourceTensor) -> str | None:
+        """Why a tensor is kept, by any of its names: a tied embedding is one under each."""
+        options, source = self.options, self.source
+        if tensor.name in source.floats:
+            return source.floats[tensor.name]
+        if tensor.name in source.rounded:  # whatever it is called
+            names = self.names[tensor.name]
+            reasons = [unwanted(name, options.include, options.exclude) for name in names]
+            return None if None in reasons and "excluded" not in reasons else reasons[0]
+        reasons = [
+            keep_reason(
+                name,
+                tensor.dtype,
+                tensor.shape,
+                options.include,
+                options.exclude,
+                role=_as_weight(self.source.roles.get(name)),
+                others=self.shapes,
+            )
+            for name in self.names[tensor.name]
+        ]
+        if options.include and None in reasons and "excluded" not in reasons:
+            return None
+        return next(filter(None, reasons), None)
+
+    def without_patterns(self, tensor: SourceTensor | PackedTensor) -> str | None:
+        """Why a tensor would be kept if no pattern were given."""
+        if isinstance(tensor, PackedTensor):
+            return None
+        try:
+            return keep_reason(
+                tensor.name,
+                tensor.dtype,
+                tensor.shape,
+                role=_as_weight(self.source.roles.get(tensor.name)),
+                others=self.shapes,
+            )
+        except UnsupportedError as error:
+            return error.message
+
+
+def _as_weight(role: str | None) -> str | None:
+    """What a role means to the rules of names."""
+    return "weight" if role in ("linear", "conv", *UNROUNDED) else role
 
 
 def _weight(
@@ -169,15 +262,15 @@ def _weight(
     return tensor.dense(), slot.param.rows_split
 
 
-def _keep(tensor: SourceTensor | PackedTensor, reason: str, options: Options, plan: Plan) -> None:
-    """Keep a tensor as it is, or in the dtype wished for floats."""
+def _kept_form(
+    tensor: SourceTensor | PackedTensor, reason: str, options: Options
+) -> tuple[SourceTensor, str]:
+    """A tensor as it is, or in the dtype wished for floats, and why it is kept."""
     plain = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
     wish = KEEP_DTYPES.get(options.keep_dtype or "", plain.dtype)
     if wish != plain.dtype and BY_NAME[plain.dtype].is_float and BY_NAME[plain.dtype].size > 1:
-        reason += f", {plain.dtype} to {wish}"
-        plain = plain.cast(wish)
-    plan.kept[plain.name] = plain
-    plan.reasons[plain.name] = reason
+        return plain.cast(wish), f"{reason}, {plain.dtype} to {wish}"
+    return plain, reason
 
 
 def _check_names(plan: Plan, aliases: Mapping[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tpack.codec import layout_named, rows_and_columns
@@ -27,11 +27,11 @@ PIECE_BYTES = 4 * 4 * BLOCK
 
 @dataclass(frozen=True)
 class Needs:
-    """Upper bounds in bytes, from the shapes alone.
+    """Bounds in bytes: from the shapes alone, later from what was packed.
 
     Attributes:
         memory: resident, with what is mapped from a pickle.
-        disk: for the output and what is spooled on the way.
+        disk: for the output and what is spooled on the way, if all weights are packed.
     """
 
     memory: int
@@ -51,6 +51,14 @@ class Needs:
         pieces = PIECE_BYTES * (1 + min(default_threads(), MOST_THREADS))
         memory = INTERPRETER + pieces + largest + _of_torch(source)
         return cls(memory, 2 * packed + scales + kept)
+
+    def with_output(self, spooled: int, output: int) -> Needs:
+        """The needs once it is known what is spooled and how large the output will be."""
+        return replace(self, disk=max(self.disk, spooled + output))
+
+    def left(self, spooled: int) -> Needs:
+        """The needs that are left once the packed bytes are spooled."""
+        return replace(self, disk=max(0, self.disk - spooled))
 
 
 def _at_once(tensor: SourceTensor | PackedTensor, options: Options) -> int:

@@ -26,6 +26,7 @@ from tpack.container import TernaryEntry, digest, new_file
 from tpack.container.atomic import exchange
 from tpack.container.header import CHUNK
 from tpack.container.reader import stored_dtype
+from tpack.conversion.cases import Left
 from tpack.conversion.packing import Batch, Packed
 from tpack.conversion.plan import Plan
 from tpack.errors import StorageError, TpackError
@@ -110,6 +111,8 @@ class Work:
             "options": dict(self.options),
             "packed": packed,
             "kept": list(batch.kept),
+            "left": {name: asdict(why) for name, why in batch.left.items()},
+            "zero": batch.zero,
         }
         with new_file(self._manifest(number), force=True) as file:
             file.write(json.dumps(manifest, sort_keys=True).encode("ascii"))
@@ -130,9 +133,12 @@ class Work:
                 batch.packed[name] = _packed(item, spool)
                 if not is_whole(batch.packed[name], spool):
                     return None
+            for name, why in manifest["left"].items():
+                batch.leave(name, Left(**why), plan)
             for name in manifest["kept"]:
-                batch.kept[name] = plan.kept[name]
-                batch.reasons[name] = plan.reasons[name]
+                if name not in batch.kept:
+                    batch.kept[name], batch.reasons[name] = plan.kept[name], plan.reasons[name]
+            batch.zero += manifest["zero"]
         except (OSError, ValueError, KeyError, TypeError, TpackError):
             return None
         return batch

@@ -28,6 +28,12 @@ from tpack.layerdef.tensors import Slot
 
 #: Words in a module's name that tell an embedding from a linear layer of the same shape.
 EMBEDDING_WORDS = ("emb", "wte", "wpe")
+#: Modules that are called so as a whole, and are embeddings.
+EMBEDDING_NAMES = (
+    *("tok", "token", "tokens", "tok_table", "vocab", "word", "words", "lookup", "lookup_table"),
+    *("lut", "pos", "position", "positions", "positional", "pos_enc", "pos_table"),
+    *("positional_encoding", "position_encoding", "pos_encoding", "w_e", "w_pos"),
+)
 
 
 def is_embedding(name: str) -> bool:
@@ -38,9 +44,10 @@ def is_embedding(name: str) -> bool:
         (True, False)
     """
     *owners, last = name.lower().split(".")
-    if owners[-1:] == ["shared"] and len(owners) <= 2:  # the one table of T5 and BART
+    if owners[-1:] in (["shared"], ["e"]) and len(owners) <= 2:  # the one table of T5 and BART
         return True
-    return any(word in (owners or [last])[-1] for word in EMBEDDING_WORDS)
+    owner = (owners or [last])[-1]
+    return owner in EMBEDDING_NAMES or any(word in owner for word in EMBEDDING_WORDS)
 
 
 @dataclass

@@ -27,8 +27,7 @@ def refuse(weight: Weight, detected: Detected) -> NotTernaryError:
     if detected.found is not None:
         value = float(detected.found.scales.max())
         return NotTernaryError(
-            f"has the scale {value!r}, which {weight.scale_dtype} cannot hold exactly. "
-            "Convert without --exact to accept the rounding.",
+            f"has the scale {value!r}, which {weight.scale_dtype} cannot hold exactly.",
             value=value,
         )
     statistics, scope = detected.statistics, detected.wanted or GROUP
@@ -40,7 +39,7 @@ def refuse(weight: Weight, detected: Detected) -> NotTernaryError:
     index, value, scale = _first_other(weight, scope)
     return NotTernaryError(
         f"is not ternary: value {value!r} at index {index}, expected 0 or ±{scale!r} "
-        f"as before it in the same {scope.kind}. Convert without --exact to quantize it.",
+        f"as before it in the same {scope.kind}.",
         index=index,
         value=value,
     )

@@ -204,6 +204,8 @@ class Source:
         floats: tensors that the source's own model rounds or measures by a rule that tpack has
             not: they stay as they are, each with the reason.
         int8_inputs: weights of linear layers that round their inputs to int8, per token.
+        roles: what is known of a tensor by more than its name: ``layer`` for the weight of a
+            module that multiplies with it, else a role as ``tracing.Captured.roles`` has them.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
         path: of a file or folder; None for what is in memory.
@@ -225,6 +227,7 @@ class Source:
     rounded: Mapping[str, Rounding] = field(default_factory=dict)
     floats: Mapping[str, str] = field(default_factory=dict)
     int8_inputs: frozenset[str] = frozenset()
+    roles: Mapping[str, str] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     nbytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)

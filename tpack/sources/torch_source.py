@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -119,6 +119,16 @@ def _load(path: Path, file: BinaryIO, archive: Archive | None) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
+#: What torch's modules do with their parameters, by how the class is called.
+_KINDS = (
+    ("embedding", ("Embedding", "EmbeddingBag")),
+    ("norm", ("LayerNorm", "RMSNorm", "GroupNorm")),
+    ("norm", tuple(f"{kind}Norm{n}d" for kind in ("Batch", "Instance") for n in (1, 2, 3))),
+    ("layer", ("Linear", "Bilinear", "MultiheadAttention", "RNNBase", "RNNCellBase")),
+    ("layer", tuple(f"Conv{kind}{n}d" for kind in ("", "Transpose") for n in (1, 2, 3))),
+)
+
+
 def state_dict_source(
     data: object,
     label: str = "state dict",
@@ -136,7 +146,9 @@ def state_dict_source(
         UnsupportedError: tensors of a kind that cannot be stored.
     """
     notes: list[str] = []
+    roles: dict[str, str] = {}
     if isinstance(data, torch.nn.Module):
+        roles = dict(_roles(data))
         data = data.state_dict()
     if not isinstance(data, Mapping):
         raise InputError(
@@ -173,7 +185,18 @@ def state_dict_source(
     ]
     notes += stripped + [f"{alias} shares the storage of {name}" for alias, name in aliases.items()]
     size = sum(tensor.nbytes for tensor in found.values())
-    return Source(label, found, aliases=aliases, notes=notes, nbytes=size)
+    roles = {names[name]: role for name, role in roles.items() if name in names}
+    return Source(label, found, aliases=aliases, notes=notes, roles=roles, nbytes=size)
+
+
+def _roles(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
+    """What the classes of a module say of its tensors, by their names in the state dict."""
+    kinds = [(role, tuple(getattr(torch.nn, name) for name in names)) for role, names in _KINDS]
+    for prefix, owner in module.named_modules(remove_duplicate=False):
+        role = next((role for role, classes in kinds if isinstance(owner, classes)), None)
+        if role is not None:
+            for name, _ in owner.named_parameters(recurse=False):
+                yield (f"{prefix}.{name}" if prefix else name), role
 
 
 def _unwrap(data: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]:

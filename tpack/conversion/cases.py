@@ -1,0 +1,154 @@
+"""The cases of a conversion: what becomes of each weight, and of what others it depends.
+
+In this order: a weight that is ternary is packed losslessly; one that its model rounds as it runs
+is rounded by the model's rule; one for which a method was named, by that method. Where none was
+named it depends on the others: beside a ternary weight it is kept bit for bit; where no weight
+is ternary, all are masters of BitNet b1.58 and rounded by absmean. A weight that recognisably is
+something else is never rounded unless a method was named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from tpack.conversion.plan import Plan
+from tpack.errors import InputError, NotTernaryError
+from tpack.quantize import Detected, Fit, Weight, detect, quantize, recognise, refuse
+from tpack.sources import PackedTensor, SourceTensor
+from tpack.sources.packed_layouts import refuse_packed
+
+#: Weights to look at first: a float weight shows in a few rows that it is not ternary.
+PROBE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Left:
+    """A weight that is not packed, and why.
+
+    Attributes:
+        kind: what it is, in a few words: ``not ternary``, ``nearly ternary``, ``two scales``, …
+        text: completes "tensor X …", with the numbers; empty where the kind says all.
+        advice: what to do.
+        refused: whether there must be no output.
+        silent: whether nobody needs to be warned: what is kept is no weight.
+    """
+
+    kind: str
+    text: str = ""
+    advice: str = ""
+    refused: bool = False
+    silent: bool = False
+
+
+class Cases:
+    """Decides, weight after weight, in the order of a plan or of a part of it.
+
+    Raises:
+        NotTernaryError: weights that another system packed, and none that is ternary.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.options = plan.options
+        self._seen: dict[str, bool] = {}  # name → whether it is ternary, and not by chance
+        if plan.others.refused and not self.of_ternary_source:
+            refuse_packed(plan.others.refused)
+
+    def of(self, name: str) -> tuple[Fit | Left, Detected]:
+        """What becomes of a weight that does not come packed.
+
+        Raises:
+            InputError: NaN or infinity.
+        """
+        tensor, split = self.plan.weights[name]
+        assert isinstance(tensor, SourceTensor)
+        options = self.options
+        weight = as_weight(tensor, split)
+        rule = self.plan.rounded.get(name)
+        detected = detect(weight, options.scale if rule is None else rule.scale)
+        self._seen[name] = rule is not None or _is_ternary(tensor, detected)
+        if rule is not None:
+            if options.exact:
+                text = f"is rounded by its model as it runs, by {rule.method} per {rule.scale}"
+                return Left("rounded by the model", text, refused=True), detected
+            return quantize(weight, rule.method, rule.scale, detected), detected
+        if detected.fit is not None and not (options.exact and detected.fit.method != "exact"):
+            return detected.fit, detected
+        return self._not_ternary(name, tensor, weight, detected), detected
+
+    def _not_ternary(
+        self, name: str, tensor: SourceTensor, weight: Weight, detected: Detected
+    ) -> Fit | Left:
+        options = self.options
+        if reason := self.plan.exact_only.get(name):
+            return Left(reason, silent=True)
+        if not options.exact and options.quantize != "auto":
+            return quantize(weight, options.quantize, options.scale, detected)
+        found = recognise(weight, detected)
+        if found is not None:
+            left = Left(found.kind, found.text, found.advice)
+        elif tensor.dtype == "int8":
+            left = Left("int8, not ternary")
+        else:
+            left = Left("not ternary")
+        if options.exact:
+            return replace(left, refused=True)
+        if self.plan.declared and self.of_ternary_source:
+            text = left.text or "is not ternary"
+            advice = f"Its LayerDef says that it is: declare it as a Tensor. {left.advice}"
+            return replace(left, text=text, advice=advice.rstrip(), refused=True)
+        if self.of_ternary_source or tensor.dtype == "int8":
+            return left
+        if found is not None:
+            return replace(left, refused=True)
+        return quantize(weight, "absmean", options.scale, detected)
+
+    @cached_property
+    def of_ternary_source(self) -> bool:
+        """Whether the source has a weight that is ternary, or that its model rounds."""
+        return bool(self.plan.rounded) or any(self._ternary_weights())
+
+    def _ternary_weights(self) -> Iterator[bool]:
+        """Whether each weight is ternary: those seen first, then the others, as far as needed."""
+        yield from self._seen.values()
+        for name, (tensor, split) in [*self.plan.weights.items(), *self.plan.aside.items()]:
+            if isinstance(tensor, PackedTensor):
+                yield True
+            elif name not in self._seen and name not in self.plan.exact_only:
+                try:
+                    self._seen[name] = _ternary_if_read(tensor, split)
+                except InputError:  # NaN: an error when its turn comes, unless it is excluded
+                    self._seen[name] = False
+                yield self._seen[name]
+
+
+def as_weight(tensor: SourceTensor, split: int) -> Weight:
+    """The tensor as the weight that an exact packing gives back."""
+    return tensor.weight(split, tensor.dtype_unpacked("exact"))
+
+
+def _is_ternary(tensor: SourceTensor, detected: Detected) -> bool:
+    """Whether a weight is ternary, and not by chance; bytes of trits are so on purpose."""
+    meant = tensor.dtype == "int8" and not detected.zero
+    return detected.fit is not None and (meant or not detected.by_chance)
+
+
+def _ternary_if_read(tensor: SourceTensor, split: int) -> bool:
+    """Whether a weight is ternary; one that is not is told by its first rows."""
+    weight = as_weight(tensor, split)
+    rows = max(1, PROBE // max(weight.columns, 1))
+    if rows < weight.rows:
+        first = Weight((rows, weight.columns), 1, weight.dtype, weight.load)
+        if detect(first).fit is None:
+            return False
+    return _is_ternary(tensor, detect(weight))
+
+
+def first_offence(plan: Plan, name: str) -> NotTernaryError:
+    """The error that names the first value of a weight that no scale explains."""
+    tensor, split = plan.weights[name]
+    assert isinstance(tensor, SourceTensor)
+    weight = as_weight(tensor, split)
+    return refuse(weight, detect(weight, plan.options.scale))

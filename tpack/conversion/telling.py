@@ -1,0 +1,150 @@
+"""What a conversion tells of the weights that it did not pack losslessly: warnings, a refusal."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from tpack.conversion.cases import Left, first_offence
+from tpack.conversion.packing import Batch
+from tpack.conversion.plan import Plan
+from tpack.errors import NotTernaryError
+from tpack.grouping import Place, groups, label
+from tpack.quantize import METHODS
+from tpack.text import plural
+
+#: Groups of names in one warning; ``-v`` and JSON have them all.
+MOST = 8
+
+
+def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
+    """What nobody may miss of a conversion, one sentence or a few for each kind of thing."""
+    packed = {name: item for batch in batches for name, item in batch.packed.items()}
+    left = {name: why for batch in batches for name, why in batch.left.items() if not why.silent}
+    found = [_left(left, len(packed) + len(left))] if left else []
+    unasked = plan.options.quantize == "auto"
+    lossy = {
+        name: item.entry
+        for name, item in packed.items()
+        if unasked and item.entry.method != "exact" and name not in plan.rounded
+    }
+    if rounded := {name: e for name, e in lossy.items() if e.method == "absmean"}:
+        errors = [entry.relative_error or 0.0 for entry in rounded.values()]
+        low, high = f"{min(errors):.2f}", f"{max(errors):.2f}"
+        found.append(
+            f"no weight of the source is ternary: {plural(len(rounded), 'weight')} "
+            f"{'was' if len(rounded) == 1 else 'were'} rounded by absmean, with relative error "
+            f"{low if low == high else f'{low}–{high}'}. That is right only for masters of BitNet "
+            "b1.58, which are rounded so as they run. For other models see --quantize twn or mse, "
+            "and --scale row or group:N; --exact refuses to round."
+        )
+    if rescaled := sorted(set(lossy) - set(rounded)):
+        found.append(
+            f"{_of(rescaled)} ternary in float64, with a scale that float32 does not hold: it was "
+            "rounded, the trits were not."
+        )
+    if zero := [name for batch in batches for name in batch.zero]:
+        found.append(f"{_of(zero)} all zero. Is the source complete?")
+    return found
+
+
+def _left(left: Mapping[str, Left], of: int) -> str:
+    """The warning about weights that were kept."""
+    lines = [
+        f"{len(left)} of {plural(of, 'weight')} "
+        f"{'is' if len(left) == 1 else 'are'} not ternary and kept bit for bit: {_names(left)}."
+    ]
+    lines += _recognised(left)
+    lines.append(f"--quantize {'|'.join(METHODS)} rounds them, --exclude keeps them unsaid.")
+    return " ".join(lines)
+
+
+def _recognised(left: Mapping[str, Left]) -> list[str]:
+    """A sentence for each kind of thing that weights recognisably are, about the first of it."""
+    kinds: dict[str, list[str]] = {}
+    for name, why in left.items():
+        if why.text:
+            kinds.setdefault(why.kind, []).append(name)
+    told = []
+    for kind, names in kinds.items():
+        more = f" ({len(names)} such: {kind})" if len(names) > 1 else ""
+        why = left[names[0]]
+        told.append(f"{names[0]} {why.text.rstrip('.')}{more}.{' ' * bool(why.advice)}{why.advice}")
+    return told
+
+
+def check_refused(batches: Sequence[Batch], plan: Plan) -> None:
+    """Make sure that no weight forbids an output, and that there is something to put in it.
+
+    Raises:
+        NotTernaryError: naming all weights concerned.
+    """
+    if refused := {name: why for batch in batches for name, why in batch.refused.items()}:
+        raise _refusal(refused, plan)
+    if plan.weights and not any(batch.packed for batch in batches):
+        left = {name: why for batch in batches for name, why in batch.left.items()}
+        raise _nothing_packed(left)
+
+
+def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
+    """The error about all weights that forbid an output."""
+    first = next(iter(refused))
+    advice = f"Keep {'it' if len(refused) == 1 else 'them'} with {_excludes(refused, plan)}"
+    if plan.options.exact:
+        error = first_offence(plan, first)
+        value, index = error.value, error.index
+        if len(refused) == 1 and not refused[first].text:
+            return NotTernaryError(
+                f"{error.message} {advice}, or convert without --exact.",
+                tensor=first, index=index, value=value,
+            )  # fmt: skip
+        detail = " ".join(_recognised(refused)) or f"The first, {first}, {error.message}"
+        advice += ", or convert without --exact"
+    else:
+        value = index = None
+        detail = " ".join(_recognised(refused))
+        advice += f", or round with --quantize {'|'.join(METHODS)}"
+    count = len(refused)
+    message = (
+        f"{count} of {plural(len(plan.weights), 'weight')} {'is' if count == 1 else 'are'} not "
+        f"ternary: {_names(refused, most=None)}. {detail} {advice}."
+    )
+    return NotTernaryError(message, index=index, value=value, tensors=tuple(refused))
+
+
+def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
+    """The error where no weight is ternary, and none may be rounded unasked."""
+    return NotTernaryError(
+        f"holds no ternary weight that was to be packed: {_names(left)}. "
+        + " ".join(_recognised(left))
+        + f" Round with --quantize {'|'.join(METHODS)}, or name others with --include.",
+        tensors=tuple(left),
+    )
+
+
+def _excludes(names: Collection[str], plan: Plan) -> str:
+    """The options that keep these weights and no others: a pattern for repeated layers."""
+    found = []
+    for group in groups((name, None) for name in names):
+        pattern = re.sub(r"([\[?])", r"[\1]", Place.of(group[0]).role)
+        matched = {name for name in plan.weights if fnmatchcase(name, pattern)}
+        if matched <= set(names):
+            found.append(pattern)
+        else:
+            found += [re.sub(r"([*\[?])", r"[\1]", name) for name in group]
+    return " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in found)
+
+
+def _names(names: Iterable[str], most: int | None = MOST) -> str:
+    """Names, those of repeated layers together."""
+    found = [label(group) for group in groups((name, None) for name in names)]
+    more = f" and {len(found) - MOST} more" if most is not None and len(found) > most else ""
+    return ", ".join(found[:most]) + more
+
+
+def _of(names: Sequence[str]) -> str:
+    """``2 weights are (a, b)``."""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{plural(len(names), 'weight')} ({_names(names)}) {verb}"
