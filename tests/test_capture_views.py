@@ -300,7 +300,7 @@ class Running(nn.Module):
             try:
                 for _ in range(2):
                     self.copied()(X.clone())
-            except (RuntimeError, IndexError, ValueError):
+            except (RuntimeError, IndexError, ValueError, UserWarning):
                 self.steps.pop()
 
     def copied(self):
