@@ -225,7 +225,7 @@ def test_exported_programs_are_sources(tmp_path):
 
 def test_damaged_exports_are_refused(tmp_path):
     (tmp_path / "m.pt2").write_bytes(b"PK\x03\x04 nothing")
-    with pytest.raises(tpack.InputError, match=r"torch\.export\.save"):
+    with pytest.raises(tpack.InputError, match="The file is damaged"):
         tpack.convert(tmp_path / "m.pt2")
 
 

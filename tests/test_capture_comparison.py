@@ -167,7 +167,8 @@ def test_what_was_measured_is_reported(tmp_path):
 
 def test_what_quantization_changes_is_reported_apart(tmp_path):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()).eval()
+    parts = nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+    model = nn.Sequential(*parts).eval()  # the last is the output head, and stays as it is
     path = tmp_path / "m.safetensors"
     report = tpack.convert(model, path, example_args=(X,), quantize="absmean", dynamic_shapes={})
     (note,) = (note for note in report.notes if note.startswith("the packed model"))
