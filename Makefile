@@ -47,6 +47,7 @@ html: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m tpack.cli.reference
 	$(BIN)/python examples/quantization_errors.py docs/quantization.md
+	$(BIN)/python tests/weight_kinds.py docs/checkpoints.md
 
 # The C code by itself: under the sanitizers, and for another processor.
 CSRC := tpack/kernels/csrc

@@ -1,12 +1,14 @@
 """The five cases of a conversion's default, for every kind of source."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch import nn
+from weight_kinds import BEGIN, END, table
 
 import tpack
 from tpack.cli.main import cli
@@ -205,6 +207,11 @@ def test_quiet_hides_no_warning(tmp_path):
     assert run.stderr.count("\n") == 1
     run = CliRunner().invoke(cli, ["convert", "--json", "-f", str(tmp_path / "m.safetensors")])
     assert len(json.loads(run.stdout)["warnings"]) == 1
+
+
+def test_the_table_of_the_manual_is_what_happens():
+    page = (Path(__file__).parents[1] / "docs/checkpoints.md").read_text()
+    assert page.partition(f"{BEGIN}\n")[2].partition(END)[0] == table()
 
 
 # ---- what is no weight
