@@ -354,7 +354,7 @@ def kinds():
         "float16": ({"fc.weight": masters.half()}, {}),
         "int8": ({"fc.weight": trits}, {}),
         "int8_scale": ({"fc.weight": trits, "fc.weight_scale": torch.tensor([0.3])}, {}),
-        "int8_quantized": ({"fc.weight": masters.mul(9).to(torch.int8)}, {}),
+        "int8_quantized": ({"fc.weight": masters.mul(9).to(torch.int8)}, {"quantize": "absmean"}),
         "row": ({"fc.weight": ternary * row}, {}),
         "groups": ({"fc.weight": groups}, {}),
         "t5": ({"fc.weight": groups.half()}, {"layout": "t5"}),

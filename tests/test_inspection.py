@@ -18,7 +18,9 @@ def test_zeros_and_bits_by_brute_force(tmp_path, layout, columns):
     path = tmp_path / "m"
     state = {
         "a.weight": make.trits(6, columns),
-        "b.weight": make.trits(3, columns) * torch.tensor([[1.0], [2.0], [4.0]]),
+        "b.weight": make.trits(3, columns) * torch.tensor([[1.0], [2.0], [4.0]])
+        if columns > 16  # or scales would cost more than they save
+        else make.trits(3, columns),
         "bias": torch.ones(5).half(),
     }
     tpack.convert(state, path, layout=layout)

@@ -48,6 +48,13 @@ ELSEWHERE = {
     "METHODS": "test_quantize.py",
     "Encoded": "test_quantize.py",
     "Fit": "test_quantize.py",
+    "Detected": "test_quantize.py",
+    "detect": "test_quantize.py",
+    "quantize": "test_quantize.py",
+    "refuse": "test_quantize.py",
+    "Recognised": "test_recognise.py",
+    "recognise": "test_recognise.py",
+    "Rounding": "test_source_hf_bitnet.py",
     "Weight": "test_quantize.py",
     "encode": "test_quantize.py",
     "encode_blocks": "test_quantize.py",
@@ -94,7 +101,8 @@ def state_dicts(draw):
         dtype = getattr(torch, draw(st.sampled_from([d for d in WEIGHT_DTYPES if d != "int8"])))
         generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
         trits = torch.randint(-1, 2, (rows, columns), generator=generator)
-        kind = draw(st.sampled_from(["tensor", "row", "group"]))
+        # scales of narrow rows would cost more than the packed weight saves
+        kind = draw(st.sampled_from(["tensor", "row", "group"] if columns > 16 else ["tensor"]))
         shape = {"tensor": (1, 1), "row": (rows, 1), "group": (rows, -(-columns // 32))}[kind]
         exponents = torch.randint(-8, 8, shape, generator=generator)
         scale = 2.0**exponents * draw(st.sampled_from([1.0, 1.25, 1.75]))

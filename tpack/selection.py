@@ -102,8 +102,8 @@ RULES = (
     Rule("output head", "path", "ends", HEAD_PATHS),
     Rule("embedding", "either", "has", EMBEDDING_WORDS),  # most models
     Rule("embedding", "either", "is", EMBEDDING_NAMES),
-    Rule("embedding", "owner", "is", ("shared", "e"), near_root=True),  # T5, BART, Pegasus
-    Rule("embedding", "path", "is", ("e",)),
+    Rule("embedding", "owner", "is", ("shared",), near_root=True),  # T5, BART, Pegasus
+    Rule("embedding", "path", "is", ("e", "e.weight", "model.e.weight", "net.e.weight")),
     Rule("embedding", "path", "ends", ("transformer.w.weight",)),  # CTRL
     Rule("embedding", "owner", "ends", ("_token", "_tokens")),  # SAM
     Rule("embedding", "either", "has", ("codebook", "codevector")),  # EnCodec, Wav2Vec2

@@ -44,7 +44,9 @@ def is_embedding(name: str) -> bool:
         (True, False)
     """
     *owners, last = name.lower().split(".")
-    if owners[-1:] in (["shared"], ["e"]) and len(owners) <= 2:  # the one table of T5 and BART
+    if owners[-1:] == ["shared"] and len(owners) <= 2:  # the one table of T5 and BART
+        return True
+    if [*owners, last][-2:] == ["e", "weight"] or [*owners, last] == ["e"]:
         return True
     owner = (owners or [last])[-1]
     return owner in EMBEDDING_NAMES or any(word in owner for word in EMBEDDING_WORDS)

@@ -34,7 +34,7 @@ def refuse(weight: Weight, detected: Detected) -> NotTernaryError:
     if detected.wanted is None and statistics.scales is not None and statistics.group == GROUP:
         return NotTernaryError(
             "is ternary only because hardly any two of its values share a scale, or only with "
-            "so many scales that it would not become smaller. Keep it with --exclude.",
+            "so many scales that it would not become smaller.",
         )
     index, value, scale = _first_other(weight, scope)
     return NotTernaryError(
