@@ -8,13 +8,14 @@ import textwrap
 import gguf
 import numpy as np
 import pytest
+import torch
 from gguf import GGMLQuantizationType as Type
 from gguf_files import HEADS, KEYS, container, interleave, string, values, write_model
 
 import tpack
 from tpack import codec
 from tpack.dialects import gguf_blocks, gguf_names, gguf_values
-from tpack.errors import InputError, TpackError, UnsupportedError
+from tpack.errors import InputError, NotTernaryError, TpackError, UnsupportedError
 from tpack.quantize import widen
 from tpack.sources import PackedTensor, open_source
 from tpack.sources.gguf_reader import GgufFile
@@ -458,7 +459,7 @@ def one(name="w", shape=(1, 256), number=35, data=bytes(66), *offset):
 
 
 REFUSED = [
-    (container((), [one(number=12, data=bytes(144))]), UnsupportedError, r"type 12 \(Q4_K\)"),
+    (container((), [one(number=18, data=bytes(98))]), UnsupportedError, r"type 18 \(IQ3_XXS\)"),
     (container((), [one(number=38)]), UnsupportedError, r"TL1 of bitnet\.cpp\), which"),
     (container((), [one(number=39)]), UnsupportedError, r"MXFP4, or TL2 of bitnet\.cpp\), which"),
     (container((), [one(number=999)]), UnsupportedError, r"type 999 \(unknown\)"),
@@ -526,7 +527,7 @@ def test_refused(tmp_path, data, error, words):
 
 
 def test_a_refusal_names_the_tensor(tmp_path):
-    data = container(LLAMA, [("blk.0.attn_v.weight", (1, 256), 12, bytes(144))])
+    data = container(LLAMA, [("blk.0.attn_v.weight", (1, 256), 18, bytes(98))])
     with pytest.raises(UnsupportedError) as caught:
         open_source(put(tmp_path, data))
     assert caught.value.tensor == "blk.0.attn_v.weight"
@@ -668,3 +669,83 @@ def test_reading_needs_neither_torch_nor_gguf(tmp_path):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+# ---- blocks of more than two bits beside ternary ones
+
+
+def mixed(path, kind, name, shape=(8, 256), ternary=True):
+    """A file with blocks of random bytes, and the values that the gguf package gives them."""
+    rng = np.random.default_rng(5)
+    weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    rows = rng.integers(0, 256, (shape[0], shape[1] // weights * nbytes), dtype=np.uint8)
+    if kind == Type.Q6_K:  # scales that are numbers
+        rows[:, 208:210] = np.frombuffer(np.float16(0.25).tobytes(), dtype=np.uint8)
+    else:
+        blocks = rows.reshape(-1, nbytes)
+        blocks[:, :2] = np.frombuffer(np.float16(0.25).tobytes(), dtype=np.uint8)
+    tensors = [(name, shape, int(kind), rows.tobytes())]
+    if ternary:
+        tensors.append(("up", (64, 256), 35, (b"\x55\x68" * 32 + b"\x00\x38") * 64))
+    path.write_bytes(container((), tensors))
+    return gguf.quants.dequantize(rows, kind)
+
+
+@pytest.mark.parametrize("options", [{}, {"exclude": ["*head*"]}])
+@pytest.mark.parametrize("name", ["head.weight", "ffn.head_gate.weight"])
+@pytest.mark.parametrize("kind", [Type.Q6_K, Type.Q8_0, Type.Q4_0, Type.IQ4_NL])
+def test_other_blocks_are_kept_with_their_values(kind, name, options, tmp_path):
+    wanted = mixed(tmp_path / "a.gguf", kind, name)
+    report = tpack.convert(tmp_path / "a.gguf", tmp_path / "out", **options)
+    assert {t.name: t.action for t in report.tensors} == {name: "kept", "up": "packed"}
+    assert np.array_equal(tpack.unpack(tmp_path / "out")[name].numpy(), wanted)
+    assert any(f"{name}: {kind.name} taken as float32" in note for note in report.notes)
+    assert tpack.verify(tmp_path / "out", tmp_path / "a.gguf").ok
+    if name == "ffn.head_gate.weight" and not options:  # a weight
+        assert any(f"is {kind.name} of GGUF, and not ternary" in w for w in report.warnings)
+
+
+def test_other_blocks_alone_are_no_masters(tmp_path):
+    wanted = mixed(tmp_path / "a.gguf", Type.Q8_0, "ffn.weight", ternary=False)
+    with pytest.raises(NotTernaryError, match=r"ffn\.weight is Q8_0 of GGUF, and not tern"):
+        tpack.convert(tmp_path / "a.gguf", tmp_path / "out")
+    for options in ({"quantize": "absmean"}, {"include": ["ffn*"]}):
+        report = tpack.convert(tmp_path / "a.gguf", tmp_path / "out", force=True, **options)
+        assert [t.action for t in report.tensors] == ["quantized"]
+    tpack.convert({"ffn.weight": torch.from_numpy(wanted)}, tmp_path / "b")
+    found, plain = (tpack.unpack(tmp_path / file)["ffn.weight"] for file in ("out", "b"))
+    assert torch.equal(found, plain)
+
+
+def test_trits_in_blocks_of_eight_bits_are_trits(tmp_path):
+    codes = np.random.default_rng(0).integers(-1, 2, (16, 8, 32)).astype(np.int8) * 127
+    scales = np.random.default_rng(1).random((16, 8, 1)).astype(np.float16)
+    blocks = np.concatenate((scales.view(np.uint8).reshape(16, 8, 2), codes.view(np.uint8)), axis=2)
+    (tmp_path / "a.gguf").write_bytes(container((), [("up", (16, 256), 8, blocks.tobytes())]))
+    report = tpack.convert(tmp_path / "a.gguf", tmp_path / "out", exact=True)
+    assert [(t.action, t.scale) for t in report.tensors] == [("packed", "group:32")]
+    wanted = (scales.astype(np.float32) * codes).reshape(16, 256)
+    assert np.array_equal(tpack.unpack(tmp_path / "out")["up"].numpy(), wanted)
+
+
+def test_rows_of_attention_come_in_their_own_order(tmp_path):
+    """As those of plain tensors do."""
+    rng = np.random.default_rng(2)
+    name, other = "blk.0.attn_q.weight", "blk.0.ffn_up.weight"
+    values = rng.integers(-127, 128, (64, 32)).astype(np.float32)
+    blocks = np.concatenate(
+        (np.full((64, 2), [0, 60], dtype=np.uint8), values.astype(np.int8).view(np.uint8)), axis=1
+    )
+    plain = [(name, (64, 32), 0, values.tobytes()), (other, (64, 32), 0, values.tobytes())]
+    coded = [(name, (64, 32), 8, blocks.tobytes()), (other, (64, 32), 8, blocks.tobytes())]
+    found = []
+    for file, tensors in (("plain", plain), ("coded", coded)):
+        (tmp_path / f"{file}.gguf").write_bytes(container(LLAMA, tensors))
+        with open_source(tmp_path / f"{file}.gguf") as source:
+            found.append({n: t.read(0, t.numel) for n, t in source.tensors.items()})
+            found[-1] |= {f"{n} part": t.read(70, 333) for n, t in source.tensors.items()}
+    assert found[0].keys() == found[1].keys()
+    for key, wanted in found[0].items():
+        assert np.array_equal(found[1][key], wanted)
+    query, up, *_ = found[1].values()
+    assert not np.array_equal(query, up)

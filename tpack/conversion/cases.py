@@ -86,8 +86,11 @@ class Cases:
             return Left(reason, silent=True)
         if not options.exact and options.quantize != "auto":
             return quantize(weight, options.quantize, options.scale, detected)
-        found = recognise(weight, detected)
-        if found is not None:
+        found = None if tensor.coded else recognise(weight, detected)
+        asked = bool(options.include)
+        if tensor.coded:
+            left = Left(tensor.coded, f"is {tensor.coded}, and not ternary")
+        elif found is not None:
             left = Left(found.kind, found.text, found.advice)
         elif tensor.dtype == "int8":
             left = Left("int8, not ternary")
@@ -99,9 +102,9 @@ class Cases:
             text = left.text or "is not ternary"
             advice = f"Its LayerDef says that it is: declare it as a Tensor. {left.advice}"
             return replace(left, text=text, advice=advice.rstrip(), refused=True)
-        if self.of_ternary_source or tensor.dtype == "int8":
+        if self.of_ternary_source or (tensor.dtype == "int8" and not asked):
             return left
-        if found is not None:
+        if found is not None or (tensor.coded and not asked):
             return replace(left, refused=True)
         return quantize(weight, "absmean", options.scale, detected)
 

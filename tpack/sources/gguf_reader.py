@@ -19,6 +19,7 @@ import numpy as np
 
 from tpack.container.opening import input_errors, open_input, read_into
 from tpack.dialects.gguf_blocks import PQ2_0, Q2_0, BlockFormat
+from tpack.dialects.gguf_quants import QUANTS, Quant
 from tpack.dialects.gguf_types import I2_S_TAIL, PLAIN, TERNARY, why_unsupported
 from tpack.dialects.gguf_values import DTYPES, MAX_NESTING, TYPES, Array, Value, alignment_of
 from tpack.dtypes import BY_NAME
@@ -43,6 +44,7 @@ class TensorInfo:
     Attributes:
         name: as the file has it.
         dtype: of plain elements; None for blocks.
+        quant: blocks of other codes than trits; None for anything else.
         blocks: of trits; None for plain elements.
         shape: logical shape, the reverse of the file's.
         start: first byte in the file.
@@ -55,11 +57,13 @@ class TensorInfo:
     shape: tuple[int, ...]
     start: int
     nbytes: int
+    quant: Quant | None = None
 
     @property
     def kind(self) -> str:
         """What its elements are called."""
-        return self.blocks.name if self.blocks is not None else str(self.dtype)
+        found = self.blocks or self.quant
+        return str(self.dtype) if found is None else found.name
 
 
 class GgufFile:
@@ -247,16 +251,17 @@ class _Header:
             if math.prod(shape) >= 2**62 or max(shape, default=0) >= 2**62:
                 raise InputError(f"has shape {shape!r:.100}, beyond any file.")
             number = self.integer("I")
-            if number not in PLAIN and number not in TERNARY:
+            if number not in PLAIN and number not in TERNARY and number not in QUANTS:
                 raise UnsupportedError(why_unsupported(number))
             blocks = TERNARY.get(number)
-            info = TensorInfo(name, PLAIN.get(number), blocks, shape, self.integer("Q"), 0)
+            start, quant = self.integer("Q"), QUANTS.get(number)
+            info = TensorInfo(name, PLAIN.get(number), blocks, shape, start, 0, quant)
             return _sized(info)
 
 
 def _sized(info: TensorInfo) -> TensorInfo:
     """With the bytes that its shape takes."""
-    kind, count = info.blocks, math.prod(info.shape)
+    kind, count = info.blocks or info.quant, math.prod(info.shape)
     if kind is None:
         return replace(info, nbytes=count * BY_NAME[str(info.dtype)].size)
     columns = info.shape[-1] if info.shape else 1
@@ -265,7 +270,7 @@ def _sized(info: TensorInfo) -> TensorInfo:
             f"has shape {info.shape}, expected rows of a multiple of {kind.weights} columns in "
             f"{kind.name}."
         )
-    tail = I2_S_TAIL if kind.scale_at is None else 0
+    tail = I2_S_TAIL if info.blocks is not None and info.blocks.scale_at is None else 0
     return replace(info, nbytes=kind.row_bytes(count) + tail)
 
 

@@ -18,6 +18,7 @@ from tpack.container.reader import stored_dtype
 from tpack.container.strictjson import canonical_json
 from tpack.dialects.gguf_blocks import PQ2_0, BlockFormat, scales_of, unpack_blocks
 from tpack.dialects.gguf_names import Naming, RowOrder, family
+from tpack.dialects.gguf_quants import QUANTS, Quant
 from tpack.dialects.gguf_types import I2_S_TAIL
 from tpack.dialects.gguf_values import Value, to_json
 from tpack.dtypes import BY_NAME
@@ -111,6 +112,13 @@ def _notes(file: GgufFile, names: Naming) -> list[str]:
         found.append(f"{names.architecture}: names as GGUF has them")
     if "I2_S" in kinds:
         found.append("I2_S taken in the order that x86 has: the file does not say which it is")
+    for quant in QUANTS.values():
+        if names_of := [names.outside(i.name) for i in file.tensors if i.quant is quant]:
+            more = f" and {len(names_of) - 1} others" if len(names_of) > 1 else ""
+            found.append(
+                f"{names_of[0]}{more}: {quant.name} taken as float32, with the values that "
+                "llama.cpp gives them"
+            )
     if PQ2_0.name in kinds:
         found.append("blocks of 128 weights in 34 bytes, as PrismML writes them")
     scaled = [info.name for info in file.tensors if info.name.endswith(".scale")]
@@ -136,6 +144,9 @@ def _rounds_inputs(info: TensorInfo, names: Naming) -> bool:
 def _tensor(file: GgufFile, info: TensorInfo, names: Naming) -> SourceTensor | PackedTensor:
     order = names.order(info.name, info.shape[0]) if info.shape else None
     name = names.outside(info.name)
+    if info.quant is not None:
+        read = _values(file, info, info.quant, order)
+        return SourceTensor(name, "float32", info.shape, read, coded=f"{info.kind} of GGUF")
     if info.blocks is None:
         dtype = str(info.dtype)
         return SourceTensor(name, dtype, info.shape, _elements(file, info, dtype, order))
@@ -200,6 +211,27 @@ def _elements(
     def flat(start: int, stop: int) -> Array:
         return np.frombuffer(file.read(info, start * size, stop * size), dtype=kind)
 
+    return _flat_in_order(flat, width, order)
+
+
+def _values(
+    file: GgufFile, info: TensorInfo, quant: Quant, order: RowOrder | None
+) -> Callable[[int, int], Array]:
+    """Reads what the codes of a tensor stand for, flat."""
+
+    def flat(start: int, stop: int) -> Array:
+        first, last = start // quant.weights, -(-stop // quant.weights)
+        data = file.read(info, first * quant.nbytes, last * quant.nbytes)
+        values = quant.dequantize(np.frombuffer(data, dtype=np.uint8).reshape(last - first, -1))
+        return values[start - first * quant.weights : stop - first * quant.weights]
+
+    return _flat_in_order(flat, math.prod(info.shape[1:]), order)
+
+
+def _flat_in_order(
+    flat: Callable[[int, int], Array], width: int, order: RowOrder | None
+) -> Callable[[int, int], Array]:
+    """Reads elements of rows ``width`` wide in the original order of the rows."""
     if order is None or not width:
         return flat
     matrix = _reordered(

@@ -122,7 +122,7 @@ def told(found: Sequence[PackedGroup]) -> Iterator[str]:
         yield (
             f"{len(own)} {what} packed by {system}, and kept bit for bit with what belongs to "
             f"{'it' if len(own) == 1 else 'them'}: {', '.join(names[:4])}{more}. tpack does not "
-            f"unpack {'it' if len(own) == 1 else 'them'}: {own[0].reason}."
+            f"unpack {'it' if len(own) == 1 else 'them'}: {own[0].codes} {own[0].reason}."
         )
 
 
