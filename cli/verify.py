@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tpack.cli import options
 from tpack.cli.output import plural, print_json, printable, table, tint
+
+if TYPE_CHECKING:
+    from tpack.verification import VerificationReport
 
 
 @click.command()
@@ -15,7 +19,7 @@ from tpack.cli.output import plural, print_json, printable, table, tint
 @click.option(
     "--against",
     metavar="SOURCE",
-    help="What FILE was converted from: prove that unpacking gives it back.",
+    help="What FILE was converted from: prove that it gives FILE.",
 )
 @options.as_json
 @options.quiet
@@ -23,7 +27,9 @@ from tpack.cli.output import plural, print_json, printable, table, tint
 def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
     """Check a checkpoint: structure, codes, padding, digests, LayerDefs.
 
-    Exits with 5 if a check does not hold.
+    With --against: weights that were ternary must unpack to the values of SOURCE. Weights that
+    were quantized are quantized again, and must give the same trits and scales. Exits with 5 if a
+    check does not hold; says where the first value differs, and how many do.
 
     \b
     Example:
@@ -36,17 +42,33 @@ def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose:
         print_json(report.to_dict())
         return 0 if report.ok else 5
     if verbose:
-        rows = [(t.name, "ok" if t.ok else "FAILED", ", ".join(t.checks)) for t in report.tensors]
-        meanings = {"ok": "good", "FAILED": "bad"}
-        click.echo(table(("tensor", "result", "checks"), rows, meanings=meanings))
+        rows = [
+            (t.name, "ok" if t.ok else "FAILED", ", ".join(t.checks), t.equals)
+            for t in report.tensors
+        ]
+        head = ("tensor", "result", "checks", "equals" if against else "")
+        click.echo(table(head, rows, meanings={"ok": "good", "FAILED": "bad"}))
+    for warning in report.warnings:
+        click.echo(printable(f"warning: {warning}"), err=True)
+    for note in [] if quiet else report.notes:
+        click.echo(printable(f"note: {note}"), err=True)
     for problem in report.problems:
         click.echo(printable(f"{file}: {problem}"), err=True)
     if not quiet:
         if report.ok:
-            source = f", equal to {against}" if against else ""
-            told = f"{file}: {plural(len(report.tensors), 'tensor')}{source}"
+            told = f"{file}: {plural(len(report.tensors), 'tensor')}"
+            if against:
+                told += _proved(report, against)
             click.echo(f"{tint('ok', 'good')}: {printable(told)}")
         else:
             told = f"{file}: {plural(len(report.problems), 'problem')}"
             click.echo(f"{tint('FAILED', 'bad')}: {printable(told)}")
     return 0 if report.ok else 5
+
+
+def _proved(report: VerificationReport, against: str) -> str:
+    """What the source was found to give."""
+    if report.lossless:
+        return f", equal to {against}"
+    found = ", ".join(f"{count} equal {what}" for what, count in report.equals.items())
+    return f" compared with {against}: {found}"

@@ -1,5 +1,8 @@
 """Verification: every kind of tampering is found, and what is lossless is proved so."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import tpack
+from tpack.cli.main import main
 from tpack.errors import InputError
+from tpack.layerdef import LayerDef, Param, Program, Unspecified
+from tpack.verification import Difference
 
 STATE = {
     "fc.weight": torch.tensor([[0.5, 0, -0.5, 0.5, 0.5], [0, 0, 0.5, -0.5, 0]]),
@@ -134,7 +140,8 @@ def test_swapped_tensors_of_one_shape(tmp_path):
     [
         ({"fc.bias": torch.tensor([1.0, 2.5])}, {("fc.bias", "same_values")}),
         ({"fc.bias": torch.tensor([[1.0, 2.0]])}, {("fc.bias", "same_form")}),
-        ({"fc.bias": torch.tensor([1.0, 2.0]).double()}, {("fc.bias", "same_form")}),
+        ({"fc.bias": torch.tensor([1.0, 2.1]).double()}, {("fc.bias", "same_cast")}),
+        ({"fc.bias": torch.tensor([1, 2])}, {("fc.bias", "same_form")}),
         ({"fc.weight": STATE["fc.weight"].half()}, {("fc.weight", "same_form")}),
         ({"fc.weight": STATE["fc.weight"] * 2}, {("fc.weight", "same_values")}),
         ({"fc.weight": -STATE["fc.weight"]}, {("fc.weight", "same_values")}),
@@ -171,8 +178,11 @@ def test_quantized_is_never_called_lossless(tmp_path):
     tpack.convert(state, tmp_path / "m")
     assert tpack.verify(tmp_path / "m").ok
     report = tpack.verify(tmp_path / "m", state)
-    assert failed(report) == {("w", "lossless")}
-    assert "quantized" in report.problems[0]
+    assert report.ok
+    (row,) = report.tensors
+    assert row.equals == "absmean of the source"
+    assert "same_values" not in row.checks
+    assert report.equals == {"absmean of the source": 1}
 
 
 def test_what_unpack_writes_verifies_as_the_source(file, tmp_path):
@@ -190,9 +200,324 @@ def test_unreadable_files_name_themselves(file, tmp_path):
 def test_the_report_as_json(file):
     overwrite(file, "fc.bias", 0, 1)
     data = tpack.verify(file).to_dict()
-    assert set(data) == {"ok", "file", "tensors", "problems"}
+    assert set(data) == {"ok", "file", "tensors", "equals", "problems", "warnings", "notes"}
     assert data["ok"] is False
     assert data["file"] == str(file)
     for row in data["tensors"]:
-        assert set(row) == {"name", "ok", "checks"}
+        assert set(row) == {"name", "ok", "checks", "equals", "difference"}
         assert all(type(value) is bool for value in [row["ok"], *row["checks"].values()])
+
+
+# ---- masters: quantized again
+
+
+def masters(seed=0, shape=(8, 96)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("scale", ["tensor", "row", "group:32", "group:40"])
+@pytest.mark.parametrize("method", ["absmean", "twn", "mse"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_master_gives_the_file_again(method, scale, dtype, tmp_path):
+    state = {"fc.weight": masters().to(dtype), "fc.bias": torch.ones(8)}
+    layout = "t5" if scale == "row" else "t2"
+    tpack.convert(state, tmp_path / "m", quantize=method, scale=scale, layout=layout)
+    report = tpack.verify(tmp_path / "m", state)
+    assert report.ok
+    assert report.equals == {f"{method} of the source": 1, "the source": 1}
+    state["fc.weight"][5, 7] += 4
+    report = tpack.verify(tmp_path / "m", state)
+    assert failed(report) == {("fc.weight", "same_method")}
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (2, 3, 8)])
+def test_a_master_of_any_rank(shape, tmp_path):
+    state = {"a.weight": masters(shape=shape), "b.weight": masters()}
+    tpack.convert(state, tmp_path / "m", include=["*"])
+    assert tpack.verify(tmp_path / "m", state).equals == {"absmean of the source": 2}
+
+
+def test_an_int8_master_with_and_without_a_scale(tmp_path):
+    whole = masters().mul(20).to(torch.int8)
+    state = {"a.weight": whole, "b.weight": whole, "b.weight_scale": torch.tensor([0.25])}
+    state["b.weight"] = whole.clone()
+    tpack.convert(state, tmp_path / "m", quantize="twn")
+    report = tpack.verify(tmp_path / "m", state)
+    assert report.ok
+    assert report.equals == {"twn of the source": 2}
+
+
+def test_a_scale_that_was_rounded_only(tmp_path):
+    """Ternary in float64: the trits are exact, the scale is the nearest float32."""
+    state = {"a.weight": make.trits(8, 64).double() * 0.1}
+    tpack.convert(state, tmp_path / "m")
+    assert tpack.inspect(tmp_path / "m").tensors[0].method == "mse"
+    assert tpack.verify(tmp_path / "m", state).equals == {"mse of the source": 1}
+
+
+def test_a_scale_that_was_repeated_for_a_layerdef(tmp_path):
+    """A block whose other copy has a scale per row: that of the tensor is stored per row too."""
+    block = LayerDef("Block", [Param("weight", "TernaryTensor", [8, 96])], [Unspecified()])
+    root = LayerDef("Root", [Param("blocks", "Layer", layer="Block", repeat=2)], [Unspecified()])
+    rows = torch.randint(-1, 2, (8, 96)).float() * torch.arange(1.0, 9)[:, None]
+    state = {"blocks.0.weight": masters(), "blocks.1.weight": rows}
+    tpack.convert(state, tmp_path / "m", layerdef=Program([block, root], "Root"), quantize="mse")
+    first = tpack.inspect(tmp_path / "m").tensors[0]
+    assert (first.scale, first.method) == ("row", "mse")
+    report = tpack.verify(tmp_path / "m", state)
+    assert report.ok
+    assert report.equals == {"mse of the source": 1, "the source": 1}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_source_that_cannot_be_quantized(value, tmp_path):
+    state = {"fc.weight": masters()}
+    tpack.convert(state, tmp_path / "m")
+    state["fc.weight"][2, 3] = value
+    report = tpack.verify(tmp_path / "m", state)
+    assert failed(report) == {("fc.weight", "same_method")}
+    told = f"is not what absmean makes of the source, which holds {value} at index (2, 3)"
+    assert told in report.problems[0]
+
+
+def test_a_quantized_file_against_its_own_unpacking(tmp_path):
+    tpack.convert({"fc.weight": masters()}, tmp_path / "m")
+    assert tpack.verify(tmp_path / "m", tpack.unpack(tmp_path / "m")).equals == {"the source": 1}
+
+
+def test_where_masters_differ(tmp_path):
+    """Counts by brute force: absmean in torch, written out."""
+
+    def absmean(w):
+        scale = w.abs().mean().clamp(min=1e-5)
+        return (w * (1 / scale)).round().clamp(-1, 1), scale
+
+    before, after = masters(), masters()
+    after[4, 9:60] *= -1
+    tpack.convert({"fc.weight": before}, tmp_path / "m")
+    report = tpack.verify(tmp_path / "m", {"fc.weight": after})
+    one, two = absmean(before)[0], absmean(after)[0]
+    index = tuple((one != two).nonzero()[0].tolist())
+    found = report.tensors[0].difference
+    assert (found.what, found.index, found.of) == ("trits", index, 8 * 96)
+    assert found.count == int((one != two).sum())
+    assert (found.stored, found.expected) == (one[index].item(), two[index].item())
+    assert found.source == after[index].item()
+    for part in (f"at index {index}", f"{found.count} of 768 trits differ", str(found.source)):
+        assert part in report.problems[0]
+    report = tpack.verify(tmp_path / "m", {"fc.weight": 2 * before})
+    found = report.tensors[0].difference
+    assert (found.what, found.index, found.count, found.of) == ("scales", (0,), 1, 1)
+    assert found.expected == 2 * found.stored == 2 * absmean(before)[1].item()
+
+
+# ---- the first difference
+
+
+def test_where_an_exact_weight_differs(file):
+    other = STATE["fc.weight"].clone()
+    other[0, 4], other[1, 1] = -0.5, 0.25
+    report = tpack.verify(file, STATE | {"fc.weight": other})
+    found = report.tensors[0].difference
+    assert found == Difference("values", (0, 4), 0.5, -0.5, None, 2, 10)
+    assert report.problems == [
+        "tensor 'fc.weight' does not unpack to the values of the source: at index (0, 4) it has "
+        "0.5, the source has -0.5; 2 of 10 values differ."
+    ]
+
+
+KEPT = {
+    "float32": (torch.tensor([1.0, -0.0]), torch.tensor([1.0, 0.0]), -0.0, 0.0),
+    "bfloat16": (torch.tensor([1, 2]).bfloat16(), torch.tensor([1, 3]).bfloat16(), 2.0, 3.0),
+    "int64": (torch.tensor([1, 2**62]), torch.tensor([1, 3]), 2**62, 3),
+    "bool": (torch.tensor([True, True]), torch.tensor([True, False]), True, False),
+    "complex": (torch.tensor([1j, 2j]), torch.tensor([1j, 3j]), 2j, 3j),
+    "float8": (
+        torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn),
+        torch.tensor([1.0, -2.0]).to(torch.float8_e4m3fn),
+        "the byte 40",
+        "the byte c0",
+    ),
+    "payload": (
+        torch.tensor([0x3F800000, 0x7FC00000], dtype=torch.int32).view(torch.float32),
+        torch.tensor([0x3F800000, 0x7FC00001], dtype=torch.int32).view(torch.float32),
+        "nan (0000c07f)",
+        "nan (0100c07f)",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_where_a_kept_tensor_differs(kind, tmp_path):
+    one, two, stored, expected = KEPT[kind]
+    state = {"fc.weight": make.trits(2, 4), "fc.bias": one}
+    tpack.convert(state, tmp_path / "m")
+    assert tpack.verify(tmp_path / "m", state).ok
+    report = tpack.verify(tmp_path / "m", state | {"fc.bias": two})
+    found = report.tensors[1].difference
+    assert found == Difference("values", (1,), stored, expected, None, 1, 2)
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_large_tensors_are_compared_piece_by_piece(tmp_path):
+    size = (3 << 20) + 5
+    state = {"fc.weight": make.trits(2, 4), "fc.bias": torch.zeros(size)}
+    tpack.convert(state, tmp_path / "m")
+    state["fc.bias"][[(1 << 21) - 1, 1 << 21, size - 1]] = 1
+    found = tpack.verify(tmp_path / "m", state).tensors[1].difference
+    assert (found.index, found.count, found.of) == (((1 << 21) - 1,), 3, size)
+
+
+# ---- casts
+
+
+@pytest.mark.parametrize("source", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("keep", ["f32", "f16", "bf16"])
+def test_a_kept_tensor_that_was_cast(source, keep, tmp_path):
+    state = {"fc.weight": make.trits(2, 4).to(source), "fc.bias": masters(shape=(9,)).to(source)}
+    tpack.convert(state, tmp_path / "m", keep_dtype=keep)
+    report = tpack.verify(tmp_path / "m", state)
+    assert report.ok
+    wanted = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}[keep]
+    equals = "the source" if f"torch.{wanted}" == str(source) else f"the source cast to {wanted}"
+    assert {row.name: row.equals for row in report.tensors}["fc.bias"] == equals
+    state["fc.bias"][4] += 1
+    report = tpack.verify(tmp_path / "m", state)
+    assert not report.ok
+    assert (report.tensors[1].difference.index, report.tensors[1].difference.count) == ((4,), 1)
+
+
+def test_a_cast_that_would_overflow_is_a_difference(tmp_path):
+    state = {"fc.weight": make.trits(2, 4), "fc.bias": torch.ones(3)}
+    tpack.convert(state, tmp_path / "m", keep_dtype="f16")
+    state["fc.bias"][1] = 1e30
+    report = tpack.verify(tmp_path / "m", state)
+    assert failed(report) == {("fc.bias", "same_cast")}
+
+
+# ---- what comes packed, and what was saved
+
+
+def test_a_packed_source_whose_rows_share_one_scale(tmp_path):
+    """MLX and compressed-tensors store a scale for each group or row; one was asked for."""
+    rows = torch.full((4, 1), 0.5)
+    codes = (make.trits(4, 16).int() + 2) & 3
+    packed = torch.zeros(4, 1, dtype=torch.int64)
+    for i in range(16):
+        packed[:, 0] |= codes[:, i].long() << (2 * i)
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    packed = torch.where(packed >= 2**31, packed - 2**32, packed).int()
+    tensors = {"fc.weight_packed": packed, "fc.weight_scale": rows}
+    save_file(tensors | {"fc.weight_shape": torch.tensor([4, 16])}, folder / "model.safetensors")
+    weights = {"num_bits": 2, "type": "int", "symmetric": True, "strategy": "channel"}
+    group = {"targets": ["Linear"], "weights": weights}
+    quantization = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    config = {"quantization_config": quantization | {"config_groups": {"group_0": group}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    for scale in ("auto", "tensor", "row", "group:32"):
+        tpack.convert(folder, tmp_path / "m", scale=scale, force=True)
+        report = tpack.verify(tmp_path / "m", folder)
+        assert report.ok, report.problems
+        assert report.equals == {"the source": 1}
+
+
+def test_a_weight_that_was_saved_from_a_module(tmp_path):
+    state = {"fc.weight": make.trits(2, 4).half(), "fc.bias": torch.ones(2)}
+    tpack.convert(state, tmp_path / "m")
+    module = tpack.load(tmp_path / "m")
+    with torch.no_grad():
+        module.state_dict()["fc.weight_scale"].mul_(2)
+    tpack.save(module, tmp_path / "again")
+    assert tpack.verify(tmp_path / "again").ok
+    report = tpack.verify(tmp_path / "again", state)
+    assert failed(report) == {("fc.weight", "same_values")}
+    for dtype in (torch.float16, torch.float32):  # it claims no dtype of a source
+        doubled = state | {"fc.weight": 2 * make.trits(2, 4).to(dtype)}
+        assert tpack.verify(tmp_path / "again", doubled).equals == {"the source": 2}
+
+
+# ---- the report
+
+
+def test_repeated_layers_share_a_sentence(tmp_path):
+    state = {f"layers.{i}.up.weight": make.trits(2, 4) * (i + 1) for i in range(12)}
+    tpack.convert(state, tmp_path / "m")
+    for i in (3, 4, 5):
+        state[f"layers.{i}.up.weight"][1, 2] += 9
+    del state["layers.7.up.weight"]
+    report = tpack.verify(tmp_path / "m", state | {f"h.{i}.w": torch.ones(2, 2) for i in range(2)})
+    assert report.problems == [
+        "each of the tensors 'h.0–1.w ×2' of the source is not in the checkpoint.",
+        "each of the tensors 'layers.3–5.up ×3' does not unpack to the values of the source: first "
+        f"at index (1, 2) of 'layers.3.up.weight' it has {state['layers.3.up.weight'][1, 2] - 9}, "
+        f"the source has {state['layers.3.up.weight'][1, 2]}; 3 of 24 values differ.",
+        "tensor 'layers.7.up.weight' is not in the source.",
+    ]
+    assert [row.name for row in report.tensors if not row.ok] == [
+        f"layers.{i}.up.weight" for i in (3, 4, 5, 7)
+    ]
+
+
+def test_the_form_of_both_is_told(file):
+    report = tpack.verify(file, STATE | {"fc.bias": torch.tensor([[1, 2]])})
+    assert report.problems == [
+        "tensor 'fc.bias' is float32 (2,) in the checkpoint, int64 (1, 2) in the source."
+    ]
+
+
+def test_aliases_that_differ_are_named(file):
+    shared = STATE["fc.bias"]
+    report = tpack.verify(
+        file, {"fc.weight": STATE["fc.weight"], "fc.bias": shared, "tied": shared}
+    )
+    assert report.problems == [
+        "'tied' is no shared name in the checkpoint, and shares 'fc.bias' in the source."
+    ]
+
+
+def test_warnings_of_the_source_are_passed_on(file, tmp_path, monkeypatch):
+    from tpack.sources import open_source
+
+    def opened(source):
+        return replace(open_source(source), warnings=["holds more"], notes=["took a prefix away"])
+
+    monkeypatch.setattr("tpack.verification.open_source", opened)
+    report = tpack.verify(file, STATE)
+    assert (report.ok, report.warnings, report.notes) == (
+        True,
+        ["holds more"],
+        ["took a prefix away"],
+    )
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main(["verify", *map(str, arguments)])
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_says_what_was_proved(tmp_path, run):
+    state = {f"layers.{i}.fc.weight": masters(i) for i in range(15)} | {
+        "norm.weight": torch.ones(3)
+    }
+    torch.save(state, tmp_path / "m.pt")
+    tpack.convert(tmp_path / "m.pt", tmp_path / "m")
+    code, out, err = run(tmp_path / "m", "--against", tmp_path / "m.pt")
+    assert (code, err) == (0, "")
+    assert out.endswith(": 15 equal absmean of the source, 1 equal the source\n")
+    assert "absmean of the source" in run(tmp_path / "m", "--against", tmp_path / "m.pt", "-v")[1]
+    data = json.loads(run(tmp_path / "m", "--against", tmp_path / "m.pt", "--json")[1])
+    assert data["equals"] == {"absmean of the source": 15, "the source": 1}
+    state["layers.7.fc.weight"][0, 0] += 5
+    torch.save(state, tmp_path / "other.pt")
+    code, out, err = run(tmp_path / "m", "--against", tmp_path / "other.pt", "-q")
+    assert (code, out) == (5, "")
+    assert "'layers.7.fc.weight' is not what absmean makes of the source: at index (" in err
+    data = json.loads(run(tmp_path / "m", "--against", tmp_path / "other.pt", "--json")[1])
+    (row,) = [row for row in data["tensors"] if not row["ok"]]
+    assert row["difference"]["of"] == 768

@@ -226,7 +226,7 @@ def take_through(
     description.write_text(json.dumps(program.to_dict()))
     packed = folder / f"{name}.tpack.safetensors"
     report = convert(source, packed, exact=True, layerdef=description, force=True)
-    lossless = verify(packed, source).ok
+    lossless = verify(packed, source).lossless
     with Checkpoint(packed) as file:
         assert file.document.program is not None
         code = generate_pytorch_code(file.document.program)

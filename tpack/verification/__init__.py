@@ -1,0 +1,124 @@
+"""Verify a checkpoint: every byte is accounted for, and unpacking gives the source back.
+
+``against`` compares with a source, ``differences`` finds the first value that differs, ``report``
+says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tpack.codec import LAYOUTS, pack
+from tpack.container import Checkpoint, TernaryEntry, digest
+from tpack.errors import locate
+from tpack.quantize import widen
+from tpack.sources import open_source
+from tpack.verification.against import compare
+from tpack.verification.report import (
+    Checks,
+    Difference,
+    TensorVerification,
+    VerificationReport,
+    problems,
+)
+
+__all__ = ["Difference", "TensorVerification", "VerificationReport", "verify", "verify_file"]
+
+
+def verify(
+    path: str | os.PathLike[str],
+    against: str | os.PathLike[str] | Mapping[str, Any] | Any | None = None,
+) -> VerificationReport:
+    """Check a checkpoint, and with ``against`` that it is what its source gives.
+
+    Structure and LayerDefs are checked when the file is opened; then codes, padding, scales
+    and the digests of all tensors, of the description and of the index of a folder.
+
+    With a source, an exact weight must unpack to its values. A quantized one is quantized again:
+    by the method and at the granularity that the file names, the source must give the same trits
+    and the same scales, bit for bit. A kept tensor must equal it, or the cast of it to the dtype
+    that ``keep_dtype`` asked for. ``report.equals`` counts which of these was found.
+
+    Args:
+        path: the checkpoint.
+        against: what it was converted from: a path, a state dict or a module.
+
+    Raises:
+        InputError: either cannot be read, or its structure is broken.
+    """
+    with Checkpoint(path) as file:
+        report, checks = _verify(file)
+        if against is not None:
+            with open_source(against) as source, locate(file=source.label):
+                others = compare(file, source, checks)
+                report.warnings += source.warnings
+                report.notes += source.notes
+            report.problems += others
+        report.tensors = [row.row() for row in checks.values()]
+        report.problems += problems(list(checks.values()))
+        return report
+
+
+def verify_file(file: Checkpoint) -> VerificationReport:
+    """Check the data of a checkpoint that is open: every byte of it is read."""
+    report, checks = _verify(file)
+    report.tensors = [row.row() for row in checks.values()]
+    report.problems += problems(list(checks.values()))
+    return report
+
+
+def _verify(file: Checkpoint) -> tuple[VerificationReport, dict[str, Checks]]:
+    """What is wrong with the descriptions, and the checks of each tensor."""
+    report = VerificationReport(str(file.path))
+    if not file.digest_holds:
+        report.problems.append(
+            "the header or the description in it does not have its own digest: it was changed."
+        )
+    if file.index is not None and not file.index.holds:
+        report.problems.append(
+            f"{file.index.path.name} does not have its own digest: it was changed, or written "
+            "by another program. Shards of another model may go unnoticed."
+        )
+    checks = {name: _check_ternary(file, name, entry) for name, entry in file.ternary()}
+    checks |= {name: _check_kept(file, name) for name in sorted(file.document.kept)}
+    return report, checks
+
+
+_CHANGED = "does not have the digest of its description: its data was changed"
+
+
+def _check_ternary(file: Checkpoint, name: str, entry: TernaryEntry) -> Checks:
+    layout = LAYOUTS[entry.layout]
+    codes = padding = True
+    state = hashlib.sha256()
+    for _, packed in file.packed_blocks(name):
+        codes = codes and bool(layout.valid[packed].all())
+        decoded = layout.decode(packed[:, -1:])
+        spare = entry.columns - layout.per_byte * (packed.shape[1] - 1)
+        padding = padding and bool((decoded[:, spare:] == 1).all())
+        if layout.name == "t2":
+            state.update(packed)
+        elif codes:
+            columns = layout.decode(packed)[:, : entry.columns]
+            state.update(pack(columns.astype(np.int8) - np.int8(1)))
+    scale, dtype, _ = file.scale(name)
+    finite = bool(np.isfinite(widen(scale, dtype)).all())
+    checks = Checks(name)
+    checks.check("codes", codes, "has bytes that hold no valid codes", "_packed")
+    checks.check("padding", padding, "has padding that is not code 1", "_packed")
+    checks.check("scale", finite, "has NaN or infinity", "_scale")
+    checks.check("digest", state.hexdigest() == entry.sha256, _CHANGED)
+    same = digest([scale.tobytes()]) == entry.scale_sha256
+    checks.check("scale_digest", same, _CHANGED, "_scale")
+    return checks
+
+
+def _check_kept(file: Checkpoint, name: str) -> Checks:
+    checks = Checks(name)
+    checks.check("digest", digest(file.chunks(name)) == file.document.kept[name], _CHANGED)
+    return checks
