@@ -424,3 +424,61 @@ def test_integers_of_compressed_tensors_that_are_not_packed(tmp_path):
     (tmp_path / "in" / "config.json").write_text(json.dumps({"quantization_config": config}))
     tpack.convert(tmp_path / "in", tmp_path / "out", exact=True)
     assert torch.equal(tpack.unpack(tmp_path / "out")["up.weight"], scale * q)
+
+
+# ---- what a pickle may hold besides plain tensors
+
+
+class Packed(torch.Tensor):
+    """A tensor of parts, as torchao's are."""
+
+    def __new__(cls, codes):
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+
+    def __init__(self, codes):
+        self.codes = codes
+
+    def __tensor_flatten__(self):
+        return ["codes"], {}
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError(f"{function} of {cls.__name__}")
+
+
+def test_a_tensor_of_parts_is_refused_by_name(tmp_path):
+    state = {"up.weight": Packed(torch.ones(4, 4, dtype=torch.int8))} | ternary_weight()
+    with pytest.raises(UnsupportedError, match=r"'up\.weight' is a Packed of test_packed"):
+        tpack.convert(state, tmp_path / "out")
+
+
+LOST = {
+    "torch.ao": {"up._packed_params._packed_params": (torch.ones(4, 4), None)},
+    "HQQ": {"up.W_q": U8, "up.meta": {"scale": torch.ones(8, 1), "nbits": 4}},
+    "deeper": {"up.meta": {"parts": [{"scale": torch.ones(1)}]}},
+}
+
+
+@pytest.mark.parametrize("state", LOST.values(), ids=LOST)
+def test_tensors_in_a_tuple_or_dict_are_not_lost_without_a_word(state, tmp_path):
+    report = tpack.convert(state | ternary_weight(), tmp_path / "out")
+    (warning,) = report.warnings
+    assert "left out up." in warning
+    assert "not in the output" in warning
+
+
+@pytest.mark.parametrize("more", [{"up.names": ["a"]}, {"optimizer": {"m": torch.ones(2)}}])
+def test_other_values_are_only_noted(more, tmp_path):
+    report = tpack.convert(more | ternary_weight(), tmp_path / "out")
+    assert report.warnings == ()
+    assert any("left out" in note for note in report.notes)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_by_torch_is_not_rounded_again(tmp_path):
+    weight = torch.quantize_per_tensor(torch.randn(8, 8), 0.1, 0, torch.qint8)
+    with pytest.raises(NotTernaryError, match=r"'?up\.weight'? is qint8 of torch, and not ternary"):
+        tpack.convert({"up.weight": weight}, tmp_path / "out")
+    report = tpack.convert({"up.weight": weight} | ternary_weight(), tmp_path / "out")
+    assert {t.name: t.action for t in report.tensors}["up.weight"] == "kept"
+    assert torch.equal(tpack.unpack(tmp_path / "out")["up.weight"], weight.dequantize())

@@ -24,6 +24,8 @@ from tpack.sources.mapped_file import MappedFile
 from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
 
+#: What the names of training, and not of a model, begin with.
+_OF_TRAINERS = ("optimizer", "scheduler", "lr_scheduler", "rng_state", "scaler")
 #: Where trainers put the state dict, tried in this order.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
@@ -156,13 +158,17 @@ def state_dict_source(
         )
     data = _unwrap(data, notes)
     tensors: dict[str, Tensor] = {}
+    lost: list[str] = []
     for name, value in data.items():
         if isinstance(value, Tensor):
             if not isinstance(name, str):
                 raise InputError(f"has a tensor under the key {name!r:.60}, expected a name.")
+            _check_class(name, value)
             tensors[name] = value.detach()
         else:
             notes.append(f"left out {str(name)!r}: {type(value).__name__}, not a tensor")
+            if not str(name).startswith(_OF_TRAINERS) and _holds_tensors(value):
+                lost.append(str(name))
     if not tensors:
         raise InputError("holds no tensors, expected a state dict.")
     names, stripped = naming(tensors)
@@ -186,7 +192,15 @@ def state_dict_source(
     notes += stripped + [f"{alias} shares the storage of {name}" for alias, name in aliases.items()]
     size = sum(tensor.nbytes for tensor in found.values())
     roles = {names[name]: role for name, role in roles.items() if name in names}
-    return Source(label, found, aliases=aliases, notes=notes, roles=roles, nbytes=size)
+    return Source(
+        label,
+        found,
+        aliases=aliases,
+        notes=notes,
+        warnings=_warning(lost),
+        roles=roles,
+        nbytes=size,
+    )
 
 
 def _roles(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
@@ -209,6 +223,42 @@ def _unwrap(data: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]:
             notes.append(f"took the state dict under {key!r}" + (f", left {others}" * bool(others)))
             return _unwrap(inner, notes)
     return data
+
+
+def _holds_tensors(value: object) -> bool:
+    """Whether a value holds tensors, at any depth."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(isinstance(item, Tensor) or _holds_tensors(item) for item in value)
+    return False
+
+
+def _check_class(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that another library puts together from parts, such as codes and scales.
+
+    Raises:
+        UnsupportedError: it is one.
+    """
+    kind = type(tensor)
+    library = kind.__module__.partition(".")[0]
+    if hasattr(tensor, "__tensor_flatten__") and library != "torch":
+        raise UnsupportedError(
+            f"is a {kind.__name__} of {library}, which is packed, expected a plain tensor. Convert "
+            "the unquantized model, or call dequantize() on it first.",
+            tensor=name,
+        )
+
+
+def _warning(lost: list[str]) -> list[str]:
+    """A warning about values that hold tensors, and are no tensors themselves."""
+    if not lost:
+        return []
+    return [
+        f"left out {', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''}, which "
+        f"{'holds' if len(lost) == 1 else 'hold'} tensors in a tuple or dict, as "
+        "torch.ao.quantization, HQQ and SINQ save packed weights: they are not in the output."
+    ]
 
 
 def _has_tensors(data: Mapping[Any, Any]) -> bool:
@@ -269,7 +319,8 @@ def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
             piece = held.piece(tensor, start, stop)
         return convert(piece.resolve_conj().resolve_neg())
 
-    return SourceTensor(name, dtype, tuple(tensor.shape), read)
+    coded = f"{str(tensor.dtype).removeprefix('torch.')} of torch" if tensor.is_quantized else ""
+    return SourceTensor(name, dtype, tuple(tensor.shape), read, coded=coded)
 
 
 def element_reader(
