@@ -471,7 +471,11 @@ def test_bitnet_that_was_packed_by_transformers(tmp_path, linear):
 
 def online(folder, dtype):
     """A folder of masters, which transformers rounds as it runs."""
-    bitnet(BITNET).to(dtype).save_pretrained(folder)
+    model = bitnet(BITNET).to(dtype)
+    with torch.no_grad():  # one whose values are ternary already
+        weight = model.model.layers[0].mlp.up_proj.weight
+        weight.copy_(torch.randint(-1, 2, weight.shape) * 0.125)
+    model.save_pretrained(folder)
     return BITNET
 
 

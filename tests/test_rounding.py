@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 import tpack
 from tpack.build import build_module
+from tpack.errors import UsageError
 from tpack.quantize import Rounding
 from tpack.tracing import trace_module
 
@@ -66,6 +67,8 @@ OTHER = {
     "a threshold": lambda w: torch.where(w.abs() > 0.7 * mean(w), w.sign(), 0.0) * mean(w),
     "compared": lambda w: ((w > 0.05).float() - (w < -0.05).float()) * 0.1,
     "by floor": lambda w: (w / mean(w) + 0.5).floor().clamp(-1, 1) * mean(w),
+    "of a sum": lambda w: divided(w + 0.01, mean(w + 0.01)),
+    "padded": lambda w: divided(F.pad(w, (0, 4)), mean(F.pad(w, (0, 4))))[:, :16],
     "of the transpose": lambda w: divided(w.T, mean(w.T, dim=1, keepdim=True)).T,
 }
 
@@ -122,6 +125,32 @@ def test_a_master_is_packed_and_not_rounded_again(name, tmp_path):
     rows, loaded = converted(model, tmp_path / "m", x)
     assert rows["0.weight"].method == "absmean"
     assert "weight_packed" in dict(loaded.get_submodule("0").named_buffers())
+    close(loaded, model, x)
+
+
+@pytest.mark.parametrize("values", ["random", "ternary", "zero"])
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_scale_of_a_master_is_that_of_forward(name, values, tmp_path):
+    """Also where the values are ``0.1 * q``: forward's scale is their mean, about 0.067."""
+    rule, rounding = KNOWN[name]
+    model, x = net(rule), torch.randn(3, 16)
+    with torch.no_grad():
+        if values == "ternary":
+            model[0].weight.copy_(torch.randint(-1, 2, (12, 16)) * 0.1)
+        elif values == "zero" and "no floor" in name:
+            model[0].weight[0].zero_()
+    rows, loaded = converted(model, tmp_path / "m", x)
+    found = rows["0.weight"]
+    assert (found.action, found.method, found.scale) == ("quantized", "absmean", rounding.scale)
+    close(loaded, model, x)
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_ternary_values_under_another_rule_stay_too(name, tmp_path):
+    model, x = net(OTHER[name]), torch.randn(3, 16)
+    with torch.no_grad():
+        model[0].weight.copy_(torch.randint(-1, 2, (12, 16)) * 0.1)
+    _, loaded = converted(model, tmp_path / "m", x)
     close(loaded, model, x)
 
 
@@ -249,3 +278,30 @@ def test_a_convolution(tmp_path):
     rows, loaded = converted(model, tmp_path / "m", x)
     assert rows["0.weight"].method == "absmean"
     close(loaded, model, x)
+
+
+@pytest.mark.parametrize("method", ["absmean", "twn", "mse"])
+@pytest.mark.parametrize("scale", ["tensor", "row"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_unfrozen_module_is_packed_by_its_own_rule(tmp_path, method, scale, trained):
+    """Its masters are ternary at first, with another scale than that of its layers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    x = torch.ones(2, 16)
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight.copy_(torch.randint(-1, 2, layer.weight.shape) * 0.1)
+    tpack.convert(model, tmp_path / "a", example_args=(x,))
+    unfrozen = tpack.nn.unfreeze(tpack.load(tmp_path / "a"), method, scale)
+    with torch.no_grad():
+        for weight in unfrozen.parameters():
+            weight.add_(torch.randn(weight.shape) / 50 * trained)
+        expected = unfrozen(x)
+    report = tpack.convert(unfrozen, tmp_path / "b")
+    assert {row.method for row in report.tensors if row.action != "kept"} == {method}
+    with torch.no_grad():
+        model.load_state_dict(tpack.unpack(tmp_path / "b"))
+        found = model(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * expected.abs().max())
+    with pytest.raises(UsageError, match=r"tpack\.nn\.freeze"):
+        tpack.convert(unfrozen, tmp_path / "c", example_args=(x,))

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.writer import checkpoint_size, write_checkpoint
-from tpack.conversion.capturing import OWN_RULE, captured, packed_note
+from tpack.conversion.capturing import OWN_RULE, captured, masters, packed_note
 from tpack.conversion.cases import Cases
 from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
@@ -148,7 +148,9 @@ def convert(
                     )
                 check_target(target, force=force)
             with locate(file=opened.label), storage_errors(target):
-                if trace is not None:
+                if trace is None:
+                    opened.rounded = {**opened.rounded, **masters(source)}
+                else:
                     opened.notes[:0] = trace.notes
                     opened.roles = trace.roles()
                     opened.rounded = trace.rounded

@@ -11,6 +11,7 @@ from tpack.container.opening import input_errors
 from tpack.conversion.packing import Batch
 from tpack.errors import UsageError, locate
 from tpack.layerdef import Program
+from tpack.quantize import Rounding
 
 if TYPE_CHECKING:
     from tpack.tracing import Captured
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
 #: Why a weight that forward rounds or measures by a rule that tpack has not is kept.
 OWN_RULE = "forward rounds it by a rule of its own"
+
+
+def masters(source: Any) -> dict[str, Rounding]:
+    """The float masters of a module that ``tpack.nn.unfreeze`` made, each with its rule."""
+    if isinstance(source, str | os.PathLike | Mapping):
+        return {}
+    from tpack.nn.training import rules
+
+    return {
+        name: Rounding(rule.method, str(rule.granularity)) for name, rule in rules(source).items()
+    }
 
 
 def captured(
@@ -47,6 +59,11 @@ def captured(
         return None
     if isinstance(source, Mapping):
         raise UsageError("example_args are for an nn.Module, but the source is a state dict.")
+    if masters(source):
+        raise UsageError(
+            "the module is unfrozen, and its forward rounds its masters. Pack them with "
+            "tpack.nn.freeze, and save the module with tpack.save; or leave out example_args."
+        )
     from tpack.tracing import trace_module
 
     return _compared(trace_module(source, args or (), kwargs, dynamic_shapes))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from tpack.quantize import Rounding
-from tpack.tracing.graph import STORED, Arg, Graph, Value, map_values, values_in
+from tpack.tracing.graph import CONSTANT, STORED, Arg, Graph, Value, map_values, values_in
 
 #: The floor of the scale in tpack's absmean.
 FLOOR = 1e-5
@@ -24,8 +24,6 @@ _MEASURES = frozenset(
     {"abs", "amax", "amin", "argmax", "clamp", "floor", "mean", "quantile", "round", "sign"}
     | {"sort", "std", "var", ">", ">=", "<", "<=", "where"}
 )
-#: Ops that only change the dtype or the shape of a weight.
-_FORMS = frozenset({"to", "transpose", "permute", "reshape", "view", "flatten", "unsqueeze"})
 
 
 @dataclass(frozen=True)
@@ -68,13 +66,21 @@ def measured_weights(graph: Graph) -> frozenset[str]:
 
     It would do so again with what was packed, and find another scale.
     """
-    found = set()
+    measured: set[str] = set()
+    origins: dict[Value, frozenset[str]] = {}  # of what is computed of weights alone
+
+    def origin(value: Value) -> frozenset[str] | None:
+        if value.op == STORED:
+            return frozenset({value.name} if len(value.shape) > 1 else ())
+        return frozenset() if value.op == CONSTANT else origins.get(value)
+
     for value in graph.values:
-        if value.op in _MEASURES:
-            for part in values_in(tuple(value.args.values())):
-                if (stored := _stored(part, _FORMS)) is not None and len(stored.shape) > 1:
-                    found.add(stored.name)
-    return frozenset(found) - rounded_weights(graph).keys()
+        parts = [origin(part) for part in values_in(tuple(value.args.values()))]
+        if None not in parts:
+            origins[value] = frozenset().union(*(part for part in parts if part is not None))
+            if value.op in _MEASURES:
+                measured |= origins[value]
+    return frozenset(measured) - rounded_weights(graph).keys()
 
 
 def with_packed(graph: Graph, packed: Collection[str]) -> Graph:
@@ -201,9 +207,9 @@ def _scale(value: Arg) -> tuple[_Scale, bool] | None:
     return _Scale(stored.name, "tensor" if dim is None else "row", lowest, more), inverted
 
 
-def _stored(value: Arg, forms: Collection[str] = ("to",)) -> Value | None:
+def _stored(value: Arg) -> Value | None:
     """The stored tensor that a value is, in this or another dtype."""
-    while isinstance(value, Value) and value.op in forms:
+    while isinstance(value, Value) and value.op == "to":
         value = value.args["x"]
     return value if _is(value, STORED) else None
 
