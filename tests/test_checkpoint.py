@@ -20,7 +20,7 @@ import tpack
 from tpack import codec
 from tpack.build import build_module
 from tpack.container import Checkpoint, Origin, Piece, TernaryEntry, digest, write_checkpoint
-from tpack.errors import ExistsError, LayerDefError, TpackError
+from tpack.errors import ExistsError, FormatError, LayerDefError, TpackError
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
@@ -545,3 +545,32 @@ def test_equal_bytes_of_another_dtype_are_another_scale():
     assert origin.entry("w", now, "float16") == now
     assert origin.entry("w", replace(now, scale="row"), "bfloat16").method == "unknown"
     assert origin.entry("v", now, "bfloat16").method == "unknown"
+
+
+# ---- checks while loading
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.1.weight_packed", "blocks.2.bias", "blocks.0.weight_scale"]
+)
+def test_load_checks_every_byte_if_asked(file, name):
+    tpack.load(file, verify=True)
+    with Checkpoint(file) as opened:
+        at = opened.files[0].data_start + opened.entries[name].start
+    blob = bytearray(file.read_bytes())
+    blob[at] ^= 1 if name.endswith("packed") and blob[at] & 3 != 2 else 3
+    file.write_bytes(blob)
+    tpack.load(file)
+    with pytest.raises(FormatError, match="is damaged: tensor 'blocks") as caught:
+        tpack.load(file, verify=True)
+    assert caught.value.file == str(file)
+
+
+def test_load_checks_the_description_if_asked(file):
+    before = file.read_bytes()
+    changed = before.replace(rb"relative_error\":0.0", rb"relative_error\":0.5", 1)
+    assert changed != before
+    file.write_bytes(changed)
+    tpack.load(file)
+    with pytest.raises(FormatError, match="is damaged: the header or the description"):
+        tpack.load(file, "cpu", True)

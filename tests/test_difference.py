@@ -107,6 +107,8 @@ def test_tensors_of_one_side_and_other_forms(convert):
         "scale dtype": ("float32", "float16"),
         "source dtype": ("float32", "float16"),
     }
+    same = found["layers.1.fc.weight"]
+    assert (same.scales, same.scales_changed) == (6, 0)
     assert found["norm.weight"].form == {"dtype": ("float32", "float16")}
 
 
@@ -124,6 +126,47 @@ def test_splits_that_differ_compare_the_same_trits(convert):
     two = LayerDef("V", [Param("v", "TernaryTensor", [6, 4], split=0)], [Unspecified()])
     (found,) = tpack.diff(convert(weight, layerdef=one), convert(weight, layerdef=two)).tensors
     assert (found.form, found.changed) == ({"split": ("1", "0")}, 0)
+
+
+def test_scales_of_several_dtypes_are_compared_as_numbers(convert):
+    trits = make.trits(4, 8)
+    row = torch.tensor([[0.5], [1.5], [2.0], [3.0]])
+    one = convert({"w": (trits * row).bfloat16()})
+    (found,) = tpack.diff(one, convert({"w": trits * row})).tensors
+    assert (found.scales, found.scales_changed) == (4, 0)
+    row[[1, 3]] += 0.001  # that bfloat16 does not see
+    (found,) = tpack.diff(one, convert({"w": trits * row})).tensors
+    assert (found.scales, found.scales_changed) == (4, 2)
+
+
+@pytest.mark.parametrize("finer", ["row", "column", "group:32", "group:64"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_scale_of_a_tensor_equals_itself_repeated(convert, finer, dtype):
+    weight = make.trits(4, 128) * 0.5
+    one, two = convert({"w": weight}), convert({"w": weight.to(dtype)}, scale=finer)
+    for pair in ((one, two), (two, one)):
+        (found,) = tpack.diff(*pair).tensors
+        assert set(found.form) - {"scale dtype", "source dtype"} == {"scale"}
+        assert (found.changed, found.scales_changed) == (0, 0)
+        assert found.scales == {"row": 4, "column": 128, "group:32": 16, "group:64": 8}[finer]
+
+
+def test_groups_are_compared_at_the_finer_ones(convert):
+    weight = torch.ones(2, 128)
+    weight[:, 64:] *= 2
+    one, two = convert({"w": weight}, scale="group:64"), convert({"w": weight}, scale="group:32")
+    (found,) = tpack.diff(one, two).tensors
+    assert (found.scales, found.scales_changed) == (8, 0)
+    weight[1, 96:] *= 2
+    (found,) = tpack.diff(one, convert({"w": weight}, scale="group:32")).tensors
+    assert (found.scales, found.scales_changed) == (8, 1)
+
+
+def test_rows_and_columns_cannot_be_compared(convert):
+    weight = make.trits(4, 128)
+    one, two = convert({"w": weight}, scale="row"), convert({"w": weight}, scale="column")
+    (found,) = tpack.diff(one, two).tensors
+    assert (found.changed, found.scales_changed) == (0, None)
 
 
 def test_layerdefs_and_their_roots(convert):

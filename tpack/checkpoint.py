@@ -28,14 +28,23 @@ from tpack.container import (
 from tpack.container.document import NO_DIGEST, UNKNOWN
 from tpack.container.header import Entry
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
+from tpack.errors import (
+    FormatError,
+    InputError,
+    LayerDefError,
+    UnsupportedError,
+    UsageError,
+    locate,
+)
 from tpack.layerdef import LayerDef, Program, as_program, slots
 from tpack.layerdef.refine import Found, refine
 from tpack.nn import is_unfrozen
 from tpack.nn.legal import check_legal, remember
 from tpack.parallel import ColumnLinear, Part, RowLinear, split
 from tpack.reading import read_program
+from tpack.text import plural
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
+from tpack.verification import verify_file
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -44,6 +53,7 @@ if TYPE_CHECKING:
 def load(
     path: str | os.PathLike[str],
     device: str | torch.device = "cpu",
+    verify: bool = False,
     *,
     device_mesh: DeviceMesh | None = None,
     parallel: Mapping[str, str] | None = None,
@@ -60,17 +70,27 @@ def load(
     Args:
         path: the checkpoint.
         device: where the module goes; another device gets copies.
+        verify: check all codes, padding, scales and digests first, as ``tpack.verify`` does. This
+            reads every byte, at the speed of SHA-256, and finds any change since the file was
+            written; without it only the structure is checked.
         device_mesh: processes that share the work.
         parallel: how they do: pattern of layers → ``column``, ``column-gather`` or ``row``, see
             ``tpack.parallel``. Each process maps or reads its part of these layers only.
 
     Raises:
         InputError: the file cannot be read, or its structure is broken.
+        FormatError: ``verify`` is asked for, and the data is not what was written.
         LayerDefError: it carries no LayerDefs.
         UsageError: no such device, or a plan that names nothing to divide.
         UnsupportedError: a weight that does not divide evenly.
     """
     with Checkpoint(path) as file, locate(file=path):
+        if verify and not (report := verify_file(file)).ok:
+            raise FormatError(
+                f"is damaged: {report.problems[0]} {plural(len(report.problems), 'problem')} in "
+                "all: tpack verify shows them. Get the file again.",
+                rule="R17",
+            )
         program = file.document.program
         if program is None:
             raise LayerDefError(

@@ -16,6 +16,8 @@ from tpack.container import Checkpoint, TernaryEntry
 from tpack.dtypes import BY_NAME
 from tpack.errors import FormatError, NotTernaryError, locate
 from tpack.layerdef import Program
+from tpack.quantize import widen
+from tpack.quantize.fit import repeat_scale
 
 Trits = npt.NDArray[np.int8]
 
@@ -29,8 +31,9 @@ class TensorDifference:
             values as text.
         values: elements or trits in each of the two.
         changed: how many of them differ; None where the shapes do.
-        scales: values of the scale.
-        scales_changed: how many of them differ; None where their number does.
+        scales: values of the scale, at the finer granularity of the two.
+        scales_changed: how many of them differ, as numbers where their dtypes do; None where
+            neither scale can be repeated to the granularity of the other.
     """
 
     name: str
@@ -176,7 +179,7 @@ def _compare(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference:
 def _compare_ternary(
     a: Checkpoint, b: Checkpoint, name: str, ours: TernaryEntry, theirs: TernaryEntry
 ) -> TensorDifference:
-    (scale, scale_dtype, _), (other, other_dtype, _) = a.scale(name), b.scale(name)
+    (scale, scale_dtype, _), (_, other_dtype, _) = a.scale(name), b.scale(name)
     form = {
         key: (str(x), str(y))
         for key, x, y in (
@@ -191,16 +194,34 @@ def _compare_ternary(
         )
         if x != y
     }
-    same_scales = scale.shape == other.shape and scale_dtype == other_dtype
+    scales, scales_changed = scale.size, None
+    if "shape" not in form and "split" not in form:
+        scales, scales_changed = _compare_scales(a, b, name)
     return TensorDifference(
         name,
         "ternary",
         form,
         math.prod(ours.shape),
         None if "shape" in form else sum(_changes(a, b, name, ours, theirs)),
-        scale.size,
-        int(_differ(scale, other).sum()) if same_scales else None,
+        scales,
+        scales_changed,
     )
+
+
+def _compare_scales(a: Checkpoint, b: Checkpoint, name: str) -> tuple[int, int | None]:
+    """How many scales there are, and how many differ; the coarser ones are repeated."""
+    (one, dtype, own), (two, other_dtype, other) = a.scale(name), b.scale(name)
+    entry = a.document.tensors[name]
+    if dtype != other_dtype:
+        one, two = widen(one, dtype), widen(two, other_dtype)
+    if own.can_repeat(other):
+        one = repeat_scale(one, own, other, entry.columns, two.shape)
+    elif other.can_repeat(own):
+        two = repeat_scale(two, other, own, entry.columns, one.shape)
+    else:
+        return one.size, None
+    changed = _differ(one, two) if dtype == other_dtype else one != two
+    return one.size, int(changed.sum())
 
 
 def _changes(
