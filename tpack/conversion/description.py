@@ -10,6 +10,7 @@ from tpack.container import digest
 from tpack.container.document import NO_DIGEST, Document, Shard, program_digest
 from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch
+from tpack.conversion.running import about_experts, about_forward
 from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError
 from tpack.layerdef import Param, Program, validate
@@ -30,8 +31,9 @@ def describe(
 
     Args:
         batches: what each file holds; changed where a scale must be repeated.
+        source: takes warnings of what cannot be run.
         program: the LayerDefs given by the user; None to draw them from the names.
-        notes: takes why there is no program, if there is none.
+        notes: takes why there is no program, if there is none, or that it has no forward.
     """
     found = {
         name: Found(t.shape, t.dtype) for batch in batches for name, t in batch.kept.items()
@@ -48,6 +50,7 @@ def describe(
     else:
         splits = {name: i.entry.split for batch in batches for name, i in batch.packed.items()}
         program = _mirrored(found, splits, source, options, notes)
+    source.warnings += about_experts(source, (n for batch in batches for n in batch.packed))
     metadata = {key: digest([value.encode()]) for key, value in source.metadata.items()}
     return [
         Document(
@@ -81,6 +84,7 @@ def _mirrored(
     except LayerDefError as error:
         notes.append(f"no LayerDefs: {error}")
         return None
+    notes += about_forward(source, program)
     return program
 
 
