@@ -659,3 +659,35 @@ def test_memory_stays_below_the_largest_tensor_and_a_half_gigabyte(tmp_path, opt
         timeout=300,
     )
     assert int(done.stdout) < largest + 500e6
+
+
+class Stacked(torch.nn.Module):
+    """Two experts of a scale per row each, and a convolution with a long kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = torch.nn.Parameter(trits(4, 16, 20) * (torch.rand(4, 16, 1) + 0.5))
+        self.filters = torch.nn.Conv1d(20, 20, 40, padding=20)
+        weight = trits(20, 20, 40) * (torch.rand(20, 1, 1) + 0.5)
+        self.filters.weight = torch.nn.Parameter(weight)
+
+    def forward(self, x):
+        return torch.einsum("bks,enk->bens", self.filters(x), self.stack)
+
+
+def test_rows_of_a_stack_have_their_own_scale(tmp_path):
+    module, x = Stacked().eval(), torch.randn(2, 20, 8)
+    path = tmp_path / "out.safetensors"
+    report = tpack.convert(module, path, example_args=(x,))
+    found = {t.name: (t.scale, t.method) for t in report.tensors if t.action != "kept"}
+    assert found == {"stack": ("row", "exact"), "filters.weight": ("row", "exact")}
+    assert tpack.unpack(path)["stack"].equal(module.stack)
+    torch.testing.assert_close(tpack.load(path)(x), module(x), rtol=1e-4, atol=1e-3)
+
+
+def test_rows_of_a_stack_by_its_name(tmp_path):
+    weight = trits(4, 16, 100) * (torch.rand(4, 16, 1) + 0.5)
+    path = tmp_path / "out.safetensors"
+    report = tpack.convert({"mlp.experts.down_proj": weight}, path)
+    assert [(t.scale, t.method) for t in report.tensors] == [("row", "exact")]
+    assert tpack.unpack(path)["mlp.experts.down_proj"].equal(weight)

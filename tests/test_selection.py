@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tpack.errors import UnsupportedError
-from tpack.selection import RULES, keep_reason
+from tpack.selection import RULES, keep_reason, split_by_name
 
 
 @pytest.mark.parametrize(
@@ -188,3 +188,22 @@ def test_include_and_exclude():
     assert keep_reason(*one, include=["*"], exclude=["lm_*"]) == "excluded"
     assert keep_reason("FC.weight", "float32", (4, 4), exclude=["fc.*"]) is None
     assert keep_reason("fc.bias", "float32", (4,), include=["*"]) == "1-D"
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "split"),
+    [
+        ("mlp.experts.down_proj", (4, 16, 100), 2),
+        ("mlp.experts.down_proj", (4, 16, 8), 2),
+        ("block_sparse_moe.w1", (8, 64, 32), 2),
+        ("conv1.weight", (384, 80, 3), 1),
+        ("encoder.pos_conv_embed.conv.weight", (768, 48, 128), 1),
+        ("body.0.weight", (64, 32, 7), 1),
+        ("filters.weight", (64, 1, 251), 1),
+        ("fc.weight", (64, 32), 1),
+        ("patch.weight", (64, 3, 16, 16), 1),
+        ("bias", (64,), 0),
+    ],
+)
+def test_rows_of_stacks_and_of_convolutions(name, shape, split):
+    assert split_by_name(name, shape) == split

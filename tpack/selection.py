@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Literal
 
+from tpack.codec.shapes import default_split
 from tpack.dtypes import WEIGHT_DTYPES
 from tpack.errors import UnsupportedError
 from tpack.layerdef.mirror import EMBEDDING_NAMES, EMBEDDING_WORDS, is_embedding
@@ -39,6 +40,8 @@ HEAD_PATHS = (
     "classification_head.out_proj.weight",  # BART, T5
     "discriminator_predictions.dense_prediction.weight",  # ELECTRA
 )
+#: Kernels of convolutions over sounds and texts are shorter.
+LONG_KERNEL = 16
 #: Words in the last part of a name of tensors that are no matrices to multiply with.
 OTHER_WORDS = ("bias", "token", "mask", "norm", "freq", "scale")
 
@@ -179,6 +182,27 @@ def keep_reason(
             tensor=name,
         )
     return None
+
+
+def split_by_name(name: str, shape: Shape) -> int:
+    """How many leading dimensions index rows, where only a name and a shape can tell.
+
+    Weights of three dimensions are stacks of matrices ``(experts, out, in)``, whose rows are
+    those of the matrices, or convolutions ``(out, in, kernel)``, each of whose filters is a row.
+    Kernels are short; those that are not have one channel or are called convolutions.
+
+    Example:
+        >>> split_by_name("mlp.experts.down_proj", (8, 64, 100))
+        2
+        >>> split_by_name("encoder.conv1.weight", (384, 80, 3))
+        1
+    """
+    if len(shape) != 3:
+        return default_split(len(shape))
+    path = name.lower()
+    if "conv" in path:
+        return 1
+    return 2 if "expert" in path or (shape[1] > 1 and shape[2] >= LONG_KERNEL) else 1
 
 
 def unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:

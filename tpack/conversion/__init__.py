@@ -22,7 +22,7 @@ from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.options import Options, Progress
 from tpack.conversion.packing import pack_batch
-from tpack.conversion.plan import make_plan, ternary_names
+from tpack.conversion.plan import make_plan
 from tpack.conversion.ranks import Ranks
 from tpack.conversion.room import Needs, check_room
 from tpack.conversion.telling import check_refused, warnings
@@ -192,7 +192,7 @@ def _convert_file(
     """
     plan = make_plan(source, options, program)
     if trace is not None:
-        plan.restrict(ternary_names(trace.program(plan.weights)))
+        plan.restrict(trace.program(plan.weights))
     needs = Needs.of(plan, source, options)
     if target is not None:
         check_room(target.parent, needs)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
-from tpack.codec.shapes import default_split
 from tpack.conversion.options import KEEP_DTYPES, Options
 from tpack.conversion.others import Others, sort_others, weight_of
 from tpack.dtypes import BY_NAME
@@ -16,7 +15,7 @@ from tpack.layerdef import Program, slots
 from tpack.layerdef.refine import match_slots
 from tpack.layerdef.tensors import Slot
 from tpack.quantize.rounding import Rounding
-from tpack.selection import PATTERNS, keep_reason, unwanted
+from tpack.selection import PATTERNS, keep_reason, split_by_name, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
 
@@ -57,11 +56,23 @@ class Plan:
     companions: dict[str, tuple[SourceTensor, ...]] = field(default_factory=dict)
     declared: bool = False
 
-    def restrict(self, ternary: Collection[str]) -> None:
-        """Keep the weights that a captured computation does not use as ternary ones."""
-        for name in self.weights.keys() - set(ternary):
-            for tensor, reason in self.as_kept(name, "not used as a weight alone"):
-                self.kept[tensor.name], self.reasons[tensor.name] = tensor, reason
+    def restrict(self, program: Program) -> None:
+        """Keep the weights that a captured computation does not use as ternary ones.
+
+        Args:
+            program: of the computation, with the weights described as ternary where they can be.
+        """
+        splits = {
+            slot.name: slot.param.rows_split
+            for slot in slots(program)
+            if slot.param.param_type == "TernaryTensor"
+        }
+        for name, (tensor, _) in list(self.weights.items()):
+            if name in splits:
+                self.weights[name] = tensor, splits[name]
+                continue
+            for kept, reason in self.as_kept(name, "not used as a weight alone"):
+                self.kept[kept.name], self.reasons[kept.name] = kept, reason
             del self.weights[name]
 
     def as_kept(self, name: str, reason: str) -> Iterator[tuple[SourceTensor, str]]:
@@ -89,7 +100,11 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
             multiply or divide.
     """
     plan = Plan(options, declared=program is not None)
-    ternary = None if program is None else ternary_names(program)
+    ternary = (
+        None
+        if program is None
+        else {s.name for s in slots(program) if s.param.param_type == "TernaryTensor"}
+    )
     tensors: dict[str, tuple[SourceTensor | PackedTensor, str | None]] = {}
     reasons = _Reasons(source, options)
     plan.others = sort_others(source, options, partial(_why_kept, source, reasons, ternary))
@@ -178,11 +193,6 @@ def everything_kept(source: Source) -> Plan:
     return plan
 
 
-def ternary_names(program: Program) -> set[str]:
-    """The names of the tensors that are ternary by LayerDefs."""
-    return {s.name for s in slots(program) if s.param.param_type == "TernaryTensor"}
-
-
 def _idle_patterns(source: Source, options: Options) -> list[str]:
     """Notes for patterns that name no tensor: what they were to keep may be packed."""
     names = [*source.tensors, *source.aliases]
@@ -256,7 +266,7 @@ def _weight(
 ) -> tuple[SourceTensor | PackedTensor, int]:
     """A weight with its split; one that comes packed in another split as floats."""
     if isinstance(tensor, SourceTensor):
-        return tensor, slot.param.rows_split if slot else default_split(len(tensor.shape))
+        return tensor, slot.param.rows_split if slot else split_by_name(tensor.name, tensor.shape)
     if slot is None or slot.param.rows_split == tensor.split:
         return tensor, tensor.split
     return tensor.dense(), slot.param.rows_split

@@ -39,6 +39,9 @@ from tpack.tracing.simplify import merge_equal, simplify
 
 __all__ = ["Captured", "capture", "export", "trace", "trace_module"]
 
+#: Roles of what multiplies as a matrix, or a stack of them, does.
+MATRICES = ("linear", "output head", "router")
+
 
 class Captured:
     """A traced module, whose weights may be described as packed or not.
@@ -140,7 +143,7 @@ class Captured:
         graph = with_packed(self.graph, packed)
         simplify(graph)
         merge_equal(graph)
-        return make_program(graph, packed)
+        return make_program(graph, packed, self.stacks)
 
     @cached_property
     def rounded(self) -> Mapping[str, Rounding]:
@@ -151,6 +154,14 @@ class Captured:
     def measured(self) -> frozenset[str]:
         """Weights that the model rounds or measures by another rule: they have to stay floats."""
         return measured_weights(self.graph)
+
+    @cached_property
+    def stacks(self) -> frozenset[str]:
+        """Stacks of matrices, as those of experts: each has rows of its own."""
+        roles, stored = find_roles(self.graph), self.graph.stored
+        return frozenset(
+            name for name, it in stored.items() if it.dim() == 3 and roles.get(name) in MATRICES
+        )
 
     def roles(self) -> Mapping[str, str]:
         """What each stored tensor is to the model, by what the graph does with it.

@@ -30,11 +30,12 @@ from tpack.tracing.names import free_name, is_loop
 from tpack.tracing.scopes import CycleError, Scope, make_scopes
 
 
-def make_program(graph: Graph, ternary: Collection[str]) -> Program:
+def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str] = ()) -> Program:
     """The LayerDefs of a graph.
 
     Args:
         ternary: names of the weights that are packed; the graph does not round them again.
+        stacks: names of weights that are stacks of matrices, whose rows have a scale.
 
     Raises:
         LayerDefError: a name that no LayerDef may use, or a structure that none says.
@@ -43,7 +44,7 @@ def make_program(graph: Graph, ternary: Collection[str]) -> Program:
     while True:
         try:
             root = make_scopes(graph, dissolved)
-            maker = _Maker(graph, root, {*ternary})
+            maker = _Maker(graph, root, {*ternary}, {*stacks})
             name = maker.draft("", whole=True).layer
         except (_DifferError, CycleError) as error:
             if str(error) in dissolved or not str(error):
@@ -81,9 +82,10 @@ class _Draft:
 
 
 class _Maker:
-    def __init__(self, graph: Graph, root: Scope, ternary: set[str]) -> None:
+    def __init__(self, graph: Graph, root: Scope, ternary: set[str], stacks: set[str]) -> None:
         self.graph = graph
         self.ternary = ternary
+        self.stacks = stacks
         self.layers: dict[str, LayerDef] = {}
         self.notes: dict[str, Annotations] = {}
         self.known: dict[tuple[Any, ...], str] = {}
@@ -226,7 +228,8 @@ class _Maker:
         tensor = self.graph.stored[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
         if name in self.ternary:
-            return Param(relative, "TernaryTensor", tuple(tensor.shape), dtype=dtype)
+            split = 2 if name in self.stacks else None
+            return Param(relative, "TernaryTensor", tuple(tensor.shape), dtype=dtype, split=split)
         trained = tensor.dtype.is_floating_point and name not in self.graph.buffers
         kind = "Tensor" if trained else "Buffer"
         return Param(relative, kind, tuple(tensor.shape), dtype=dtype)
