@@ -105,8 +105,8 @@ FORMATS = (
     ),
     Format("GGUF TQ2_0", write_gguf(Type.TQ2_0), read_gguf, "256 weights", "named in the file"),
     Format("GGUF TQ1_0", write_gguf(Type.TQ1_0), read_gguf, "256 weights", "named in the file"),
-    Format("tpack t2", write_tpack("t2"), read_tpack, "tensor, row, group", "LayerDefs"),
-    Format("tpack t5", write_tpack("t5"), read_tpack, "tensor, row, group", "LayerDefs"),
+    Format("tpack t2", write_tpack("t2"), read_tpack, "tensor, row, column, group", "LayerDefs"),
+    Format("tpack t5", write_tpack("t5"), read_tpack, "tensor, row, column, group", "LayerDefs"),
 )
 
 
