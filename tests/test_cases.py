@@ -214,6 +214,11 @@ def test_the_table_of_the_manual_is_what_happens():
     assert page.partition(f"{BEGIN}\n")[2].partition(END)[0] == table()
 
 
+def test_what_is_cast_is_not_called_bit_for_bit(tmp_path):
+    report = tpack.convert(MIXED, tmp_path / "out", keep_dtype="f16")
+    assert "not ternary and not packed (--keep-dtype f16 holds): model.vis" in report.warnings[0]
+
+
 # ---- what is no weight
 
 

@@ -23,7 +23,7 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
     """What nobody may miss of a conversion, one sentence or a few for each kind of thing."""
     packed = {name: item for batch in batches for name, item in batch.packed.items()}
     left = {name: why for batch in batches for name, why in batch.left.items() if not why.silent}
-    found = [_left(left, len(packed) + len(left))] if left else []
+    found = [_left(left, len(packed) + len(left), plan)] if left else []
     unasked = plan.options.quantize == "auto"
     lossy = {
         name: item.entry
@@ -50,11 +50,13 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
     return found
 
 
-def _left(left: Mapping[str, Left], of: int) -> str:
+def _left(left: Mapping[str, Left], of: int, plan: Plan) -> str:
     """The warning about weights that were kept."""
+    wish = plan.options.keep_dtype
+    how = "kept bit for bit" if wish is None else f"not packed (--keep-dtype {wish} holds)"
     lines = [
         f"{len(left)} of {plural(of, 'weight')} "
-        f"{'is' if len(left) == 1 else 'are'} not ternary and kept bit for bit: {_names(left)}."
+        f"{'is' if len(left) == 1 else 'are'} not ternary and {how}: {_names(left)}."
     ]
     lines += _recognised(left)
     lines.append(f"--quantize {'|'.join(METHODS)} rounds them, --exclude keeps them unsaid.")
@@ -116,12 +118,13 @@ def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
 
 def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
     """The error where no weight is ternary, and none may be rounded unasked."""
-    return NotTernaryError(
-        f"holds no ternary weight that was to be packed: {_names(left)}. "
-        + " ".join(_recognised(left))
-        + f" Round with --quantize {'|'.join(METHODS)}, or name others with --include.",
-        tensors=tuple(left),
-    )
+    kinds = ", ".join(dict.fromkeys(why.kind for why in left.values()))
+    sentences = [
+        f"holds no ternary weight that was to be packed: {_names(left)} ({kinds}).",
+        *_recognised(left),
+        f"Round with --quantize {'|'.join(METHODS)}, or name others with --include.",
+    ]
+    return NotTernaryError(" ".join(sentences), tensors=tuple(left))
 
 
 def _excludes(names: Collection[str], plan: Plan) -> str:
