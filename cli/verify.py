@@ -68,7 +68,7 @@ def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose:
 
 def _proved(report: VerificationReport, against: str) -> str:
     """What the source was found to give."""
-    if report.lossless:
+    if report.lossless and not report.warnings:  # a source that holds more is not equalled
         return f", equal to {against}"
     found = ", ".join(f"{count} equal {what}" for what, count in report.equals.items())
     return f" compared with {against}: {found}"

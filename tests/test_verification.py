@@ -215,7 +215,7 @@ def masters(seed=0, shape=(8, 96)):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("scale", ["tensor", "row", "group:32", "group:40"])
+@pytest.mark.parametrize("scale", ["tensor", "row", "column", "group:32", "group:40"])
 @pytest.mark.parametrize("method", ["absmean", "twn", "mse"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_master_gives_the_file_again(method, scale, dtype, tmp_path):
@@ -521,3 +521,20 @@ def test_the_command_says_what_was_proved(tmp_path, run):
     data = json.loads(run(tmp_path / "m", "--against", tmp_path / "other.pt", "--json")[1])
     (row,) = [row for row in data["tensors"] if not row["ok"]]
     assert row["difference"]["of"] == 768
+
+
+def test_a_source_with_more_beside_it_is_not_called_equal(tmp_path, run):
+    """The weights of a sub-folder, which a conversion leaves out."""
+    folder = tmp_path / "model"
+    (folder / "2_Dense").mkdir(parents=True)
+    save_file({"fc.weight": make.trits(4, 8)}, folder / "model.safetensors")
+    save_file({"linear.weight": torch.ones(3, 3)}, folder / "2_Dense/model.safetensors")
+    (folder / "config.json").write_text("{}")
+    tpack.convert(folder, tmp_path / "m")
+    code, out, err = run(tmp_path / "m", "--against", folder, "-q")
+    assert (code, out) == (0, "")
+    assert err.startswith("warning: ")
+    assert "2_Dense" in err
+    code, out, _ = run(tmp_path / "m", "--against", folder)
+    assert (code, "equal to" in out) == (0, False)
+    assert out.endswith(": 1 equal the source\n")

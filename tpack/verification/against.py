@@ -232,8 +232,7 @@ def _fits_at(granularity: Scale, method: str, weight: Weight) -> Iterator[Fit]:
     detected = detect(weight, str(granularity))
     if method == "mse" and detected.fit is not None and detected.fit.method == method:
         yield detected.fit  # ternary, but for the rounding of its scale
-    if granularity.kind != "column":
-        yield quantize(weight, method, str(granularity), detected)
+    yield quantize(weight, method, str(granularity), detected)
 
 
 def _coarser(own: Scale, stored: Array) -> Iterator[Scale]:
