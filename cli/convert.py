@@ -131,10 +131,7 @@ def convert(
     if dry_run:
         summary["needs"] = f"at most {size(report.memory)} of memory, {size(report.disk)} of disk"
     if report.output is not None:
-        # only what is lossless as a whole can equal its source
-        lossless = all(t.action != "quantized" for t in report.tensors) and keep_dtype is None
-        against = ["--against", str(source)] if lossless else []
-        summary["next"] = shlex.join(["tpack", "verify", report.output, *against])
+        summary["next"] = shlex.join(["tpack", "verify", report.output, "--against", str(source)])
     for title, told in summary.items():
         click.echo(f"{title:<8}  {printable(told)}", err=True)
 

@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import struct
 import subprocess
@@ -153,8 +154,21 @@ def test_the_summary_of_convert_in_a_pipe(source, tmp_path):
     assert lines["packed"] == "packed    30 packed losslessly, 30 quantized, 31 kept"
     assert "bit for bit; quantized with relative error 0." in lines["checked"]
     assert "smaller)" in lines["size"]
-    assert lines["next"] == f"next      tpack verify {out}"
+    assert lines["next"] == f"next      tpack verify {out} --against {source}"
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--scale", "column"), ("--keep-dtype", "bf16"), ("--layout", "t5", "--exclude", "*q_*")],
+)
+def test_the_next_command_proves_what_was_done(options, source, tmp_path):
+    out = tmp_path / "an out.safetensors"
+    err = in_a_pipe("convert", source, "-o", out, "--quantize", "twn", *options)[2]
+    (told,) = [line for line in err.splitlines() if line.startswith("next ")]
+    code, shown, err = in_a_pipe(*shlex.split(told)[2:])
+    assert (code, err) == (0, "")
+    assert "equal twn of the source" in shown
 
 
 def test_the_summary_says_so_when_nothing_became_smaller(tmp_path):
