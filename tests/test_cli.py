@@ -239,9 +239,9 @@ def test_json_of_convert(run, source, tmp_path):
 def test_json_of_verify_and_inspect(run, source):
     file = make.ACCEPT / "linear.safetensors"
     data = json.loads(run("verify", file, "--json")[1])
-    assert {"ok", "file", "tensors", "problems"} <= set(data)
+    assert set(data) == {"ok", "file", "tensors", "problems"}
     assert (data["ok"], data["file"], data["problems"]) == (True, str(file), [])
-    assert all({"name", "ok", "checks"} <= set(row) for row in data["tensors"])
+    assert all(set(row) == {"name", "ok", "checks"} for row in data["tensors"])
     data = json.loads(run("inspect", file, "--json")[1])
     assert {"file", "format_version", "tensors", "kept", "bpw_total"} <= set(data)
 

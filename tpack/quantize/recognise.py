@@ -58,7 +58,7 @@ def recognise(weight: Weight, detected: Detected) -> Recognised | None:
     """
     if detected.fit is not None or weight.rows * weight.columns < MOST_LEVELS:
         return None
-    looks = [_Near(weight, scale) for scale in GRANULARITIES]
+    looks: list[_Look] = [_Near(weight, scale) for scale in GRANULARITIES]
     looks += [_Levels(weight), _Signs(weight, 0), _Signs(weight, _GROUP.group_size)]
     looks += [_Sparse(weight, zeros) for zeros in (2, 1)]
     for piece in in_pieces(weight, _GROUP, lambda piece: piece):
@@ -123,14 +123,14 @@ class _Near(_Look):
                 whole = self.scale.kind == "tensor"
                 self.level = _middle(size.reshape(1, -1) if whole else size.T)
                 self.level = self.level.reshape(1, -1)
-                self.sets = np.count_nonzero(self.level)
+                self.sets = int(np.count_nonzero(self.level))
             return self.level
         width = self.scale.group_size or size.shape[1]
         parts = []
         for start in range(0, size.shape[1], width):
             part = size[:, start : start + width]
             level = _middle(part)
-            self.sets += np.count_nonzero(level)
+            self.sets += int(np.count_nonzero(level))
             parts.append(np.broadcast_to(level, part.shape))
         return np.concatenate(parts, axis=1)
 
@@ -170,7 +170,7 @@ class _Levels(_Look):
         values = piece.values + 0  # without -0.0
         own = np.unique(values)
         self.levels = own if self.levels is None else np.union1d(self.levels, own)
-        self.nonzero += np.count_nonzero(values)
+        self.nonzero += int(np.count_nonzero(values))
         self.alive = len(self.levels) <= MOST_LEVELS
 
     def found(self) -> Recognised | None:
@@ -230,7 +230,7 @@ class _Signs(_Look):
             self.alive = False
             return
         sets = values.reshape(-1, width) + 0  # without -0.0
-        self.nonzero += np.count_nonzero(sets)
+        self.nonzero += int(np.count_nonzero(sets))
         self.sets += int(sets.any(axis=1).sum())
         size = np.abs(sets)
         for sign in (1, -1):

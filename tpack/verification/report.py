@@ -74,14 +74,13 @@ class TensorVerification:
         return all(self.checks.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {
-            "name": self.name,
-            "ok": self.ok,
-            "checks": dict(self.checks),
-            "equals": self.equals or None,
-            "difference": self.difference and self.difference.to_dict(),
-        }
+        """Plain JSON data; what a source tells only where there was one."""
+        told: dict[str, Any] = {"name": self.name, "ok": self.ok, "checks": dict(self.checks)}
+        if self.equals:
+            told["equals"] = self.equals
+        if self.difference is not None:
+            told["difference"] = self.difference.to_dict()
+        return told
 
 
 @dataclass
@@ -120,16 +119,14 @@ class VerificationReport:
         return dict(sorted(found.items(), key=lambda pair: (pair[0] == SOURCE, pair[0])))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Plain JSON data; what a source tells only where there was one."""
+        told = {"equals": dict(self.equals), "warnings": self.warnings, "notes": self.notes}
         return {
             "ok": self.ok,
             "file": self.file,
             "tensors": [row.to_dict() for row in self.tensors],
-            "equals": dict(self.equals),
             "problems": self.problems,
-            "warnings": self.warnings,
-            "notes": self.notes,
-        }
+        } | {key: value for key, value in told.items() if value}
 
 
 @dataclass(frozen=True)
