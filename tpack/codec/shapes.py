@@ -10,7 +10,7 @@ from typing import Literal, Self, get_args
 
 from tpack.errors import UsageError
 
-#: The usual group sizes, coarsest first: those that the shape of a scale alone tells.
+#: The usual group sizes, which the shape of a scale alone tells; coarsest first.
 GROUP_SIZES = (256, 128, 64, 32)
 
 Kind = Literal["tensor", "column", "row", "group"]
