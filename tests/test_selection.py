@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tpack.selection
 from tpack.errors import UnsupportedError
 from tpack.selection import RULES, keep_reason, split_by_name
 
@@ -207,3 +208,14 @@ def test_include_and_exclude():
 )
 def test_rows_of_stacks_and_of_convolutions(name, shape, split):
     assert split_by_name(name, shape) == split
+
+
+def test_other_names_are_only_looked_at_for_what_may_be_a_head(monkeypatch):
+    """Sources have thousands of tensors: to look at all for each takes minutes."""
+    asked = []
+    monkeypatch.setattr(tpack.selection, "_last_inside", lambda module, *_: asked.append(module))
+    shapes = {f"model.layers.{i}.mlp.up_proj.weight": (8, 8) for i in range(9)}
+    shapes["head.0.weight"] = (8, 8)
+    for name, shape in shapes.items():
+        keep_reason(name, "float32", shape, others=shapes)
+    assert set(asked) == {"head"}

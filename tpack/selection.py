@@ -227,7 +227,7 @@ def _reason_by_name(
         if role == "layer" and rule.reason != "output head":
             continue
         if rule.part == "head":
-            found: tuple[str, ...] = tuple(_heads(name, others))
+            found: tuple[str, ...] = tuple(_heads(name, others, rule))
         elif rule.near_root:
             found = (direct,) if len(owners) <= 2 else ()
         else:
@@ -241,8 +241,8 @@ def _reason_by_name(
     return None
 
 
-def _heads(name: str, others: Mapping[str, Shape]) -> Iterator[str]:
-    """The modules near the root, in lower case, whose last matrix a tensor is."""
+def _heads(name: str, others: Mapping[str, Shape], rule: Rule) -> Iterator[str]:
+    """The modules near the root, of names that fit a rule, whose last matrix a tensor is."""
     *owners, last = name.split(".")
     if not owners and last != "weight":
         owners = [last]  # a parameter of the root that bears the name itself
@@ -250,6 +250,8 @@ def _heads(name: str, others: Mapping[str, Shape]) -> Iterator[str]:
         outer = [other.lower() for other in owners[:end] if not other.isdecimal()]
         if part.isdecimal() or len(outer) > 2 or any(word in INNER for word in outer[:-1]):
             continue
+        if not _fits(rule, outer[-1]):
+            continue  # before all other names are looked at: sources have many thousands
         if end == len(owners) or name == _last_inside(".".join(owners[:end]), name, others):
             yield outer[-1]
 
@@ -264,7 +266,8 @@ def _last_inside(module: str, name: str, others: Mapping[str, Shape]) -> str | N
     }
     named = [n for n, parts in matrices.items() if parts[-2] in (*HEADS, "decoder")]
     found = named or list(matrices)
-    return max(found, key=lambda n: (_numbers(n), found.index(n)), default=None)
+    places = {n: (_numbers(n), place) for place, n in enumerate(found)}
+    return max(found, key=places.__getitem__, default=None)
 
 
 def _numbers(name: str) -> list[int]:
