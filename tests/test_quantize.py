@@ -521,6 +521,9 @@ def test_a_weight_may_be_ternary_by_chance(values, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_numbers_too_small_for_their_dtype_are_ternary_by_chance(dtype):
+    rows = np.sign(np.random.default_rng(0).normal(size=(64, 64))) * np.arange(1, 65)[:, None] / 8
+    small = torch.from_numpy(rows.round() * {"float32": 2.0**-149, "float16": 2.0**-24}[dtype])
+    assert detect(weight_of(small.to(FLOATS[dtype]))).by_chance
     values = np.random.default_rng(0).normal(size=(64, 64))
     tiny = torch.from_numpy(values * {"float32": 2.0**-150, "float16": 2.0**-25}[dtype])
     detected = detect(weight_of(tiny.clamp(-(2.0**-24), 2.0**-24).to(FLOATS[dtype])))

@@ -38,8 +38,8 @@ GRANULARITIES = tuple(
 )
 #: Values that must agree with one before them in the same set, for each set; for each column.
 AGREEING, AGREEING_COLUMN = 1 / 8, 2
-#: The smallest number above zero of each dtype: what tiny values are rounded to.
-SMALLEST = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+#: The smallest number above zero of each dtype. Tiny values are rounded to few times that.
+SMALLEST, TINY = {"float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}, 16
 #: Fewer values that agree with one before them under the same scale may be a coincidence.
 EVIDENCE = 8
 
@@ -55,7 +55,7 @@ class Found:
         agreeing: how many values had one before them in the same set to agree with, as far as
             that was counted.
         signs: how many signs its values have, 0 to 2, as far as was looked.
-        underflow: all values are the smallest number of their dtype, or zero.
+        underflow: all values are zero, or about the smallest number of their dtype.
     """
 
     granularity: Scale
@@ -79,8 +79,8 @@ def find(weight: Weight, statistics: Statistics, wanted: Scale | None) -> Found 
         if not least or _is_worth_it(weight, granularity, scales.size):
             values, signs = _signs(weight, statistics, sets + max(EVIDENCE, least))
             if values - sets >= least:
-                smallest = scales.max(initial=0) <= SMALLEST.get(weight.dtype, 0)
-                return Found(granularity, scales, values - sets, signs, bool(smallest))
+                tiny = scales.max(initial=0) <= TINY * SMALLEST.get(weight.dtype, 0)
+                return Found(granularity, scales, values - sets, signs, bool(tiny))
     return None
 
 
