@@ -48,6 +48,10 @@ def sources(folder: Path) -> dict[str, list[str]]:
     model.mkdir()
     save_file(state, model / "model.safetensors")
     (model / "config.json").write_text("{}")
+    part = model / "2_Dense"  # which goes with it, as sentence-transformers have one
+    part.mkdir()
+    save_file({"linear.weight": weight[:16, :64].copy()}, part / "model.safetensors")
+    (model / "modules.json").write_text('[{"path": "2_Dense"}]')
     return {
         "file": ["convert", str(folder / "in.safetensors"), "-q", "-o"],
         "folder": ["convert", str(model), "-q", "-o"],
@@ -79,7 +83,8 @@ def run(arguments: list[str], before: Callable[[], None] | None = None) -> int:
 def contents(path: Path) -> object:
     """What is at a path: bytes, the files of a folder, or None."""
     if path.is_dir():
-        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+        files = (file for file in sorted(path.rglob("*")) if file.is_file())
+        return {str(file.relative_to(path)): file.read_bytes() for file in files}
     return path.read_bytes() if path.exists() else None
 
 
@@ -87,8 +92,8 @@ def put_old(path: Path) -> None:
     """Put what was there before."""
     if path.name == "out":
         path.mkdir(exist_ok=True)
-        for file in path.iterdir():
-            file.unlink()
+        for file in sorted(path.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()
         (path / "old").write_bytes(OLD)
     else:
         path.write_bytes(OLD)

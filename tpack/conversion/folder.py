@@ -54,6 +54,7 @@ class Folder:
 
     Attributes:
         place: of a sub-folder that goes with another folder, its name.
+        work: where it is put together; None for a hidden folder beside the target.
         as_it_is: keep all tensors.
     """
 
@@ -62,6 +63,7 @@ class Folder:
     program: Program | None
     target: Path
     place: str = ""
+    work: Path | None = None
     as_it_is: bool = False
 
     @property
@@ -111,7 +113,7 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
     if dry_run:
         return _measure(folder, plan, needs)
     ranks = Ranks() if folder.place else Ranks.here()
-    work = Work.beside(target, folder.key, folder.asked)
+    work = Work.of(target, folder.work, folder.key, folder.asked)
     with storage_errors(target):
         _check_target(folder)
         work.restore(target)
@@ -160,20 +162,26 @@ def _check_target(folder: Folder) -> None:
             raise ExistsError("is or holds the input itself. Choose another.", file=target)
 
 
-def _convert_parts(folder: Folder, out: Path | None) -> dict[str, ConversionReport]:
-    """Convert the sub-folders with weights of their own; into nothing, or into an output.
+def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionReport]:
+    """Convert the sub-folders with weights of their own into the output, or into nothing.
 
     They are not what the options were chosen for: one is packed if that loses nothing, and
     rounded only if the options ask for it. Else it is kept bit for bit.
     """
     reports = {}
     for place, source in folder.source.parts.items():
-        options, target = folder.options, (out or folder.target) / place
+        options = folder.options
+        target = (work.output if work else folder.target) / place
         asked = options.exact or options.quantize != Options().quantize
         part = Folder(
-            source, replace(options, exact=options.exact or not asked), None, target, place
+            source,
+            replace(options, exact=options.exact or not asked),
+            None,
+            target,
+            place,
+            work.folder / f"part-{place}" if work else None,
         )
-        convert = partial(convert_folder, dry_run=out is None, resume=False, force=False)
+        convert = partial(convert_folder, dry_run=work is None, resume=False, force=False)
         try:
             make_plan(source, part.options, None)
         except InputError:  # no weights to pack among its tensors
@@ -251,7 +259,7 @@ def _finish(
         notes = _about_name(folder.target)
         sizes = _write_shards(folder, batches, out, notes)
         reports = _reports(folder, batches)
-        parts = _convert_parts(folder, out)
+        parts = _convert_parts(folder, work)
         _write_beside(folder, batches, reports, parts, sizes, out)
         if shared:
             work.mark_done()

@@ -47,9 +47,9 @@ class Work:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def beside(cls, target: Path, key: str, options: Mapping[str, Any]) -> Work:
-        """The working folder that belongs to an output."""
-        return cls(target.parent / f".{target.name}.tpack-partial", key, options)
+    def of(cls, target: Path, folder: Path | None, key: str, options: Mapping[str, Any]) -> Work:
+        """The working folder that belongs to an output: hidden beside it, if not somewhere else."""
+        return cls(folder or target.parent / f".{target.name}.tpack-partial", key, options)
 
     # ---- who works here
 
