@@ -274,6 +274,34 @@ def test_a_sub_folder_without_a_weight_to_pack(transformer, target):
     assert load_file(target / "2_Dense/model.safetensors").keys() == {"bias"}
 
 
+def test_verify_walks_sub_folders(transformer, target, tmp_path):
+    tpack.convert(transformer, target)
+    report = tpack.verify(target, transformer)
+    assert [row.name for row in report.tensors] == [
+        "a.weight", "2_Dense/linear.weight", "2_Dense/linear.bias"
+    ]  # fmt: skip
+    assert report.lossless
+    assert not report.warnings
+    alone = tpack.verify(target, transformer / "model.safetensors")
+    assert alone.warnings == ["2_Dense was not compared: the source has no such folder"]
+    assert not alone.lossless
+    path = target / "2_Dense/model.safetensors"
+    blob = bytearray(path.read_bytes())
+    blob[-1] ^= 1
+    path.write_bytes(blob)
+    for against in (None, transformer):
+        report = tpack.verify(target, against)
+        assert not report.ok
+        assert report.problems[0].startswith("2_Dense: tensor 'linear.")
+    path.unlink()
+    assert tpack.verify(target, transformer).problems == [
+        "folder '2_Dense' of the source is not in the checkpoint."
+    ]
+    other = write(tmp_path / "other", {"m/a.txt": "x"})
+    save_file({"a.weight": trits(8, 8), "b.weight": trits(8, 8)}, other / "model.safetensors")
+    assert not tpack.verify(target, other).ok
+
+
 def test_a_damaged_sub_folder(transformer, target):
     path = transformer / "2_Dense/model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])

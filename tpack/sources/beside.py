@@ -71,6 +71,18 @@ def folders_with_weights(folder: Path) -> list[str]:
     return [f.name for f in sorted(folder.iterdir()) if not _hidden(f) and _has_own_weights(f)]
 
 
+def parts_of(folder: Path) -> list[str]:
+    """Sub-folders with weights of their own that belong to the model of a folder.
+
+    Raises:
+        InputError: ``modules.json`` is a link that leads out of the folder, or cannot be read.
+    """
+    if not folder.is_dir():
+        return []
+    modules = _modules(folder)
+    return [name for name in folders_with_weights(folder) if name in modules]
+
+
 def look_beside(folder: Path, taken: Collection[Path]) -> Beside:
     """Sort what lies in a folder.
 

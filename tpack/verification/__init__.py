@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,8 @@ from tpack.codec import LAYOUTS, pack
 from tpack.container import Checkpoint, TernaryEntry, digest
 from tpack.errors import locate
 from tpack.quantize import widen
-from tpack.sources import open_source
+from tpack.sources import Source, open_source
+from tpack.sources.beside import parts_of
 from tpack.verification.against import compare
 from tpack.verification.report import (
     Checks,
@@ -37,7 +40,9 @@ def verify(
     """Check a checkpoint, and with ``against`` that it is what its source gives.
 
     Structure and LayerDefs are checked when the file is opened; then codes, padding, scales
-    and the digests of all tensors, of the description and of the index of a folder.
+    and the digests of all tensors, of the description and of the index of a folder. Sub-folders
+    that belong to the model of a folder are checked too, their tensors under names such as
+    ``2_Dense/linear.weight``.
 
     With a source, an exact weight must unpack to its values. A quantized one is quantized again:
     by the method and at the granularity that the file names, the source must give the same trits
@@ -51,17 +56,34 @@ def verify(
     Raises:
         InputError: either cannot be read, or its structure is broken.
     """
+    with ExitStack() as stack:
+        source = None if against is None else stack.enter_context(open_source(against))
+        return _verify_with_parts(Path(path), source)
+
+
+def _verify_with_parts(path: Path, source: Source | None) -> VerificationReport:
+    """Check a checkpoint, and the sub-folders that belong to it, against those of a source."""
     with Checkpoint(path) as file:
         report, checks = _verify(file)
-        if against is not None:
-            with open_source(against) as source, locate(file=source.label):
-                others = compare(file, source, checks)
-                report.warnings += source.warnings
-                report.notes += source.notes
-            report.problems += others
+        if source is not None:
+            with locate(file=source.label):
+                report.problems += compare(file, source, checks)
+            report.warnings += source.warnings
+            report.notes += source.notes
         report.tensors = [row.row() for row in checks.values()]
         report.problems += problems(list(checks.values()))
-        return report
+    there = parts_of(path)
+    theirs = {} if source is None else source.parts
+    for place in there:
+        report.take(place, _verify_with_parts(path / place, theirs.get(place)))
+        if source is not None and place not in theirs:
+            report.warnings.append(f"{place} was not compared: the source has no such folder")
+    report.problems += [
+        f"folder {place!r} of the source is not in the checkpoint."
+        for place in theirs
+        if place not in there
+    ]
+    return report
 
 
 def verify_file(file: Checkpoint) -> VerificationReport:

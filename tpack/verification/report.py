@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tpack.grouping import groups, label
@@ -101,6 +101,13 @@ class VerificationReport:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def take(self, place: str, part: VerificationReport) -> None:
+        """Add what was found in a sub-folder, with its name before everything."""
+        self.tensors += [replace(row, name=f"{place}/{row.name}") for row in part.tensors]
+        self.problems += [f"{place}: {problem}" for problem in part.problems]
+        self.warnings += [f"{place}: {warning}" for warning in part.warnings]
+        self.notes += [f"{place}: {note}" for note in part.notes]
 
     @property
     def ok(self) -> bool:
