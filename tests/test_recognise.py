@@ -122,7 +122,7 @@ def test_two_scales():
 def test_four_levels():
     it = found(pick([-1, -1 / 3, 1 / 3, 1], 4, 64))
     assert it.kind == "four levels"
-    assert it.text == "has four levels and no zero: -1, -0.33333334, 0.33333334, 1"
+    assert it.text == "has four levels and no zero: -1, -0.33333334, 0.33333334, 1 (2-bit SEQ)"
     it = found(pick([-3, -1, 1, 3], 64, 256) * scales(64, 2).repeat(128, axis=1))
     assert it.kind == "four levels in each group"
     assert "the group of row 0 that begins at column 0 has four levels and no zero: -" in it.text
@@ -202,19 +202,19 @@ def test_int8_codes_of_many_values_are_not_recognised():
         assert found(bell.astype(np.int8)) is None
 
 
-def test_a_float_weight_is_settled_by_its_first_rows():
+def test_a_float_weight_is_settled_by_a_few_values():
     values = np.random.default_rng(0).normal(size=(2048, 1024)).astype(np.float32)
     read = []
 
     def load(start, stop):
-        read.append(stop)
+        read.append(stop - start)
         return values.reshape(-1)[start:stop]
 
     weight = Weight(values.shape, 1, "float32", load)
     detected = detect(weight)
     read.clear()
     assert recognise(weight, detected) is None
-    assert max(read) == 1 << 16
+    assert sum(read) <= 1 << 16
 
 
 # ---- through convert

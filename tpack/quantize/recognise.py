@@ -15,6 +15,7 @@ from tpack.codec import Scale
 from tpack.quantize.detect import Detected
 from tpack.quantize.levels import NUMBERS, Levels, find_levels, offset
 from tpack.quantize.near import Near, find_near
+from tpack.quantize.ordinary import is_ordinary
 from tpack.quantize.pieces import in_pieces
 from tpack.quantize.weight import Weight
 
@@ -54,7 +55,7 @@ def recognise(weight: Weight, detected: Detected) -> Recognised | None:
         >>> recognise(weight, detect(weight)).text
         'has two scales: -1.5 and 0.5'
     """
-    if detected.found is not None or not weight.rows * weight.columns:
+    if detected.found is not None or not weight.rows * weight.columns or is_ordinary(weight):
         return None
     rows = min(weight.rows, max(1, PROBE // weight.columns))
     probe = Weight((rows, weight.columns), 1, weight.dtype, weight.load)
