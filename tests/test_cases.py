@@ -105,7 +105,7 @@ def test_beside_a_ternary_weight_others_are_kept_bit_for_bit(make, tmp_path):
     assert warning == (
         "3 of 4 weights are not ternary and kept bit for bit: "
         "model.visual.blocks.0–1.attn.qkv ×2, norm_out.linear.weight. --quantize absmean|twn|mse "
-        "rounds them, --exclude keeps them unsaid."
+        "rounds them, --exclude keeps them without a warning."
     )
     assert report.to_dict()["warnings"] == [warning]
 
@@ -217,6 +217,14 @@ def test_the_table_of_the_manual_is_what_happens():
 def test_what_is_cast_is_not_called_bit_for_bit(tmp_path):
     report = tpack.convert(MIXED, tmp_path / "out", keep_dtype="f16")
     assert "not ternary and not packed (--keep-dtype f16 holds): model.vis" in report.warnings[0]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (64, 1), (64, 2)])
+def test_a_scale_that_nobody_calls_so_is_not_rounded_and_is_told_of(shape, tmp_path):
+    state = {"a.weight": trits(64, 96, scale=1).to(torch.int8), "a.alpha": noise(*shape)}
+    report = tpack.convert(state | MASTERS, tmp_path / "out", quantize="absmean")
+    assert actions(report)["a.alpha"] == "kept"
+    assert any("a.alpha beside it may be its scale" in warning for warning in report.warnings)
 
 
 # ---- what is no weight

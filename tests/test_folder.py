@@ -106,7 +106,7 @@ def test_a_folder_becomes_a_folder(source, target):
     assert found.ok
     assert report.warnings == (
         "1 of 9 weights is not ternary and kept bit for bit: model.mixed.weight. --quantize "
-        "absmean|twn|mse rounds them, --exclude keeps them unsaid.",
+        "absmean|twn|mse rounds them, --exclude keeps them without a warning.",
     )
     assert report.output_bytes == sum(p.stat().st_size for p in target.glob("*.safetensors"))
 

@@ -235,7 +235,7 @@ def test_what_is_recognised_is_not_rounded_unasked(kind, tmp_path):
     text = found(NAMED[kind].numpy()).text
     with pytest.raises(NotTernaryError) as caught:
         tpack.convert(state, tmp_path / "out")
-    assert f"a.weight {text}" in str(caught.value)
+    assert f"'a.weight' {text}" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
     ternary = state | {"b.weight": torch.from_numpy(trits(64, 64))}
@@ -244,7 +244,7 @@ def test_what_is_recognised_is_not_rounded_unasked(kind, tmp_path):
     assert f"a.weight {text}. " in report.warnings[0]
     with pytest.raises(NotTernaryError) as caught:
         tpack.convert(ternary, tmp_path / "out", exact=True, force=True)
-    assert f"a.weight {text}" in str(caught.value)
+    assert f"'a.weight' {text}" in str(caught.value)
     report = tpack.convert(state, tmp_path / "out", quantize="absmean", force=True)
     assert [t.action for t in report.tensors] == ["quantized"]
 
@@ -254,7 +254,7 @@ def test_the_command_refuses_by_name(tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["convert", "-q", str(tmp_path / "m.safetensors")])
     assert caught.value.code == 4
-    assert "a.weight has two scales: -1.4813 and 0.4256. One scale" in capsys.readouterr().err
+    assert "'a.weight' has two scales: -1.4813 and 0.4256. One scale" in capsys.readouterr().err
 
 
 def test_the_levels_of_seq_are_called_so():

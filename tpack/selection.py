@@ -23,7 +23,8 @@ HEADS = (
     *("lm_head", "output", "head", "heads", "classifier", "embed_out", "score", "cls"),
     *("out", "out_proj", "output_projection", "output_layer", "linear_out", "fc_out", "readout"),
     *("logits", "to_logits", "final", "final_layer", "final_linear", "final_proj", "generator"),
-    *("vocab_proj", "vocab_projection", "unembed", "unembedding"),
+    *("vocab_proj", "vocab_projection", "vocab_out", "logit_proj", "unembed", "unembedding"),
+    *("pred", "predict", "predictor", "policy"),
     *("lm_loss", "qa_outputs", "vocab_projector"),  # XLNet, BERT, DistilBERT
     *("text_projection", "visual_projection"),  # CLIP
 )
@@ -59,7 +60,7 @@ class Rule:
         part: where the words are looked for: in the ``last`` part of a name, in the part before
             it, the ``owner`` (numbers do not count), in ``either`` of them, or in the ``path``.
             ``head`` is a module near the root: its own weight, or the last matrix inside of it.
-        how: the part ``is``, ``has`` or ``ends`` with one of the words.
+        how: the part ``is``, ``has``, ``begins`` or ``ends`` with one of the words.
         words: in lower case.
         near_root: only where at most two modules hold the tensor.
         shape: a condition on its shape.
@@ -67,7 +68,7 @@ class Rule:
 
     reason: str
     part: Literal["last", "owner", "either", "path", "head"]
-    how: Literal["is", "has", "ends"]
+    how: Literal["is", "has", "begins", "ends"]
     words: tuple[str, ...]
     near_root: bool = False
     shape: Callable[[Shape], bool] = lambda _: True
@@ -106,7 +107,12 @@ RULES = (
     Rule("embedding", "either", "has", EMBEDDING_WORDS),  # most models
     Rule("embedding", "either", "is", EMBEDDING_NAMES),
     Rule("embedding", "owner", "is", ("shared",), near_root=True),  # T5, BART, Pegasus
-    Rule("embedding", "path", "is", ("e", "e.weight", "model.e.weight", "net.e.weight")),
+    Rule(
+        "embedding",
+        "path",
+        "is",
+        ("e", "e.weight", "model.e", "model.e.weight"),
+    ),
     Rule("embedding", "path", "ends", ("transformer.w.weight",)),  # CTRL
     Rule("embedding", "owner", "ends", ("_token", "_tokens")),  # SAM
     Rule("embedding", "either", "has", ("codebook", "codevector")),  # EnCodec, Wav2Vec2
@@ -124,6 +130,8 @@ RULES = (
     Rule("state space", "owner", "is", ("conv1d", "conv_1d", "ssm_conv1d"), shape=_depthwise),
     Rule("state space", "last", "has", ("time_mix", "time_decay", "time_first")),  # RWKV
     Rule("depthwise", "path", "has", ("dwconv", "depthwise"), shape=_depthwise),  # ConvNeXt
+    Rule("state of training", "last", "is", ("exp_avg", "exp_avg_sq", "momentum_buffer")),
+    Rule("state of training", "path", "begins", ("optimizer.", "scheduler.")),
     Rule("no matrix by its name", "last", "has", OTHER_WORDS),
     Rule("no matrix by its name", "last", "is", ("pe", "latents", "probe")),  # Perceiver, SigLIP
 )
@@ -292,4 +300,6 @@ def _fits(rule: Rule, part: str) -> bool:
             return part in rule.words
         case "has":
             return any(word in part for word in rule.words)
+        case "begins":
+            return part.startswith(rule.words)
     return part.endswith(rule.words)

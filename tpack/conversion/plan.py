@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -18,6 +19,7 @@ from tpack.quantize.rounding import Rounding
 from tpack.selection import PATTERNS, keep_reason, split_by_name, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
+from tpack.text import plural
 
 #: Roles of weights in a captured computation that are packed where they are ternary, but are
 #: never rounded, unless a pattern asks for it.
@@ -142,10 +144,12 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     _check_others(plan)
     if not plan.weights:
         raise InputError(
-            f"holds no weight to pack: all {len(tensors)} tensors are kept. Name what to pack "
-            "with --include."
+            f"holds no weight to pack: all {len(plan.kept)} tensors are kept ({_counted(plan)}). "
+            "Name what to pack with --include."
         )
     _check_names(plan, source.aliases)
+    _say_of_rules(plan, source)
+    _spare_scales(plan, source)
     plan.notes += _idle_patterns(source, options)
     return plan
 
@@ -191,6 +195,51 @@ def everything_kept(source: Source) -> Plan:
     for name, tensor in source.tensors.items():
         plan.kept[name], plan.reasons[name] = _kept_form(tensor, "as it was", plan.options)
     return plan
+
+
+def _counted(plan: Plan) -> str:
+    """``2 1-D, 1 embedding``: why tensors are kept."""
+    counts = Counter(plan.reasons.values())
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common(4))
+
+
+def _say_of_rules(plan: Plan, source: Source) -> None:
+    """Say which weights the model rounds by another rule than was asked for, or than tpack has."""
+    if plan.rounded and plan.options.quantize != "auto":
+        plan.notes.append(
+            f"{plural(len(plan.rounded), 'weight')} packed by the rule by which the model rounds "
+            f"them as it runs, not by --quantize {plan.options.quantize}"
+        )
+    if own := [name for name in source.floats if plan.reasons.get(name) == source.floats[name]]:
+        plan.warnings.append(
+            f"{plural(len(own), 'weight')} kept as floats, since the {source.floats[own[0]]}: "
+            f"{', '.join(own[:4])}{' and others' if len(own) > 4 else ''}."
+        )
+
+
+def _spare_scales(plan: Plan, source: Source) -> None:
+    """Never round what may be the scale of trits in bytes; say that it was not used."""
+    for name, (tensor, _) in list(plan.weights.items()):
+        if tensor.dtype != "int8" or name in plan.others.read:
+            continue
+        module, rows = name.rpartition(".")[0], tensor.shape[0]
+        beside = [
+            other
+            for other, found in source.tensors.items()
+            if other.rpartition(".")[0] == module
+            and other != name
+            and BY_NAME[found.dtype].is_float
+            and "bias" not in other.rpartition(".")[2]
+            and (found.numel == 1 or (found.shape[0] == rows and len(found.shape) == 2))
+        ]
+        for other in beside:
+            plan.exact_only[other] = f"beside the bytes of {name}"
+        if beside:
+            plan.warnings.append(
+                f"{name} holds int8, and {', '.join(beside)} beside it may be its scale, but no "
+                "name says so: the trits were packed without it. Rename it to "
+                f"{name}_scale if it multiplies them."
+            )
 
 
 def _idle_patterns(source: Source, options: Options) -> list[str]:

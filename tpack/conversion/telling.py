@@ -59,7 +59,9 @@ def _left(left: Mapping[str, Left], of: int, plan: Plan) -> str:
         f"{'is' if len(left) == 1 else 'are'} not ternary and {how}: {_names(left)}."
     ]
     lines += _recognised(left)
-    lines.append(f"--quantize {'|'.join(METHODS)} rounds them, --exclude keeps them unsaid.")
+    lines.append(
+        f"--quantize {'|'.join(METHODS)} rounds them, --exclude keeps them without a warning."
+    )
     return " ".join(lines)
 
 
@@ -108,6 +110,14 @@ def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
         value = index = None
         detail = " ".join(_recognised(refused))
         advice += f", or round with --quantize {'|'.join(METHODS)}"
+    if len(refused) == 1 and refused[first].text:
+        why = refused[first]
+        return NotTernaryError(
+            f"{why.text.rstrip('.')}. {why.advice} {advice}.".replace("  ", " "),
+            tensor=first,
+            index=index,
+            value=value,
+        )
     count = len(refused)
     message = (
         f"{count} of {plural(len(plan.weights), 'weight')} {'is' if count == 1 else 'are'} not "

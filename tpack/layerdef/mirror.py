@@ -30,7 +30,8 @@ from tpack.layerdef.tensors import Slot
 EMBEDDING_WORDS = ("emb", "wte", "wpe")
 #: Modules that are called so as a whole, and are embeddings.
 EMBEDDING_NAMES = (
-    *("tok", "token", "tokens", "tok_table", "vocab", "word", "words", "lookup", "lookup_table"),
+    *("tok", "token", "tokens", "tok_table", "token_table", "vocab", "vocabulary", "word", "words"),
+    *("chars", "wordvecs", "lookup", "lookup_table", "src_tok", "tgt_tok"),
     *("lut", "pos", "position", "positions", "positional", "pos_enc", "pos_table"),
     *("positional_encoding", "position_encoding", "pos_encoding", "w_e", "w_pos"),
 )
@@ -46,7 +47,7 @@ def is_embedding(name: str) -> bool:
     *owners, last = name.lower().split(".")
     if owners[-1:] == ["shared"] and len(owners) <= 2:  # the one table of T5 and BART
         return True
-    if [*owners, last][-2:] == ["e", "weight"] or [*owners, last] == ["e"]:
+    if (owners[-1] if last == "weight" and owners else last) == "e":
         return True
     owner = (owners or [last])[-1]
     return owner in EMBEDDING_NAMES or any(word in owner for word in EMBEDDING_WORDS)
