@@ -217,6 +217,21 @@ def test_a_float_weight_is_settled_by_a_few_values():
     assert sum(read) <= 1 << 16
 
 
+def test_pruned_columns_are_no_rule_for_zeros():
+    values = np.random.default_rng(0).normal(size=(100, 16))
+    for columns in ([0, 5, 8, 15], [0, 1, 4, 6, 9, 10, 14, 15], [*range(3, 16, 4), 0]):
+        pruned = values.copy()
+        pruned[:, columns] = 0
+        assert found(pruned.astype(np.float32)) is None
+
+
+def test_the_steps_of_tiny_numbers_are_no_levels():
+    values = np.random.default_rng(0).normal(size=(64, 256))
+    for size in (1e-8, 3e-8, 1e-7, 3e-7, 1e-6):
+        assert found((values * size).astype(np.float16)) is None
+    assert found((values * 2.0**-147).astype(np.float32)) is None
+
+
 # ---- through convert
 
 NAMED = {

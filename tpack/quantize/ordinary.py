@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tpack.quantize.exact import SMALLEST
 from tpack.quantize.weight import Weight
 
 Array = npt.NDArray[Any]
@@ -24,6 +25,8 @@ CLOSE = 2e-3
 #: The part of close neighbours, and that of different values, that ordinary weights stay below
 #: and above.
 MOST_CLOSE, LEAST_DIFFERENT = 0.6, 0.5
+#: Weights of so few steps of their dtype have no levels of their own.
+FEW_STEPS = 256
 
 
 def is_ordinary(weight: Weight) -> bool:
@@ -31,9 +34,12 @@ def is_ordinary(weight: Weight) -> bool:
 
     A weight that is nearly ternary has a few values in each row or column, but for rounding and
     exceptions; one of few levels has them in each row or in groups of it; one with zeros by a rule
-    has some in any four columns.
+    has some in any four columns. Where all is next to the smallest number of its dtype, the levels
+    are those of the dtype.
     """
     values = _sample(weight)
+    if 0 < np.abs(values).max() <= FEW_STEPS * SMALLEST.get(weight.dtype, 0):
+        return True
     if min(values.shape) < 2:
         return False
     ordered = np.sort(values, axis=1)

@@ -164,16 +164,17 @@ def _least_zeros(weight: Weight, expected: int) -> int:
     if weight.columns % 4:
         return 0
     counts = np.zeros(5, np.int64)
-    places = np.zeros(4, np.int64)
+    zeros = np.zeros(weight.columns, np.int64)
     for piece in in_pieces(weight, Scale.parse("row"), lambda piece: piece, whole_rows=True):
         zero = piece.values.reshape(-1, 4) == 0
         counts += np.bincount(zero.sum(axis=1), minlength=5)
-        places += zero.sum(axis=0)
+        zeros += (piece.values == 0).sum(axis=0)
         if counts[0] or counts[:expected].any():
             return 0
     least, fours = int((counts > 0).argmax()), int(counts.sum())
-    # zeros at the same places everywhere are no pattern of weights: padding, or pruned columns
-    if least > 3 or fours < FOURS or places.max() > IN_MOST * fours:
+    # columns of zeros are no pattern: padding, or pruned
+    pruned = zeros[zeros > IN_MOST * weight.rows].sum()
+    if least > 3 or fours < FOURS or 2 * pruned > zeros.sum():
         return 0
     return least if counts[least] >= IN_MOST * fours else 0
 
