@@ -2,7 +2,8 @@
 
 `python tests/bench/bench_convert.py [GB] [dtype] [kind]`
 
-kind is `ternary` (groups of 128) or `gaussian`. The folder is made in a temporary place, read
+kind is `ternary` (groups of 128), `column` (a scale for each) or `gaussian`. The folder is
+made in a temporary place, read
 once so that it lies in the page cache, and converted in a process of its own, whose peak memory is
 read from the operating system.
 """
@@ -36,6 +37,11 @@ def make(folder: Path, size: float, dtype: torch.dtype, kind: str) -> int:
                 trits = torch.randint(-1, 2, (ROWS, COLUMNS // 128, 128), generator=generator)
                 scale = torch.rand(ROWS, COLUMNS // 128, 1, generator=generator) + 0.5
                 weight = (trits * scale.to(dtype)).reshape(ROWS, COLUMNS)
+            elif kind == "column":
+                scale = torch.rand(1, COLUMNS, generator=generator) + 0.5
+                weight = torch.randint(-1, 2, (ROWS, COLUMNS), generator=generator) * scale.to(
+                    dtype
+                )
             else:
                 weight = torch.randn(ROWS, COLUMNS, generator=generator)
             part[f"model.layers.{i}.up_proj.weight"] = weight.to(dtype)
