@@ -70,6 +70,43 @@ def test_embedding_and_dequantize_are_exact(scale, variant):
     )
 
 
+def test_scales_of_single_weights_are_those_of_no_row(variant):
+    x, packed, _, bias = case()
+    scales = torch.rand(ROWS, COLUMNS) + 0.1
+    weight = unpack_ternary(packed, (ROWS, COLUMNS)) * scales
+    with torch.no_grad():
+        assert torch.equal(tn.dequantize(packed, scales, (ROWS, COLUMNS)), weight)
+        close(tn.ternary_linear(x, packed, scales, bias), F.linear(x, weight, bias))
+        ids = torch.tensor([3, 0])
+        found = tn.ternary_embedding(ids, packed, scales, (ROWS, COLUMNS), group_size=1)
+    assert torch.equal(found, weight[ids])
+
+
+@pytest.mark.parametrize(
+    ("shape", "group_size"),
+    [((1, COLUMNS), 32), ((1, 4), 0), ((COLUMNS,), 0), ((2, COLUMNS), 0), ((ROWS, 101), 0)],
+)
+def test_scales_that_fit_no_granularity_are_refused(shape, group_size, variant):
+    x, packed, _, _ = case()
+    for call in (
+        lambda s: tn.ternary_linear(x, packed, s, group_size=group_size),
+        lambda s: tn.dequantize(packed, s, (ROWS, COLUMNS), group_size=group_size),
+    ):
+        with torch.no_grad(), pytest.raises(ValueError, match="scale has"):
+            call(torch.ones(shape))
+
+
+@pytest.mark.parametrize("tokens", [(1,), (2, 5), (70,)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_matmul_with_a_scale_for_each_output(dtype, tokens, variant):
+    x = torch.randn(*tokens, COLUMNS, generator=torch.manual_seed(1)).to(dtype)
+    trits = torch.randint(-1, 2, (COLUMNS, ROWS))
+    packed, scale = pack_ternary(trits), torch.rand(1, ROWS) + 0.1
+    with torch.no_grad():
+        found = tn.ternary_matmul(x, packed, scale, (COLUMNS, ROWS))
+    close(found, (x.float() @ (trits * scale)).to(dtype))
+
+
 @pytest.mark.parametrize("bad", [-1, ROWS, 2**40])
 def test_an_id_outside_the_table_is_refused(bad):
     _, packed, scales, _ = case()

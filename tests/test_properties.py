@@ -237,6 +237,7 @@ def weights(draw_seed, shape, split, kind, layout):
     scales = {
         "tensor": (1,),
         "row": (*shape[:split], 1),
+        "column": (*(1,) * split, columns),
         "group": (*shape[:split], -(-columns // 4)),
     }
     scale = torch.rand(scales[kind], generator=generator) + 0.5
@@ -250,7 +251,7 @@ def weights(draw_seed, shape, split, kind, layout):
 
 ops = {
     "seed": st.integers(0, 999),
-    "kind": st.sampled_from(["tensor", "row", "group"]),
+    "kind": st.sampled_from(["tensor", "row", "column", "group"]),
     "layout": st.sampled_from(["t2", "t5"]),
     "n": st.integers(1, 9),
     "k": st.integers(1, 40),
