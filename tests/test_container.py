@@ -115,6 +115,7 @@ def test_the_trits_and_scales_of_safetensors_multiply_to_the_source(name):
             .reshape(-1, tensors[f"{tensor_name}_scale"].shape[-1])
         )
         size = int(entry.scale.partition(":")[2] or entry.columns)
+        size = 1 if entry.scale == "column" else size
         spread = (
             scale.repeat_interleave(size, 1)[:, : entry.columns] if scale.numel() > 1 else scale
         )

@@ -656,6 +656,24 @@ def test_weights_that_fit_no_blocks(tmp_path, columns, scales, kind, words):
     assert np.array_equal(read(tmp_path / "m.gguf")["blk.0.ffn_up.weight"], weight)
 
 
+def test_scales_of_columns_go_into_blocks_that_share_one(tmp_path):
+    name = "model.layers.0.mlp.up_proj.weight"
+    for scales, wanted in (
+        (np.repeat([1, 2, 4, 8], 64), ("Q2_0", 0)),
+        (np.arange(1, 257) / 512, ("float16", 0)),
+    ):
+        weight = ternary((256, 256), scales)  # square: the scale has a value for each row, too
+        path = packed(tmp_path, weight)
+        assert tpack.inspect(path).tensors[0].scale == "column"
+        if wanted[0] == "float16":
+            with pytest.raises(UnsupportedError, match="has scales per column, expected one for"):
+                export(path, tmp_path / "other.gguf")
+        report = export(path, tmp_path / "m.gguf", allow_inexact=True, force=True)
+        assert (report.tensors[0].type, report.tensors[0].relative_error) == wanted
+        tpack.convert(tmp_path / "m.gguf", tmp_path / "again", force=True, include=[name])
+        assert np.array_equal(tpack.unpack(tmp_path / "again")[name].numpy(), weight)
+
+
 def test_unpacked_in_float32_where_float16_would_round(tmp_path):
     weight = ternary((4, 60), np.float32(0.0123))
     path = packed(tmp_path, weight)

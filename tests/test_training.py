@@ -132,7 +132,7 @@ def test_values_and_gradients_are_those_of_an_estimator_by_hand(kind, method, sc
             close(gradient, tensor.grad)
 
 
-@pytest.mark.parametrize("scale", [scale for scale in SCALES if scale != "column"])
+@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_the_rules_are_those_of_convert(method, scale, dtype):

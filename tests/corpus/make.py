@@ -67,6 +67,7 @@ def checkpoints() -> dict[str, tuple[Any, dict[str, Any]]]:
             {"fc.weight": (torch.ones(2, 70) * group_scales).half()},
             {"layout": "t5"},
         ),
+        "column": ({"fc.weight": trits(6, 5) * torch.tensor([0.5, 1, 3, 0.25, 6])}, {}),
         "conv": ({"conv.weight": trits(4, 3, 3, 3), "conv.bias": torch.arange(4.0)}, {}),
         "blocks": (deep, {}),
         "kinds": (kinds, {}),
@@ -246,6 +247,7 @@ def rejected() -> dict[str, bytes]:
     change("R11_packed_dtype", lambda h, _: h["fc.weight_packed"].update(dtype="I8"))
     change("R11_packed_length", lambda _, d: d["tensors"]["fc.weight"].update(shape=[3, 9]))
     change("R11_scale_shape", lambda h, _: h["fc.weight_scale"].update(shape=[1, 1]))
+    change("R11_scale_column", lambda _, d: d["tensors"]["fc.weight"].update(scale="column"))
     change("R11_scale_dtype", lambda h, _: h["fc.weight_scale"].update(dtype="I32"))
     change("R11_split", lambda _, d: d["tensors"]["fc.weight"].update(split=0))
     change(

@@ -12,7 +12,7 @@ from tpack.layerdef.ops import BINARY, OPS, SEVERAL, UNARY, OpParam
 #: Strings that must reach no source, beside some that may.
 STRINGS = (
     *("x", "w", "weight", "h", "blocks", "0", "1", "a.b", "blocks.0", "a.0.b", "Net", "Block"),
-    *("float32", "tensor", "row", "group:4", "t2", "t5", "inf", "-inf", "tanh", "bi,ij->bj"),
+    *("float32", "tensor", "row", "column", "group:4", "t2", "t5", "inf", "-inf", "tanh", "bi,ij->bj"),
     *("", "_", "__class__", "__init__", "_tpack_x", "self", "class", "lambda", "match", "print"),
     *("eval", "forward", "state_dict", "torch", "nn", "F", "super", "value", "layer", "value2"),
     *("x\n", "x\r", "x\x0cy", "a b", "a;b", "a=b", "x)", 'x"', "x'", 'x"""', "x\\", "#", "x#"),
@@ -71,7 +71,7 @@ def _param(draw: Draw, below: tuple[str, ...]) -> dict[str, Any]:
     if kind < 2:
         data |= {"param_type": "TernaryTensor", "shape": _shape(draw, 2)}
         if draw.chance(2):
-            data |= {"scale": draw.one(("tensor", "row", "group:2", "group:4"))}
+            data |= {"scale": draw.one(("tensor", "row", "column", "group:2", "group:4"))}
         if draw.chance(3):
             data |= {"layout": draw.one(("t5", "t2")), "dtype": draw.one(_FLOATS)}
         if draw.chance(4):
@@ -132,7 +132,7 @@ def _constant_of(draw: Draw, param: OpParam) -> Any:
         case "dtype":
             return draw.one(_DTYPES)
         case "scale":
-            return draw.one(("tensor", "row", "group:4"))
+            return draw.one(("tensor", "row", "column", "group:4"))
         case "ints":
             return draw.one((4, 1, [4], [1, 1], [3, 3], []) if draw.chance(4) else (4, 1, 3))
         case "numbers":
