@@ -543,6 +543,42 @@ def test_copies_of_different_granularity_are_refined_losslessly(out, kinds, layo
     assert set(loaded) == set(load_file(out))
 
 
+@pytest.mark.parametrize(
+    ("kinds", "common"),
+    [
+        (("tensor", "column"), "column"),
+        (("column", "tensor"), "column"),
+        (("group:48", "group:64"), "group:16"),
+        (("group:64", "row"), "group:64"),
+        (("column", "row"), None),
+        (("group:64", "column"), None),
+    ],
+)
+def test_copies_share_the_coarsest_scale_that_fits_all_or_are_refused(out, kinds, common):
+    generator = torch.Generator().manual_seed(1)
+    factors = {
+        "tensor": torch.tensor(0.5),
+        "row": torch.rand(16, 1, generator=generator) + 0.5,
+        "column": torch.rand(192, generator=generator) + 0.5,
+        "group:48": (torch.rand(16, 4, generator=generator) + 0.5).repeat_interleave(48, 1),
+        "group:64": (torch.rand(16, 3, generator=generator) + 0.5).repeat_interleave(64, 1),
+    }
+    wide = LayerDef("Block", [Param("w", "TernaryTensor", [16, 192])], [Unspecified()])
+    tree = Program([wide, model()], "Model")
+    state = {f"blocks.{i}.w": trits(16, 192, seed=i) * factors[k] for i, k in enumerate(kinds)}
+    if common is None:
+        words = f"'blocks.1.w' has scales per {kinds[1]}, other copies of Block per {kinds[0]}"
+        with pytest.raises(LayerDefError, match=words):
+            tpack.convert(state, out, layerdef=tree)
+        assert not out.exists()
+        return
+    tpack.convert(state, out, layerdef=tree)
+    assert {row.scale for row in tpack.inspect(out).tensors} == {common}
+    assert tpack.verify(out, state).ok
+    back = tpack.unpack(out)
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
 def test_refined_group_sizes(out):
     tree = Program(
         [LayerDef("Block", [Param("w", "TernaryTensor", [2, 300])], [Unspecified()]), model()],

@@ -360,6 +360,23 @@ def test_layers_with_a_transposed_weight(tmp_path):
     assert same_bytes(tmp_path / "again", tmp_path / "packed")
 
 
+def test_a_scale_for_each_output_of_a_transposed_weight(tmp_path):
+    config = transformers.GPT2Config(vocab_size=96, n_positions=64, n_embd=64, n_layer=2, n_head=4)
+    model = make(config)
+    with torch.no_grad():
+        for block in model.transformer.h:
+            for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+                trits = torch.randint(-1, 2, layer.weight.shape)
+                layer.weight.copy_(trits * (torch.rand(layer.nf) + 0.5) / 8)
+    packed = load(packed_folder(model, tmp_path))
+    layer = packed.transformer.h[1].mlp.c_fc
+    assert isinstance(layer, PackedConv1D)
+    assert layer.weight_scale.shape == (1, 256)
+    close(logits(packed), logits(model))
+    packed.save_pretrained(tmp_path / "again")
+    assert same_bytes(tmp_path / "again", tmp_path / "packed")
+
+
 def test_experts_that_are_merged_are_refused(tmp_path):
     sizes = SIZES | {"num_local_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 1}
     model = make(transformers.MixtralConfig(**sizes))

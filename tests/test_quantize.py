@@ -21,7 +21,7 @@ from tpack.codec import Scale, unpack
 from tpack.errors import InputError, NotTernaryError, UsageError
 from tpack.kernels import selection
 from tpack.quantize import Weight, detect, encode, encode_blocks, fit, narrow, quantize, widen
-from tpack.quantize.fit import spread
+from tpack.quantize.fit import repeat_scale, spread
 
 FLOATS = {
     "float64": torch.float64,
@@ -777,3 +777,26 @@ def test_nothing_to_pack(shape, method):
     weight = Weight.of(np.zeros(shape, dtype=np.float32))
     found = fit(weight, method)
     assert encode(weight, found).packed.shape == (shape[0], -(-shape[1] // 4))
+
+
+# ---- scales at a finer granularity
+
+
+@pytest.mark.parametrize("old", GRANULARITIES)
+@pytest.mark.parametrize("new", GRANULARITIES)
+@pytest.mark.parametrize(
+    ("shape", "split"), [((6, 300), 1), ((2, 3, 70), 2), ((5,), 0), ((3, 4, 2, 2), 1)]
+)
+def test_a_repeated_scale_gives_each_weight_the_scale_that_it_had(old, new, shape, split):
+    old, new = Scale.parse(old), Scale.parse(new)
+    if not old.can_repeat(new):
+        return
+    rows, columns = math.prod(shape[:split]), math.prod(shape[split:])
+    before = np.random.default_rng(0).random(old.shape(shape, split))
+    after = repeat_scale(before, old, new, columns, new.shape(shape, split))
+    assert after.shape == new.shape(shape, split)
+    weights = [
+        np.broadcast_to(spread(values, each, 0, rows, columns), (rows, columns))
+        for values, each in ((before, old), (after, new))
+    ]
+    assert np.array_equal(*weights)

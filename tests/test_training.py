@@ -491,6 +491,8 @@ def test_two_processes_train_as_one_on_all_data(tmp_path):
     [
         ("tensor", "row"),
         ("row", "group:32"),
+        ("group:32", "column"),
+        ("column", "group:5"),
         *[("group:32", "tensor"), ("tensor", "group:5"), ("group:32", "group:64")],
     ],
 )
@@ -524,7 +526,8 @@ def test_source_takes_the_granularities_that_it_can_infer(reading, tmp_path):
         return LayerDef("L", [weight], [Return(FunctionCall("linear", [X, Identifier("w")]))])
 
     x = torch.randn(3, 80)
-    for old, new in (("tensor", "row"), ("row", "group:32"), ("group:32", "row")):
+    ways = [("tensor", "row"), ("row", "group:32"), ("row", "column"), ("column", "group:32")]
+    for old, new in (*ways, ("group:32", "row")):
         module = unfreeze(readings(made(old))[reading], "mse", new)
         with torch.no_grad():
             module.w.add_(torch.randn(6, 80, generator=torch.manual_seed(0)))
@@ -533,7 +536,7 @@ def test_source_takes_the_granularities_that_it_can_infer(reading, tmp_path):
             if old != "group:32":
                 tpack.save(module, tmp_path / "m", force=True)
                 close(tpack.load(tmp_path / "m")(x), expected)
-    for old, new in (("group:32", "group:64"), ("tensor", "group:5")):
+    for old, new in (("group:32", "group:64"), ("tensor", "group:5"), ("group:32", "column")):
         module = readings(made(old))[reading]
         with pytest.raises(UsageError, match=f"tensor 'w' has scales per {old}, and the source"):
             unfreeze(module, scale=new)

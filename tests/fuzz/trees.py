@@ -12,7 +12,19 @@ from tpack.layerdef.ops import BINARY, OPS, SEVERAL, UNARY, OpParam
 #: Strings that must reach no source, beside some that may.
 STRINGS = (
     *("x", "w", "weight", "h", "blocks", "0", "1", "a.b", "blocks.0", "a.0.b", "Net", "Block"),
-    *("float32", "tensor", "row", "column", "group:4", "t2", "t5", "inf", "-inf", "tanh", "bi,ij->bj"),
+    *(
+        "float32",
+        "tensor",
+        "row",
+        "column",
+        "group:4",
+        "t2",
+        "t5",
+        "inf",
+        "-inf",
+        "tanh",
+        "bi,ij->bj",
+    ),
     *("", "_", "__class__", "__init__", "_tpack_x", "self", "class", "lambda", "match", "print"),
     *("eval", "forward", "state_dict", "torch", "nn", "F", "super", "value", "layer", "value2"),
     *("x\n", "x\r", "x\x0cy", "a b", "a;b", "a=b", "x)", 'x"', "x'", 'x"""', "x\\", "#", "x#"),

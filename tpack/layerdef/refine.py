@@ -80,8 +80,7 @@ def refine(
             if common is None:
                 raise LayerDefError(
                     f"has scales per {new.scale}, other copies of {slot.home[0]} per {old.scale}: "
-                    "no one description fits both. Give it a LayerDef of its own, or keep one of "
-                    "them unpacked.",
+                    "no one description fits both. Exclude it, or give it a LayerDef of its own.",
                     tensor=slot.name,
                 )
             homes[slot.home] = replace(old, scale=common)

@@ -229,7 +229,10 @@ def _frozen(owner: Any, name: str, method: str, wanted: Scale | None) -> Frozen:
     # a layer keeps its group size in an attribute; other source states one where it was
     # generated for groups, and infers the usual ones where it was not
     fits = now.kind != "group" and then.group_size in GROUP_SIZES
-    if now != then and then.kind == "group" and not (_is_layer(owner) or fits):
+    takes = (
+        fits if then.kind == "group" else then.kind != "column" or now.kind != "group"
+    )
+    if now != then and not (_is_layer(owner) or takes):
         raise UsageError(
             f"has scales per {now}, and the source of {type(owner).__name__} no place "
             f"for {then}. Convert the model with --scale {then}."

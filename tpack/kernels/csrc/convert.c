@@ -85,15 +85,16 @@ static size_t scale_columns(const conversion *c, size_t row, size_t start, size_
     size_t size = tp_size_of(c->dtype);
     const uint8_t *packed = w->packed + row * tp_row_bytes(w->columns);
     static const uint32_t trits[4] = {0xbf800000, 0, 0x3f800000, 0}; /* -1, 0, 1 as floats */
-    float buffer[CHUNK], values[CHUNK];
+    float buffer[CHUNK], room[CHUNK];
     for (size_t done = 0; done < count; done += CHUNK) {
+        float *values = c->dtype == TP_F32 ? (float *)out + done : room;
         size_t some = count - done < CHUNK ? count - done : CHUNK;
         const float *scale = tp_as_f32(c->k, w->scale, start + done, some, buffer);
         size_t good = c->k->expand_32(packed + (start + done) / 4, some, trits, (uint32_t *)values);
         if (good < some) return done + good;
         /* adding zero turns the -0 of a zero trit under a negative scale into 0 */
         for (size_t i = 0; i < some; i++) values[i] = values[i] * scale[i] + 0.0f;
-        tp_store(c->k, values, some, c->dtype, out + done * size);
+        if (values == room) tp_store(c->k, values, some, c->dtype, out + done * size);
     }
     return count;
 }
