@@ -16,7 +16,10 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(collections|numpy|os|pathlib|torch|transformers|types|typing)\..*"),
     # names that only type checkers import, and types that are no part of the interface
     (r"py:.*", r"(nn\.Module|DeviceMesh|GgufReport|HfBitnetReport)"),
-    (r"py:.*", r"tpack\.(nn\.training\.Module|quantize\.statistics\.Statistics)"),
+    (
+        r"py:.*",
+        r"tpack\.(nn\.training\.Module|quantize\.statistics\.Statistics|quantize\.exact\.Found)",
+    ),
 ]
 
 # Markdown, with the anchors that a code host gives to headings
