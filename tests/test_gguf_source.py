@@ -707,7 +707,7 @@ def test_other_blocks_are_kept_with_their_values(kind, name, options, tmp_path):
 
 def test_other_blocks_alone_are_no_masters(tmp_path):
     wanted = mixed(tmp_path / "a.gguf", Type.Q8_0, "ffn.weight", ternary=False)
-    with pytest.raises(NotTernaryError, match=r"ffn\.weight is Q8_0 of GGUF, and not tern"):
+    with pytest.raises(NotTernaryError, match=r"ffn\.weight' is Q8_0 of GGUF, and not tern"):
         tpack.convert(tmp_path / "a.gguf", tmp_path / "out")
     for options in ({"quantize": "absmean"}, {"include": ["ffn*"]}):
         report = tpack.convert(tmp_path / "a.gguf", tmp_path / "out", force=True, **options)
