@@ -203,7 +203,8 @@ static void multiplying(const tp_kernels *k, size_t rows, size_t columns) {
     size_t group = which == 3 ? (below(2) ? TP_PER_COLUMN : TP_PER_TENSOR) : pick_scale();
     size_t inputs = along ? rows : columns, outputs = along ? columns : rows, size = tp_size_of(dtype);
     while (tokens * rows * columns > 20 * MOST_WEIGHTS) tokens /= 2;
-    int any = integer && !below(4), biased = (int)below(2);
+    int exact = integer && (along || group != TP_PER_COLUMN); /* sums of integers: in any order alike */
+    int any = exact && !below(4), biased = (int)below(2);
     buffer packed = codes_of(rows, columns, 0), scale = floats_of(entries_of(rows, columns, group), scale_dtype, 0);
     buffer x = floats_of(tokens * inputs, dtype, any), bias = floats_of(outputs, dtype, 0);
     buffer out[2] = {make(tokens * outputs * size, size), make(tokens * outputs * size, size * below(4))};
@@ -212,7 +213,7 @@ static void multiplying(const tp_kernels *k, size_t rows, size_t columns) {
         tp_product product = {{x.data, dtype}, tokens, {biased ? bias.data : NULL, dtype}, dtype, out[b].data};
         functions[which](b ? k : &tp_scalar, &product, &weight, b ? pick_threads() : 1);
     }
-    if (integer && (along || group != TP_PER_COLUMN)) {
+    if (exact) {
         check(same_floats(out[0], out[1], dtype), names[which], rows, columns, tokens * 1000 + group);
     } else if (dtype == TP_F32) { /* |x| and |scale| are at most 1; the half dtypes round this away */
         for (size_t i = 0; i < tokens * outputs; i++) {
