@@ -49,8 +49,8 @@ def export(
     Example:
       tpack export model.tpack --to gguf -o model.gguf
     """
-    from tpack.export import export as run
-    from tpack.export.gguf import GgufReport
+    from tpack.exporting import export as run
+    from tpack.exporting.gguf import GgufReport
 
     report = run(file, output, to, type=kind, allow_inexact=allow_inexact, force=force)
     if as_json:

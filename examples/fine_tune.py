@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tpack
-from tpack.demo import digits
-from tpack.demo import run as run_demo
+from tpack.demo import digits, run as run_demo
 from tpack.nn import PackedModule, freeze, unfreeze
 
 

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 import tpack
-from tpack.export import export
+from tpack.exporting import export
 
 HEADS, KEYS = 8, 4
 #: What shares a scale in each layer: the tensor, a row, or so many columns of a row.

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from tpack.capturing import export, trace
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import Program
-from tpack.tracing import export, trace
 
 PAGE = Path(__file__).parent.parent / "docs" / "llama.md"
 LAYERS = 30

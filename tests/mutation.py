@@ -36,14 +36,14 @@ from _pytest.doctest import DoctestItem
 from mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).parent.parent
-#: The tests of each module, besides its own doctests; tests/test_NAME.py.
+#: The tests of each module, besides its own doctests; tests/*/test_NAME.py.
 TESTS = {
     "tpack/codec/__init__.py": "codec pack",
     "tpack/codec/shapes.py": "codec",
     "tpack/codec/t2.py": "codec",
     "tpack/codec/t5.py": "codec",
     "tpack/container/atomic.py": "atomic container",
-    "tpack/container/checked.py": "atomic",
+    "tpack/container/rereading.py": "atomic",
     "tpack/container/document.py": "document",
     "tpack/container/header.py": "header",
     "tpack/container/index.py": "index",
@@ -51,12 +51,12 @@ TESTS = {
     "tpack/container/reader.py": "reader",
     "tpack/container/strictjson.py": "strictjson",
     "tpack/container/writer.py": "writer",
-    "tpack/layerdef/constants.py": "tensors params validate",
-    "tpack/layerdef/names.py": "layerdef params bodies",
-    "tpack/layerdef/params.py": "params bodies validate",
-    "tpack/layerdef/serialize.py": "serialize",
+    "tpack/layerdef/constants.py": "tensors params validation",
+    "tpack/layerdef/names.py": "layerdef params limits",
+    "tpack/layerdef/params.py": "params limits validation",
+    "tpack/layerdef/serialization.py": "serialization",
     "tpack/layerdef/tensors.py": "tensors",
-    "tpack/layerdef/validate.py": "bodies validate",
+    "tpack/layerdef/validation.py": "limits validation",
 }
 #: Seconds of tests for one fault, the fastest first.
 BUDGET = 3.0
@@ -317,7 +317,14 @@ def main() -> int:
     by_tests: dict[tuple[str, ...], list[Mutant]] = defaultdict(list)
     for path in options.paths:
         module = path.partition(":")[0]
-        tests = options.tests or [module, *(f"tests/test_{n}.py" for n in TESTS[module].split())]
+        tests = options.tests or [
+            module,
+            *(
+                str(path)
+                for n in TESTS[module].split()
+                for path in ROOT.glob(f"tests/*/test_{n}.py")
+            ),
+        ]
         by_tests[tuple(tests)] += wanted(path)
     counts: dict[Path, list[int]] = defaultdict(lambda: [0, 0])
     for tests, mutants in by_tests.items():

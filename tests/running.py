@@ -80,3 +80,9 @@ def dequantized(packed: Tensor, scale: Tensor, shape: tuple[int, ...], split: in
             torch.stack([scales[:, i // size] for i in range(columns)], 1) if groups > 1 else scales
         )
     return (weight * scales.reshape(-1, scales.shape[-1])).reshape(shape)
+
+
+def from_text(source, name):
+    namespace = {"__name__": "generated"}
+    exec(compile(source, "generated.py", "exec"), namespace)
+    return namespace[name]().eval()

@@ -12,28 +12,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tpack.errors import (
-    ExistsError,
-    FormatError,
-    InputError,
-    LayerDefError,
-    NotTernaryError,
-    StorageError,
+    ExistsError as ExistsError,
+    FormatError as FormatError,
+    InputError as InputError,
+    LayerDefError as LayerDefError,
+    NotTernaryError as NotTernaryError,
+    StorageError as StorageError,
     TpackError,
-    UnsupportedError,
-    UsageError,
+    UnsupportedError as UnsupportedError,
+    UsageError as UsageError,
 )
 from tpack.layerdef import LayerDef, Param, Program
 
 if TYPE_CHECKING:
+    from tpack.capturing import capture
     from tpack.checkpoint import load, save, unpack
     from tpack.codegen import PyTorchCodeGenerator, generate_pytorch_code
     from tpack.conversion import convert
-    from tpack.difference import DiffReport, diff
-    from tpack.inspection import InspectionReport, inspect
+    from tpack.difference import DiffReport as DiffReport, diff
+    from tpack.exporting import export
+    from tpack.inspection import InspectionReport as InspectionReport, inspect
     from tpack.pack import pack_ternary, unpack_ternary
-    from tpack.report import ConversionReport
-    from tpack.tracing import capture
-    from tpack.verification import VerificationReport, verify
+    from tpack.report import ConversionReport as ConversionReport
+    from tpack.verification import VerificationReport as VerificationReport, verify
 
 __version__ = "0.1.0"
 
@@ -44,9 +45,10 @@ _LAZY = {
     "InspectionReport": "tpack.inspection",
     "PyTorchCodeGenerator": "tpack.codegen",
     "VerificationReport": "tpack.verification",
-    "capture": "tpack.tracing",
+    "capture": "tpack.capturing",
     "convert": "tpack.conversion",
     "diff": "tpack.difference",
+    "export": "tpack.exporting",
     "generate_pytorch_code": "tpack.codegen",
     "inspect": "tpack.inspection",
     "load": "tpack.checkpoint",
@@ -58,27 +60,16 @@ _LAZY = {
 }
 
 __all__ = [
-    "ConversionReport",
-    "DiffReport",
-    "ExistsError",
-    "FormatError",
-    "InputError",
-    "InspectionReport",
     "LayerDef",
-    "LayerDefError",
-    "NotTernaryError",
     "Param",
     "Program",
     "PyTorchCodeGenerator",
-    "StorageError",
     "TpackError",
-    "UnsupportedError",
-    "UsageError",
-    "VerificationReport",
     "__version__",
     "capture",
     "convert",
     "diff",
+    "export",
     "generate_pytorch_code",
     "inspect",
     "load",

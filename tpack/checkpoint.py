@@ -37,11 +37,11 @@ from tpack.errors import (
     locate,
 )
 from tpack.layerdef import LayerDef, Program, as_program, slots
-from tpack.layerdef.refine import Found, refine
+from tpack.layerdef.completion import Found, complete
 from tpack.nn import is_unfrozen
-from tpack.nn.legal import check_legal, remember
+from tpack.nn.code_check import check_legal, remember
 from tpack.parallel import ColumnLinear, Part, RowLinear, split
-from tpack.reading import read_program
+from tpack.readback import read_program
 from tpack.text import plural
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
 from tpack.verification import verify_file
@@ -298,7 +298,7 @@ def _as_scaled(program: Program, module: nn.Module, state: Mapping[str, Tensor])
                 scale = Scale.of(stored.shape, shape, param.rows_split, groups.get(own, 0))
                 changed = True
         found[slot.name] = Found(shape, param.dtype, scale)
-    return refine(program, found)[0] if changed else program
+    return complete(program, found)[0] if changed else program
 
 
 def repacked(

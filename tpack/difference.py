@@ -17,7 +17,7 @@ from tpack.dtypes import BY_NAME
 from tpack.errors import FormatError, NotTernaryError, locate
 from tpack.layerdef import Program
 from tpack.quantize import widen
-from tpack.quantize.fit import repeat_scale
+from tpack.quantize.fitting import repeat_scale
 
 Trits = npt.NDArray[np.int8]
 

@@ -13,7 +13,7 @@ from typing import Literal
 from tpack.codec.shapes import default_split
 from tpack.dtypes import WEIGHT_DTYPES
 from tpack.errors import UnsupportedError
-from tpack.layerdef.mirror import EMBEDDING_NAMES, EMBEDDING_WORDS, is_embedding
+from tpack.layerdef.from_names import EMBEDDING_NAMES, EMBEDDING_WORDS, is_embedding
 from tpack.layerdef.params import MAX_RANK
 
 Shape = Sequence[int]

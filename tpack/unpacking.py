@@ -16,7 +16,7 @@ from tpack.container.atomic import check_not_input, check_target
 from tpack.container.reader import stored_dtype
 from tpack.errors import FormatError, InputError, NotTernaryError, locate
 from tpack.quantize import narrow, widen
-from tpack.quantize.fit import spread
+from tpack.quantize.fitting import spread
 
 Array = npt.NDArray[Any]
 

@@ -22,11 +22,11 @@ import transformers
 from torch import Tensor, nn
 
 import tpack
+from tpack.capturing import export, trace
 from tpack.container import Document, Piece, TernaryEntry, digest, write_checkpoint
 from tpack.container.document import NO_DIGEST
 from tpack.layerdef import slots
 from tpack.nn import BitLinear
-from tpack.tracing import export, trace
 
 ROUNDS = 15
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tpack.container import Document, Piece, TernaryEntry, write_checkpoint
 from tpack.layerdef import Param
-from tpack.layerdef.mirror import mirror
+from tpack.layerdef.from_names import mirror
 from tpack.layerdef.tensors import Slot
 
 ROWS, COLUMNS = 14336, 4096

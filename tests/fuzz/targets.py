@@ -23,13 +23,12 @@ from typing import Any
 
 import gguf_files
 import numpy as np
+import random_trees
 import safetensors
-import trees
 from drawing import Draw
 from source_names import strangers
 
-from tpack import codec, hfconfig
-from tpack import kernels as native
+from tpack import codec, hfconfig, kernels as native
 from tpack.codegen import generate_pytorch_code
 from tpack.container import Checkpoint, read_index
 from tpack.container.header import TensorFile
@@ -189,7 +188,7 @@ def layerdef(data: bytes) -> None:
 
 def codegen(data: bytes) -> None:
     """Trees drawn from bytes, most of them valid: what is accepted is printed."""
-    _tree(trees.program(Draw(data)))
+    _tree(random_trees.program(Draw(data)))
 
 
 # ---- indices and configs
@@ -469,7 +468,7 @@ def _programs() -> Iterator[bytes]:
                 yield canonical_json(file.document.program.to_dict()).encode()
     for seed in range(40):
         random = np.random.default_rng(seed).bytes(200)
-        yield canonical_json(trees.program(Draw(random))).encode()
+        yield canonical_json(random_trees.program(Draw(random))).encode()
 
 
 def _random(count: int = 8, size: int = 120) -> Iterator[bytes]:

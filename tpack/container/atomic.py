@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from tpack.container.checked import CheckedFile
 from tpack.container.opening import open_input
+from tpack.container.rereading import CheckedFile
 from tpack.errors import ExistsError, StorageError
 
 

@@ -16,7 +16,7 @@ from tpack.dtypes import SCALE_DTYPES, WEIGHT_DTYPES
 from tpack.errors import FormatError, LayerDefError, UsageError
 from tpack.layerdef import Program, slots, validate
 from tpack.layerdef.params import MAX_RANK
-from tpack.layerdef.serialize import MAX_DEPTH
+from tpack.layerdef.serialization import MAX_DEPTH
 
 VERSION = 1
 #: A description holds trees: each level of one is an object and a list, inside of six more.

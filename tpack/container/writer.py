@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tpack.container.atomic import new_file
-from tpack.container.checked import CheckedFile
 from tpack.container.document import NO_DIGEST, Document
 from tpack.container.header import CHUNK, Entry, header_bytes, lay_out
+from tpack.container.rereading import CheckedFile
 from tpack.dtypes import BY_NAME
 from tpack.errors import StorageError
 

@@ -16,15 +16,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.writer import checkpoint_size, write_checkpoint
-from tpack.conversion.capturing import OWN_RULE, captured, masters, packed_note
+from tpack.conversion.captures import OWN_RULE, captured, masters, packed_note
 from tpack.conversion.cases import Cases
 from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
+from tpack.conversion.needs import Needs, check_room
 from tpack.conversion.options import Options, Progress
 from tpack.conversion.packing import pack_batch
 from tpack.conversion.plan import make_plan
 from tpack.conversion.ranks import Ranks
-from tpack.conversion.room import Needs, check_room
 from tpack.conversion.telling import check_refused, warnings
 from tpack.errors import UsageError, locate
 from tpack.layerdef import LayerDef, Program
@@ -36,7 +36,7 @@ from tpack.sources.remote import is_remote, remote_target
 from tpack.sources.scaled_codes import Means
 
 if TYPE_CHECKING:
-    from tpack.tracing import Captured
+    from tpack.capturing import Captured
 
 __all__ = ["convert", "default_output"]
 

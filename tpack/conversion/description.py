@@ -14,8 +14,8 @@ from tpack.conversion.running import about_experts, about_forward
 from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError
 from tpack.layerdef import Param, Program, validate
-from tpack.layerdef.mirror import mirror
-from tpack.layerdef.refine import Found, refine
+from tpack.layerdef.completion import Found, complete
+from tpack.layerdef.from_names import mirror
 from tpack.layerdef.tensors import Slot
 from tpack.sources import Source
 
@@ -43,7 +43,7 @@ def describe(
         for name, item in batch.packed.items()
     }
     if program is not None:
-        program, scales = refine(program, found, options.layout)
+        program, scales = complete(program, found, options.layout)
         for batch in batches:
             for name in batch.packed:
                 batch.packed[name] = batch.packed[name].at(scales[name])

@@ -32,13 +32,13 @@ from tpack.conversion.beside import (
 from tpack.conversion.card import model_card
 from tpack.conversion.cases import Cases
 from tpack.conversion.description import describe
+from tpack.conversion.needs import Needs, check_room
 from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch, pack_batch
+from tpack.conversion.partial import Work
 from tpack.conversion.plan import Plan, everything_kept, make_plan
 from tpack.conversion.ranks import Ranks
-from tpack.conversion.room import Needs, check_room
 from tpack.conversion.telling import check_refused, warnings
-from tpack.conversion.work import Work
 from tpack.errors import ExistsError, InputError, NotTernaryError, StorageError, TpackError, locate
 from tpack.layerdef import Program
 from tpack.report import ConversionReport, TensorReport

@@ -21,7 +21,7 @@ from tpack.conversion.plan import Plan
 from tpack.dtypes import BY_NAME
 from tpack.errors import NotTernaryError, locate
 from tpack.quantize import Fit, encode_blocks, widen
-from tpack.quantize.fit import repeat_scale
+from tpack.quantize.fitting import repeat_scale
 from tpack.report import TensorReport
 from tpack.sources import PackedTensor, Source, SourceTensor
 

@@ -13,7 +13,7 @@ from tpack.conversion.others import Others, sort_others, weight_of
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError
 from tpack.layerdef import Program, slots
-from tpack.layerdef.refine import match_slots
+from tpack.layerdef.completion import match_slots
 from tpack.layerdef.tensors import Slot
 from tpack.quantize.rounding import Rounding
 from tpack.selection import PATTERNS, keep_reason, split_by_name, unwanted

@@ -4,7 +4,7 @@ After ``import tpack.hf``, ``AutoModelForCausalLM.from_pretrained(folder)``, or 
 takes a folder that ``tpack convert`` made of a transformers model. Its packed layers become
 modules of ``tpack.nn`` and stay packed; ``save_pretrained`` writes such a folder again.
 
-``placing`` puts the modules in, ``layers`` are those that only transformers needs, ``saving``
+``replacement`` puts the modules in, ``layers`` are those that only transformers needs, ``saving``
 writes folders, ``quantizer`` is what transformers calls, ``guarding`` what it must not do without.
 """
 

@@ -16,7 +16,7 @@ from tpack.container.document import NO_DIGEST, UNKNOWN
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, LayerDefError, UnsupportedError, UsageError, locate
 from tpack.layerdef import Param, Program, Slot, mirror, validate
-from tpack.layerdef.refine import Found, match_slots, refine
+from tpack.layerdef.completion import Found, complete, match_slots
 from tpack.nn import BitLinear
 from tpack.nn.modules import PackedWeight
 
@@ -116,7 +116,7 @@ class Described:
         try:
             if old is not None and len(layouts) == 1:
                 match_slots(old, {name: one.shape for name, one in found.items()})
-                return refine(old, found, *layouts)[0]
+                return complete(old, found, *layouts)[0]
         except LayerDefError:  # other names than it had: loaded as another class, perhaps
             pass
         try:

@@ -13,7 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tpack.container import Checkpoint, Document, Origin
 from tpack.errors import InputError, UsageError
-from tpack.hf.placing import place
+from tpack.hf.replacement import place
 from tpack.hf.saving import save_pretrained
 from tpack.hfconfig import METHOD
 

@@ -13,7 +13,7 @@ bfloat16 arrays are uint16 bits.
 from tpack.kernels.arrays import infer_group
 from tpack.kernels.codec import dequantize, embedding, pack, unpack
 from tpack.kernels.matmul import bit_linear, bit_linear_columns, linear, linear_columns
-from tpack.kernels.quantize import (
+from tpack.kernels.quantization import (
     abs_sums,
     column_sizes,
     quantize,

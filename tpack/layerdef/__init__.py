@@ -4,8 +4,8 @@ A small tree with a closed table of ops. It is stored in a checkpoint's metadata
 two ways: ``build`` makes a live module of it, ``codegen`` prints source. Needs no torch.
 """
 
-from tpack.layerdef.lower import Lowered, lower
-from tpack.layerdef.mirror import mirror
+from tpack.layerdef.from_names import mirror
+from tpack.layerdef.lowering import Lowered, lower
 from tpack.layerdef.nodes import (
     Assignment,
     BinaryOp,
@@ -28,7 +28,7 @@ from tpack.layerdef.nodes import (
 )
 from tpack.layerdef.ops import OPS
 from tpack.layerdef.tensors import Slot, slots
-from tpack.layerdef.validate import as_program, validate
+from tpack.layerdef.validation import as_program, validate
 
 __all__ = [
     "OPS",

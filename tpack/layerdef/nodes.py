@@ -318,7 +318,7 @@ class LayerDef:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; fields at their default are left out."""
-        from tpack.layerdef.serialize import layer_to_dict
+        from tpack.layerdef.serialization import layer_to_dict
 
         return layer_to_dict(self)
 
@@ -329,7 +329,7 @@ class LayerDef:
         Raises:
             LayerDefError: malformed data, with the path of the offending node.
         """
-        from tpack.layerdef.serialize import layer_from_dict
+        from tpack.layerdef.serialization import layer_from_dict
 
         return layer_from_dict(data)
 
@@ -352,7 +352,7 @@ class Program:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
-        from tpack.layerdef.serialize import program_to_dict
+        from tpack.layerdef.serialization import program_to_dict
 
         return program_to_dict(self)
 
@@ -363,6 +363,6 @@ class Program:
         Raises:
             LayerDefError: malformed data, with the path of the offending node.
         """
-        from tpack.layerdef.serialize import program_from_dict
+        from tpack.layerdef.serialization import program_from_dict
 
         return program_from_dict(data)

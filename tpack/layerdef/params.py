@@ -14,7 +14,7 @@ from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
 from tpack.layerdef.names import check_attribute, check_identifier, is_position
 from tpack.layerdef.nodes import Arg, Param, Sizes
 from tpack.layerdef.ops import REQUIRED, OpParam
-from tpack.layerdef.serialize import MAX_DEPTH, MAX_INT
+from tpack.layerdef.serialization import MAX_DEPTH, MAX_INT
 
 #: Modules a program may unfold to; and so copies of one layer.
 MAX_INSTANCES = 100_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from tpack.layerdef.builtin import BUILTIN, stored_by
 from tpack.layerdef.names import is_position
 from tpack.layerdef.nodes import LayerDef, Param, Program
-from tpack.layerdef.serialize import MAX_DEPTH
+from tpack.layerdef.serialization import MAX_DEPTH
 
 
 @dataclass(frozen=True)

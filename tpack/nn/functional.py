@@ -20,7 +20,7 @@ from tpack.kernels import selection
 from tpack.kernels.matmul import MOST_COLUMNS
 from tpack.kernels.reference import COLUMN, ROW, TENSOR
 from tpack.nn import reference
-from tpack.nn.legal import check_legal
+from tpack.nn.code_check import check_legal
 
 Op = Callable[..., Tensor]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tpack.nn import functional, reference
-from tpack.nn.legal import check_legal
+from tpack.nn.code_check import check_legal
 
 #: Kept alive, also when this module is loaded again: the registration ends with it.
 _LIBRARY = globals().get("_LIBRARY") or torch.library.Library("tpack", "FRAGMENT")

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from tpack.codec import GROUP_SIZES, Scale
 from tpack.errors import InputError, UsageError, locate
-from tpack.nn.legal import check_legal
+from tpack.nn.code_check import check_legal
 from tpack.nn.reference import dequantize, pack_trits
-from tpack.nn.rules import CHOICES, Rule
+from tpack.nn.ternarization import CHOICES, Rule
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -19,12 +19,12 @@ Example:
 
 from __future__ import annotations
 
-from tpack.quantize.detect import Detected, detect, quantize
-from tpack.quantize.encode import Encoded, encode, encode_blocks
-from tpack.quantize.fit import Fit
+from tpack.quantize.detection import Detected, detect, quantize
+from tpack.quantize.encoding import Encoded, encode, encode_blocks
+from tpack.quantize.fitting import Fit
 from tpack.quantize.methods import METHODS, method_named
-from tpack.quantize.recognise import Recognised, recognise
-from tpack.quantize.refuse import refuse
+from tpack.quantize.recognition import Recognised, recognise
+from tpack.quantize.refusals import refuse
 from tpack.quantize.rounding import Rounding
 from tpack.quantize.weight import Weight, narrow, widen
 

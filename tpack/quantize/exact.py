@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from tpack.codec import GROUP_SIZES, Scale
 from tpack.dtypes import BY_NAME
-from tpack.quantize.fit import Fit, make_fit
+from tpack.quantize.fitting import Fit, make_fit
 from tpack.quantize.pieces import Piece, in_pieces
 from tpack.quantize.statistics import FINE, Statistics, join
 from tpack.quantize.weight import Weight, narrow, widen

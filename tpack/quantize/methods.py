@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tpack.codec import Scale
 from tpack.errors import UsageError
 from tpack.kernels.reference import absmean_scale, absmean_threshold
-from tpack.quantize.fit import Fit, make_fit, spread
+from tpack.quantize.fitting import Fit, make_fit, spread
 from tpack.quantize.pieces import Piece, in_pieces
 from tpack.quantize.sets import Sums, counts
 from tpack.quantize.statistics import Statistics

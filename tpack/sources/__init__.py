@@ -73,12 +73,12 @@ def _open_text(text: str) -> Source:
 def _open_path(path: Path) -> Source:
     if path.is_dir():
         if (path / ".metadata").is_file():
-            from tpack.sources.dcp_source import dcp_source
+            from tpack.sources.dcp_source import open_dcp
 
-            return dcp_source(path)
-        from tpack.sources.folder_source import folder_source
+            return open_dcp(path)
+        from tpack.sources.folder_source import open_folder
 
-        return folder_source(path, partial(_open_file, naming=as_stored))
+        return open_folder(path, partial(_open_file, naming=as_stored))
     source = _open_file(path)
     source.path = path
     if any(_may_be_packed(tensor) for tensor in source.tensors.values()):
@@ -91,13 +91,13 @@ def _open_file(path: Path, naming: Naming = clean_names) -> Source:
     if not path.exists():
         raise InputError("does not exist.")
     if path.suffix == ".safetensors":
-        from tpack.sources.safetensors_source import safetensors_source
+        from tpack.sources.safetensors_source import open_safetensors
 
-        return safetensors_source(path, naming)
+        return open_safetensors(path, naming)
     if path.suffix == ".gguf" or _begins_with(path, b"GGUF"):
-        from tpack.sources.gguf_source import gguf_source
+        from tpack.sources.gguf_source import open_gguf
 
-        return gguf_source(path)
+        return open_gguf(path)
     if path.suffix == ".pt2":
         from tpack.sources.exported import exported_source
 

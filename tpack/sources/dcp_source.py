@@ -141,7 +141,7 @@ class _Tensors:
                         archive.check_all()
 
 
-def dcp_source(path: Path) -> Source:
+def open_dcp(path: Path) -> Source:
     """Open a folder that ``torch.distributed.checkpoint.save`` wrote.
 
     Raises:

@@ -34,7 +34,7 @@ MAX_CONFIG = 4_000_000
 MAX_CARD = 1_000_000
 
 
-def folder_source(path: Path, open_file: OpenFile) -> Source:
+def open_folder(path: Path, open_file: OpenFile) -> Source:
     """Open a folder of one or several files of weights.
 
     Args:
@@ -86,7 +86,7 @@ def folder_source(path: Path, open_file: OpenFile) -> Source:
         parts: dict[str, Source] = {}
         for place in beside.parts:
             with locate(file=path / place):
-                parts[place] = resources.enter_context(folder_source(path / place, open_file))
+                parts[place] = resources.enter_context(open_folder(path / place, open_file))
         rounded, int8_inputs = rounding(adapted, aliases, config)
         return Source(
             str(path),

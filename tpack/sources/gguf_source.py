@@ -35,7 +35,7 @@ Bytes = npt.NDArray[np.uint8]
 MAX_JSON = 20_000_000
 
 
-def gguf_source(path: Path) -> Source:
+def open_gguf(path: Path) -> Source:
     """Open a GGUF file.
 
     Tensors of Llama and BitNet get the names and the order of rows that they have in Hugging

@@ -1,7 +1,7 @@
 """How other systems store a packed weight, a row for each.
 
 The names are those that the systems write, seen by running them or, where that needs another
-machine, in their code. ``tests/test_packed_layouts.py`` has an example of each.
+machine, in their code. ``tests/sources/test_packed_layouts.py`` has an example of each.
 """
 
 from __future__ import annotations

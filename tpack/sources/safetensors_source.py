@@ -17,7 +17,7 @@ from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
 
 
-def safetensors_source(path: Path, naming: Naming = clean_names) -> Source:
+def open_safetensors(path: Path, naming: Naming = clean_names) -> Source:
     """Open a plain safetensors file.
 
     Raises:

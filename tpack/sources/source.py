@@ -17,7 +17,7 @@ from tpack.codec import Scale, rows_and_columns, unpack
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError
 from tpack.quantize import Rounding, Weight, narrow, widen
-from tpack.quantize.fit import spread
+from tpack.quantize.fitting import spread
 from tpack.quantize.weight import BLOCK
 
 Array = npt.NDArray[Any]
@@ -205,7 +205,7 @@ class Source:
             not: they stay as they are, each with the reason.
         int8_inputs: weights of linear layers that round their inputs to int8, per token.
         roles: what is known of a tensor by more than its name: ``layer`` for the weight of a
-            module that multiplies with it, else a role as ``tracing.Captured.roles`` has them.
+            module that multiplies with it, else a role as ``capturing.Captured.roles`` has them.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
         path: of a file or folder; None for what is in memory.

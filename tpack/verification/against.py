@@ -17,7 +17,7 @@ from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, locate
 from tpack.grouping import groups
 from tpack.quantize import Fit, Weight, detect, encode_blocks, quantize, widen
-from tpack.quantize.fit import repeat_scale
+from tpack.quantize.fitting import repeat_scale
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import packed_groups
 from tpack.sources.scaled_codes import readings

@@ -13,7 +13,7 @@ from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.kernels import reference
 from tpack.quantize import Fit, Weight, widen
-from tpack.quantize.fit import spread
+from tpack.quantize.fitting import spread
 from tpack.quantize.weight import BLOCK
 from tpack.sources import SourceTensor
 from tpack.verification.report import Difference, Value

@@ -1,0 +1,221 @@
+"""What is built and released: metadata, workflows, the wheel, the sdist."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tpack
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+WORKFLOWS = {
+    path.stem: yaml.safe_load(path.read_text())
+    for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+}
+TARGETS = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def steps(workflow):
+    return [step for job in WORKFLOWS[workflow]["jobs"].values() for step in job["steps"]]
+
+
+def commands(workflow):
+    lines = "\n".join(step.get("run", "") for step in steps(workflow)).splitlines()
+    return [shlex.split(line) for line in lines if line]
+
+
+def run(*args, **options):
+    done = subprocess.run(args, capture_output=True, text=True, timeout=900, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# ---- metadata
+
+
+def test_the_version_is_the_same_everywhere():
+    assert PROJECT["project"]["version"] == tpack.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## (\d+\.\d+\.\d+)(, .+)?$", changes, re.MULTILINE)
+    assert newest[1] == tpack.__version__
+
+
+def test_every_package_is_listed():
+    found = {".".join(p.parent.relative_to(ROOT).parts) for p in ROOT.glob("tpack/**/__init__.py")}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"tpack.cli"}
+
+
+def test_every_c_file_is_built():
+    setup = (ROOT / "setup.py").read_text()
+    for path in (ROOT / "tpack/kernels/csrc").glob("*.c"):
+        assert f'"{path.stem}"' in setup
+
+
+# ---- workflows
+
+
+def test_workflows_are_there():
+    assert set(WORKFLOWS) == {"ci", "wheels"}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_commands_of_a_workflow_exist(workflow):
+    for program, *args in commands(workflow):
+        if program == "make":
+            assert args[0] in TARGETS
+        for argument in args:
+            if argument.startswith(("tests/", "examples/")):
+                assert (ROOT / argument).exists(), argument
+
+
+def test_every_step_does_one_thing():
+    for workflow in WORKFLOWS:
+        for step in steps(workflow):
+            assert ("uses" in step) != ("run" in step)
+            assert re.fullmatch(r"[\w./-]+@[\w./]+", step.get("uses", "a@v1"))
+
+
+def test_ci_runs_what_the_readme_says():
+    readme = (ROOT / "README.md").read_text()
+    assert "$ make test\n" in readme
+    ran = [" ".join(command[:2]) for command in commands("ci")]
+    assert {"make test", "make test-slow"} <= set(ran)
+
+
+def test_wheels_are_tested_with_files_that_exist():
+    settings = PROJECT["tool"]["cibuildwheel"]
+    for command in settings["test-command"]:
+        for argument in shlex.split(command):
+            if argument.startswith("{project}/"):
+                assert (ROOT / argument.removeprefix("{project}/")).exists()
+    assert "--exclude libgomp.so.1" in settings["linux"]["repair-wheel-command"]
+    systems = WORKFLOWS["wheels"]["jobs"]["wheel"]["strategy"]["matrix"]["os"]
+    assert len(systems) == 4  # Linux and macOS, x86-64 and arm64
+
+
+def release_script():
+    return next(step["run"] for step in steps("wheels") if "CHANGELOG.md" in step.get("run", ""))
+
+
+@pytest.mark.parametrize("heading", ["## 1.2.3", "## 1.2.3, 2030-01-01"])
+def test_release_notes_are_the_section_of_the_version(heading, tmp_path):
+    sections = ["# Changes", "## 1.2.30", "- later", heading, "- one\n  more", "- two"]
+    (tmp_path / "CHANGELOG.md").write_text("\n\n".join([*sections, "## 1.2", "- earlier", ""]))
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / "tpack_ternary-1.2.3.tar.gz").touch()
+    environment = {**os.environ, "GITHUB_REF_NAME": "v1.2.3"}
+    run("bash", "-euc", release_script(), cwd=tmp_path, env=environment)
+    assert (tmp_path / "notes.md").read_text().strip() == "- one\n  more\n\n- two"
+
+
+def test_release_notes_of_this_changelog(tmp_path):
+    text = (ROOT / "CHANGELOG.md").read_text()
+    (tmp_path / "CHANGELOG.md").write_text(text)
+    (tmp_path / "dist").mkdir()
+    (tmp_path / "dist" / f"tpack_ternary-{tpack.__version__}.tar.gz").touch()
+    environment = {**os.environ, "GITHUB_REF_NAME": f"v{tpack.__version__}"}
+    run("bash", "-euc", release_script(), cwd=tmp_path, env=environment)
+    notes = (tmp_path / "notes.md").read_text()
+    assert notes.strip() in text
+    assert notes.lstrip().startswith("- ")
+    assert "## " not in notes
+
+
+# ---- what is built
+
+
+UNTRACKED = (".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The wheel, made from the sdist, the sdist, and the tree that this was made from."""
+    folder = tmp_path_factory.mktemp("packaging")
+    # in a copy: an earlier list of files in an egg-info would be added to the sdist
+    shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*UNTRACKED))
+    shutil.copytree(ROOT / ".github", folder / "tree" / ".github")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "tree")
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist, folder / "tree"
+
+
+def files_of(tree, *folders):
+    paths = [path for folder in folders for path in (tree / folder).rglob("*")]
+    return {str(path.relative_to(tree)) for path in paths if path.is_file()}
+
+
+@pytest.mark.slow
+def test_contents_of_the_wheel(built):
+    name = f"tpack_ternary-{tpack.__version__}"
+    with zipfile.ZipFile(built[0]) as wheel:
+        names = set(wheel.namelist())
+        metadata = wheel.read(f"{name}.dist-info/METADATA").decode()
+        top = wheel.read(f"{name}.dist-info/top_level.txt").decode()
+    assert top.split() == ["tpack"]
+    assert {entry.split("/")[0] for entry in names} == {"tpack", f"{name}.dist-info"}
+    assert {"tpack/py.typed", "tpack/cli/main.py"} <= names
+    for_building = (".c", ".h", "ruff.toml")
+    sources = {path for path in files_of(built[2], "tpack") if not path.endswith(for_building)}
+    sources |= {f"tpack/{path}" for path in files_of(built[2], "cli")}
+    assert {entry for entry in names if entry.startswith("tpack/")} == {
+        *sources,
+        "tpack/kernels/_native.abi3.so",
+    }
+    licences = {entry for entry in names if "/licenses/" in entry}
+    assert {entry.partition("/licenses/")[2] for entry in licences} == {
+        "LICENSE",
+        "tpack/html_report/d3/LICENSE",
+    }
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "Classifier: Typing :: Typed" in metadata
+    assert built[0].name.startswith(f"{name}-cp311-abi3-")
+    assert built[0].stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+def test_contents_of_the_sdist(built):
+    with tarfile.open(built[1]) as sdist:
+        names = {name.partition("/")[2] for name in sdist.getnames()}
+    needed = files_of(built[2], "tests", "examples", "docs", ".github", "tpack", "cli")
+    assert needed <= names
+    others = {"Makefile", "constraints.txt", "pyproject.toml", "setup.py", "LICENSE"}
+    assert others | {"README.md", "CHANGELOG.md", "MANIFEST.in"} <= names
+
+
+USE = """
+import sys
+import torch
+import tpack
+from tpack import kernels
+torch.save({"up": torch.randint(-1, 2, (64, 256)) * 0.5}, "a.pt")
+report = tpack.convert("a.pt", exact=True)
+assert tpack.verify(report.output, "a.pt").ok
+print(tpack.__file__, *kernels.available())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist", "sdist without a compiler"])
+def test_what_is_built_installs_and_converts(built, kind, tmp_path):
+    target = tmp_path / "site"
+    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    compiler = {"CC": "false"} if kind.endswith("compiler") else {}
+    source = built[kind != "wheel"]
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    run(sys.executable, *install, "--target", target, source, env={**os.environ, **compiler})
+    assert run(target / "bin" / "tpack", "--version", env=environment).split()[-1] == (
+        tpack.__version__
+    )
+    where, *kernels = run(sys.executable, "-P", "-c", USE, cwd=tmp_path, env=environment).split()
+    assert Path(where).is_relative_to(target)
+    assert (kernels == ["numpy"]) == bool(compiler)

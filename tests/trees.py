@@ -1,0 +1,83 @@
+"""Small trees, and the words to write them with."""
+
+from __future__ import annotations
+
+import torch
+
+from tpack.layerdef import (
+    Assignment,
+    BinaryOp,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    LayerDef,
+    Param,
+    Program,
+    Return,
+)
+
+X, Y, W = Identifier("x"), Identifier("y"), Identifier("w")
+
+
+def call(function, *args, **kwargs):
+    return FunctionCall(function, args, kwargs)
+
+
+def block(width=6):
+    return LayerDef(
+        "Block",
+        [
+            Param("norm", "Layer", layer="LayerNorm", args={"normalized_shape": width}),
+            Param("up", "TernaryTensor", [2 * width, width], scale="row"),
+            Param("down", "TernaryTensor", [width, 2 * width], scale="group:4", dtype="float16"),
+            Param("bias", "Tensor", [width]),
+            Param("shift", "Buffer", [width], dtype="float32"),
+            Param("x", "Tensor"),
+        ],
+        [
+            Assignment(
+                "h", call("relu_squared", call("linear", LayerCall("norm", [X]), Identifier("up")))
+            ),
+            Assignment(
+                "h",
+                call("linear", Identifier("h"), Identifier("down"), bias=Identifier("bias")),
+            ),
+            Return(BinaryOp("+", X, BinaryOp("+", Identifier("h"), Identifier("shift")))),
+        ],
+    )
+
+
+def network():
+    return Program(
+        [
+            block(),
+            LayerDef(
+                "Net",
+                [
+                    Param(
+                        "embed",
+                        "Layer",
+                        layer="TernaryEmbedding",
+                        args={"num_embeddings": 11, "embedding_dim": 6, "scale": "row"},
+                    ),
+                    Param("blocks", "Layer", layer="Block", repeat=3),
+                    Param(
+                        "head",
+                        "Layer",
+                        layer="BitLinear",
+                        args={"in_features": 6, "out_features": 5, "layout": "t5"},
+                    ),
+                    Param("ids", "Tensor"),
+                ],
+                [
+                    Assignment("x", LayerCall("embed", [Identifier("ids")])),
+                    Assignment("x", LayerCall("blocks", [X])),
+                    Return(LayerCall("head", [X])),
+                ],
+            ),
+        ],
+        "Net",
+    )
+
+
+IDS = torch.tensor([[1, 2, 10], [0, 5, 5]])

@@ -1,0 +1,253 @@
+"""Whole models as LayerDefs: what a module computes, read from its trace by torch.export.
+
+``torch_export`` traces, ``from_fx`` makes a graph of values, ``simplification``, ``positions`` and
+``patterns`` say it the way a person would, ``scopes`` and ``layers`` give it back its modules.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from tpack.capturing.comparison import (
+    LEVEL,
+    Example,
+    built,
+    compare,
+    float_rounding,
+    plain,
+    tensor_of,
+    tensors_in,
+)
+from tpack.capturing.from_fx import read_graph
+from tpack.capturing.graph import Graph
+from tpack.capturing.layers import make_program
+from tpack.capturing.patterns import find_patterns
+from tpack.capturing.positions import rewrite_positions
+from tpack.capturing.roles import find_roles
+from tpack.capturing.rounding import measured_weights, rounded_weights, with_packed
+from tpack.capturing.simplification import merge_equal, simplify
+from tpack.capturing.torch_export import export, fixed_sizes
+from tpack.container import Piece
+from tpack.layerdef import Program
+from tpack.quantize import Rounding
+
+__all__ = ["Captured", "capture", "export", "trace", "trace_module"]
+
+#: Roles of what multiplies as a matrix, or a stack of them, does.
+MATRICES = ("linear", "output head", "router")
+
+
+class Captured:
+    """A traced module, whose weights may be described as packed or not.
+
+    Attributes:
+        notes: what a user should know of the trace.
+        example: what it was captured from, with arguments; None if they are not known.
+    """
+
+    def __init__(
+        self, graph: Graph, notes: Sequence[str] = (), example: Example | None = None
+    ) -> None:
+        self.graph = graph
+        self.notes = tuple(notes)
+        self.example = example
+
+    def compare(self) -> str:
+        """Run the program on the source's own weights, beside the source.
+
+        On the example's arguments, and on ones of another size where sizes are free. No tensor
+        is copied.
+
+        Returns:
+            A note with the largest difference, or with why nothing was compared.
+
+        Raises:
+            LayerDefError: they differ by more than float rounding explains.
+        """
+        if (reason := self.untold) is not None:
+            return reason
+        assert self.example is not None
+        module = plain(self.program(()), self.graph)
+        found = compare(module, self.example, self.graph, limit=float_rounding(self.graph))
+        return f"the captured program equals the module: {found}"
+
+    def compare_packed(self, program: Program, pieces: Iterable[Piece], *, lossy: int) -> str:
+        """Run a program of packed weights beside the source.
+
+        Args:
+            pieces: the tensors of the checkpoint.
+            lossy: how many of its weights were rounded by a rule that the source has not.
+
+        Returns:
+            A note with the largest difference; empty if nothing can be compared, because the
+            source cannot be run or its floats were cast.
+
+        Raises:
+            LayerDefError: no weight was rounded, and yet the results differ.
+        """
+        if self.untold is not None:
+            return ""
+        assert self.example is not None
+        tensors = dict(self.taken(pieces))
+        if any(
+            one.dtype != self.graph.stored.get(name, one).dtype for name, one in tensors.items()
+        ):
+            return ""
+        limit = None if lossy else max(float_rounding(self.graph), LEVEL)
+        found = compare(built(program, tensors), self.example, self.graph, limit=limit)
+        if not lossy:
+            return f"the packed model equals the module: {found}"
+        some = f"{lossy} rounded weights" if lossy > 1 else "1 rounded weight"
+        return f"the packed model with {some} differs from the module: {found}"
+
+    def taken(self, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of a checkpoint by name; those that the source has are taken from it."""
+        for piece in pieces:
+            own = self.graph.stored.get(piece.name)
+            same = own is not None and str(own.dtype) == f"torch.{piece.dtype}"
+            yield piece.name, own if own is not None and same else tensor_of(piece)
+
+    @property
+    def untold(self) -> str | None:
+        """Why the source cannot be run, if it cannot."""
+        if self.example is None:
+            return (
+                "the captured program was not compared with its source: the file has no example "
+                "inputs"
+            )
+        given = tensors_in((self.example.args, dict(self.example.kwargs)))
+        if any(t.is_meta for t in (*self.graph.stored.values(), *given)):
+            return (
+                "the captured program was not compared with its source: tensors on the meta "
+                "device have no values"
+            )
+        return None
+
+    def program(self, ternary: Collection[str] | None = None) -> Program:
+        """The LayerDefs, with the weights named as ternary ones.
+
+        Args:
+            ternary: weights that are packed: their layers do not round them again. If not
+                given: those that the model rounds as it runs.
+
+        Raises:
+            LayerDefError: a name or structure that no LayerDef says.
+        """
+        packed = self.rounded if ternary is None else ternary
+        graph = with_packed(self.graph, packed)
+        simplify(graph)
+        merge_equal(graph)
+        return make_program(graph, packed, self.stacks)
+
+    @cached_property
+    def rounded(self) -> Mapping[str, Rounding]:
+        """The weights that the model rounds to trits wherever it uses them, with the rule."""
+        return rounded_weights(self.graph)
+
+    @cached_property
+    def measured(self) -> frozenset[str]:
+        """Weights that the model rounds or measures by another rule: they have to stay floats."""
+        return measured_weights(self.graph)
+
+    @cached_property
+    def stacks(self) -> frozenset[str]:
+        """Stacks of matrices, as those of experts: each has rows of its own."""
+        roles, stored = find_roles(self.graph), self.graph.stored
+        return frozenset(
+            name for name, it in stored.items() if it.dim() == 3 and roles.get(name) in MATRICES
+        )
+
+    def roles(self) -> Mapping[str, str]:
+        """What each stored tensor is to the model, by what the graph does with it.
+
+        Names decide nothing here. A tensor that is never used is left out: only its name can
+        tell what it is. Several names of one tensor have the same role.
+
+        Returns:
+            Name in the state dict → the first of these that it is:
+
+            - ``embedding``: a table that rows are taken from, or the patches of a picture or a
+              signal: a convolution of the input, at strides of its kernel. Tied to the output
+              head, it still is an embedding.
+            - ``output head``: the last linear weight (or convolution with a kernel of 1), whose
+              product is what the model returns: nothing but functions of it alone come after.
+              A module of one layer has none, and so has one that returns the shape it takes.
+            - ``router``: a linear weight whose largest products choose experts.
+            - ``depthwise``: of a convolution that keeps channels apart.
+            - ``conv``, ``linear``: any other weight of a convolution or of a matrix product.
+            - ``norm``: of a normalization, or its statistics.
+            - ``other``: added, compared or multiplied elementwise; biases.
+        """
+        return find_roles(self.graph)
+
+
+def trace(
+    program: ExportedProgram, notes: Sequence[str] = (), original: nn.Module | None = None
+) -> Captured:
+    """Read an exported program.
+
+    Args:
+        notes: what is known of it already.
+        original: the module that it was exported from; if not given, the program itself is run.
+
+    Raises:
+        LayerDefError: it computes something that no LayerDef says.
+    """
+    graph = read_graph(program)
+    simplify(graph)
+    rewrite_positions(graph)
+    simplify(graph)
+    merge_equal(graph)
+    find_patterns(graph)
+    simplify(graph)
+    merge_equal(graph)
+    example = None
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        example = Example(original or program.module(), args, kwargs, program.range_constraints)
+    return Captured(graph, notes, example)
+
+
+def trace_module(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
+) -> Captured:
+    """Export a live module and read it; arguments as those of ``capture``."""
+    program = export(module, args, kwargs, dynamic_shapes)
+    return trace(program, fixed_sizes(program, module, args, kwargs, dynamic_shapes), module)
+
+
+def capture(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> Program:
+    """The LayerDefs of a live module: its layers, and what their forwards compute.
+
+    What is captured is run beside the module, and refused if it gives other results.
+
+    Args:
+        module: in eval mode.
+        args: example arguments of its forward.
+        kwargs: example keyword arguments.
+        dynamic_shapes: which sizes are free, as ``torch.export.export`` takes it; of a dict,
+            arguments may be left out. If not given: the first dim of each tensor, and the
+            second of matrices of integers. A size that was to be free and cannot be is warned
+            of.
+
+    Raises:
+        LayerDefError: it computes something that no LayerDef says; names the op, the module
+            and how to add the op. Or the program gives other results than the module.
+        UsageError: the module is in training mode, or arguments do not fit its forward.
+    """
+    captured = trace_module(module, args, kwargs, dynamic_shapes)
+    captured.compare()
+    for note in captured.notes:
+        warnings.warn(note, stacklevel=2)
+    return captured.program()

@@ -1,0 +1,272 @@
+"""Run what was captured beside what it was captured from, and measure how far they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from tpack.build import build_module
+from tpack.capturing.graph import Graph
+from tpack.container import Piece
+from tpack.errors import LayerDefError
+from tpack.layerdef import Program, slots
+
+#: What a packed model may differ by where it rounds activations to int8: one that lies between
+#: two levels falls to either.
+LEVEL = 1 / 32
+
+
+@dataclass(frozen=True)
+class Example:
+    """What was captured, and arguments that it takes.
+
+    Attributes:
+        original: a module, or an exported program as one.
+        args, kwargs: its arguments.
+        ranges: the smallest and largest value of each free size.
+    """
+
+    original: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    ranges: Mapping[sympy.Symbol, Any]
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors that the original returns for other tensors in the arguments."""
+        leaves, tree = pytree.tree_flatten((self.args, dict(self.kwargs)))
+        given = iter(inputs)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, tree)
+        return tensors_in(self.original(*args, **kwargs))
+
+    def inputs(self, graph: Graph) -> Iterator[tuple[str, list[Tensor]]]:
+        """The example's tensors, and those of one other size where sizes are free."""
+        given = tensors_in((self.args, dict(self.kwargs)))
+        yield "", given
+        sizes = {
+            size: found
+            for value, tensor in zip(graph.inputs, given, strict=True)
+            for size, found in zip(value.shape, tensor.shape, strict=True)
+            if isinstance(size, sympy.Symbol)
+        }
+        for times, more in ((1, 1), (2, 0), (1, -1)):
+            wished = {size: times * found + more for size, found in sizes.items()}
+            other = {size: self.within(size, wished[size], found) for size, found in sizes.items()}
+            if other == sizes:
+                continue
+            resized = [
+                _resized(tensor, [_evaluated(size, other) for size in value.shape])
+                for value, tensor in zip(graph.inputs, given, strict=True)
+            ]
+            try:
+                self.run(resized)
+            except Exception:  # noqa: BLE001, S112  # a size that the original does not take
+                continue
+            named = (f"{graph.sizes[size]} {count}" for size, count in other.items())
+            yield f" of {', '.join(named)}", resized
+            return
+
+    def within(self, size: sympy.Symbol, wish: int, found: int) -> int:
+        limits = self.ranges.get(size)
+        return wish if limits is None or limits.lower <= wish <= limits.upper else found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest difference between two results.
+
+    Attributes:
+        largest: absolute; infinite where shapes, dtypes or integers differ.
+        relative: to the largest number of the results.
+    """
+
+    largest: float = 0.0
+    relative: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.largest:
+            return "no difference, to the bit"
+        return f"largest difference {self.largest:.1e}, {self.relative:.1e} of the largest number"
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """The tensors of a nest of results, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def built(program: Program, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The module of a program on tensors as they are, without copies."""
+    module = build_module(program, device="meta")
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
+    device = next((t.device for t in tensors.values()), torch.device("cpu"))
+    return module.to(device)
+
+
+def tensor_of(piece: Piece) -> Tensor:
+    """The tensor of a piece, in memory."""
+    data = bytearray().join(piece.chunks())
+    dtype: torch.dtype = getattr(torch, piece.dtype)
+    if not data:
+        return torch.empty(piece.shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).view(piece.shape)
+
+
+def plain(program: Program, graph: Graph) -> nn.Module:
+    """The module of a program that packs nothing, on the tensors that it was captured with."""
+    return built(program, {slot.name: graph.stored[slot.name] for slot in slots(program)})
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Difference:
+    """How far results differ. NaN equals NaN, and infinity itself."""
+    if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in expected]:
+        return Difference(math.inf, math.inf)
+    every = [_pair(*pair) for pair in zip(found, expected, strict=True)]
+    return max(every, key=lambda one: one.relative, default=Difference())
+
+
+def _pair(found: Tensor, expected: Tensor) -> Difference:
+    if torch.equal(found, expected):
+        return Difference()
+    if not found.dtype.is_floating_point:
+        return Difference(math.inf, math.inf)
+    least = torch.finfo(expected.dtype).eps  # numbers that small may be what cancels out
+    found, expected = found.double(), expected.double()
+    finite = found.isfinite() & expected.isfinite()
+    same = (found == expected) | (found.isnan() & expected.isnan())
+    if not bool((finite | same).all()):
+        return Difference(math.inf, math.inf)
+    apart = torch.where(finite, (found - expected).abs(), 0).max().item()
+    size = torch.where(finite, expected.abs(), 0).max().item()
+    return Difference(apart, apart / max(size, least))
+
+
+def float_rounding(graph: Graph) -> float:
+    """The largest relative difference that the order of computing explains.
+
+    Half the digits of the coarsest float that the computation goes through: 3.5e-4 of float32,
+    3e-2 of float16, 9e-2 of bfloat16.
+    """
+    values = [value.dtype for value in (*graph.inputs, *graph.values)]
+    floats = {dtype for dtype in values if dtype.is_floating_point}
+    return max((math.sqrt(torch.finfo(dtype).eps) for dtype in floats), default=0.0)
+
+
+@torch.no_grad()
+def compare(
+    module: nn.Module, example: Example, graph: Graph, *, limit: float | None = None
+) -> Difference:
+    """The largest difference between a module and the original, at the sizes of the example.
+
+    Args:
+        limit: the largest relative difference that is none; None to refuse nothing.
+
+    Raises:
+        LayerDefError: they differ by more. Names the first layer that does.
+    """
+    largest = Difference()
+    for sizes, inputs in example.inputs(graph):
+        expected = example.run(inputs)
+        try:
+            found = tensors_in(module(*inputs))
+        except Exception as error:  # whatever an op says of a size that it does not take
+            raise LayerDefError(
+                f"the captured program does not run on inputs{sizes}, which the module takes: "
+                f"{error}. "
+                "Give dynamic_shapes={} to capture the sizes of the example only."
+            ) from error
+        one = difference(found, expected)
+        if limit is not None and one.relative > limit:
+            raise _refused(module, example, inputs, sizes, limit, one)
+        largest = max(largest, one, key=lambda each: each.relative)
+    return largest
+
+
+def _refused(
+    module: nn.Module,
+    example: Example,
+    inputs: Sequence[Tensor],
+    sizes: str,
+    limit: float,
+    found: Difference,
+) -> LayerDefError:
+    """What is wrong with a capture that differs."""
+    again = difference(example.run(inputs), example.run(inputs))
+    if again.relative > limit:
+        return LayerDefError(
+            "gives other results each time that it is called with the same arguments, so that no "
+            "capture can equal it. Take out what is random or counts its calls."
+        )
+    place, agreed = _layers(module, example, inputs, limit)
+    much = f"by {found.relative:.2g} of their size"
+    much = much if math.isfinite(found.relative) else "in shape, dtype, integers or infinities"
+    where = f" on inputs{sizes}" if sizes else ""
+    last = f" The layers up to {agreed!r} agree." if agreed else ""
+    way = (
+        "Give dynamic_shapes={} to capture the sizes of the example only."
+        if sizes
+        else "Write forward with other ops, or convert the state dict with a LayerDef of your own."
+    )
+    return LayerDefError(
+        f"the captured program gives other results than the module{where}: they differ "
+        f"{much}, and float rounding explains {limit:.2g}.{last} {way}",
+        node=place or None,
+    )
+
+
+def _layers(
+    module: nn.Module, example: Example, inputs: Sequence[Tensor], limit: float
+) -> tuple[str, str]:
+    """The first layer whose results differ, and the last before it whose results agree.
+
+    Either is empty if there is none: layers without tensors may have been written out.
+    """
+    expected = _results(example.original, lambda: example.run(inputs))
+    found = _results(module, lambda: module(*inputs))
+    agreed = ""
+    for path, results in expected.items():
+        other = found.get(path, [])
+        if not path or [t.shape for t in results] != [t.shape for t in other]:
+            continue
+        if difference(other, results).relative > limit:
+            return path, agreed
+        agreed = path
+    return "", agreed
+
+
+def _results(module: nn.Module, run: Callable[[], Any]) -> dict[str, list[Tensor]]:
+    """What each layer returns in its first call, in the order in which they end."""
+    results: dict[str, list[Tensor]] = {}
+
+    def noting(path: str) -> Callable[[nn.Module, Any, Any], None]:
+        def note(_: nn.Module, __: Any, result: Any) -> None:
+            results.setdefault(path, tensors_in(result))
+
+        return note
+
+    handles = [m.register_forward_hook(noting(path)) for path, m in module.named_modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return results
+
+
+def _evaluated(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:
+    return int(size.subs(sizes)) if isinstance(size, sympy.Expr) else int(size)
+
+
+def _resized(tensor: Tensor, shape: Iterable[int]) -> Tensor:
+    """A tensor grown by repeating it from its start, or cut."""
+    for dim, size in enumerate(shape):
+        if size != tensor.shape[dim]:
+            index = torch.arange(size, device=tensor.device) % tensor.shape[dim]
+            tensor = tensor.index_select(dim, index)
+    return tensor

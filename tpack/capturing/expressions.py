@@ -1,0 +1,138 @@
+"""Values → expressions of LayerDef."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+import torch
+
+from tpack.capturing.graph import Arg, Size, Value
+from tpack.errors import LayerDefError
+from tpack.layerdef import BinaryOp, Expression, FunctionCall, Literal, Tuple, UnaryOp
+from tpack.layerdef.ops import BINARY, OPS, REQUIRED, OpParam
+
+#: Gives the expression that stands for a value, and for a free size.
+Named = Callable[[Value], Expression]
+Sized = Callable[[Size], Expression]
+
+_UNARY = {"neg": "-", "~": "~"}
+
+
+def expression(value: Value, named: Named, sized: Sized, device: Expression | None) -> Expression:
+    """The expression that computes a value from expressions for its operands.
+
+    Raises:
+        LayerDefError: an argument that its op does not take.
+    """
+    if value.op in _UNARY:
+        return UnaryOp(_UNARY[value.op], named(value.args["x"]))
+    if value.op == "matmul":
+        return BinaryOp("@", named(value.args["x"]), named(value.args["y"]))
+    if value.op in BINARY:
+        left, right = (_operand(value.args[name], named, sized) for name in "xy")
+        return BinaryOp(value.op, left, right)
+    op = OPS.get(value.op)
+    if op is None:
+        raise LayerDefError(
+            f"computes {value.op}, which is no op of LayerDef.", node=value.calls[-1].path
+        )
+    given = dict(value.args)
+    given.pop("count", None)
+    args: list[Expression] = []
+    kwargs: dict[str, Expression] = {}
+    if device is not None and any(param.kind == "device" for param in op.params):
+        kwargs["device"] = device
+    for param in op.params:
+        arg = given.pop(param.name, None)
+        if arg is None and param.default is not REQUIRED:
+            continue
+        made = _argument(param, arg, value, named, sized)
+        if made == Literal(param.default):
+            continue
+        if param.default is REQUIRED and not param.keyword:
+            args.append(made)
+        else:
+            kwargs[param.name] = made
+    if given:
+        raise LayerDefError(
+            f"gives {value.op} {', '.join(given)}, which it does not take.",
+            node=value.calls[-1].path,
+        )
+    return FunctionCall(value.op, args, kwargs)
+
+
+def _operand(arg: Arg, named: Named, sized: Sized) -> Expression:
+    if isinstance(arg, Value):
+        return named(arg)
+    return sized(arg) if isinstance(arg, sympy.Basic) else Literal(_number(arg))
+
+
+def _number(arg: Any) -> Any:
+    """A number; infinities as words."""
+    if isinstance(arg, float) and math.isinf(arg):
+        return "inf" if arg > 0 else "-inf"
+    return arg
+
+
+def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized) -> Expression:
+    if param.kind == "dtype":
+        return Literal(str(arg).removeprefix("torch."))
+    if isinstance(arg, Value):
+        return named(arg)
+    if isinstance(arg, torch.dtype):
+        return Literal(str(arg).removeprefix("torch."))
+    if param.kind in ("ints", "sizes") and isinstance(arg, tuple):
+        if param.kind == "ints" and param.name in _ONE_FOR_ALL and len(set(arg)) == 1:
+            return sized(arg[0])
+        return Tuple([sized(item) for item in arg])
+    if param.kind == "equation":
+        return Literal(str(arg).replace(" ", ""))
+    if param.kind == "tensors":
+        if None in arg:
+            raise LayerDefError(
+                "indexes some dims and leaves others before them out, which no LayerDef says.",
+                node=value.calls[-1].path,
+            )
+        return Tuple([named(item) for item in arg])
+    if param.kind == "int" and arg is not None:
+        return sized(arg)
+    if param.kind == "float" and isinstance(arg, int) and not isinstance(arg, bool):
+        arg = arg if param.name in ("min", "max") else float(arg)
+    return Literal(_number(arg))
+
+
+#: Sizes of windows: one for all dims where they are the same.
+_ONE_FOR_ALL = frozenset({"stride", "padding", "dilation", "kernel_size", "size"})
+
+
+def size_expression(size: Size, known: Mapping[Size, Expression]) -> Expression:
+    """A size from sizes that are known.
+
+    Raises:
+        KeyError: it is none of them, nor computed from them.
+    """
+    if isinstance(size, int):
+        return Literal(size)
+    if size in known:
+        return known[size]
+    if isinstance(size, sympy.Integer):
+        return Literal(int(size))
+    if isinstance(size, sympy.Add | sympy.Mul):
+        sign = "+" if isinstance(size, sympy.Add) else "*"
+        terms = sorted(size.args, key=lambda term: (bool(term.is_number), str(term)))
+        if isinstance(size, sympy.Mul) and size.args[0] == -1:
+            return UnaryOp("-", size_expression(-size, known))
+        made = size_expression(terms[0], known)
+        for term in terms[1:]:
+            if sign == "+" and term.could_extract_minus_sign():
+                made = BinaryOp("-", made, size_expression(-term, known))
+            else:
+                made = BinaryOp(sign, made, size_expression(term, known))
+        return made
+    if type(size).__name__ in ("FloorDiv", "CleanDiv"):
+        left, right = size.args
+        return BinaryOp("//", size_expression(left, known), size_expression(right, known))
+    raise KeyError(size)

@@ -1,0 +1,349 @@
+"""Scopes → LayerDefs: modules of the same structure become one, runs of them a loop."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+from tpack.capturing.annotations import Annotations, annotated
+from tpack.capturing.graph import CONSTANT, Graph, Value, values_in
+from tpack.capturing.known import builtin_layer, constant_param
+from tpack.capturing.loops import chained
+from tpack.capturing.names import free_name, is_loop
+from tpack.capturing.scopes import CycleError, Scope, make_scopes
+from tpack.capturing.statements import Body, Child, Item, write_body
+from tpack.errors import LayerDefError
+from tpack.layerdef import (
+    Identifier,
+    LayerCall,
+    LayerDef,
+    Param,
+    Program,
+    Return,
+    Unspecified,
+    validate,
+)
+from tpack.layerdef.from_names import class_name
+from tpack.layerdef.names import is_identifier, is_position
+
+
+def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str] = ()) -> Program:
+    """The LayerDefs of a graph.
+
+    Args:
+        ternary: names of the weights that are packed; the graph does not round them again.
+        stacks: names of weights that are stacks of matrices, whose rows have a scale.
+
+    Raises:
+        LayerDefError: a name that no LayerDef may use, or a structure that none says.
+    """
+    dissolved: frozenset[str] = frozenset()
+    while True:
+        try:
+            root = make_scopes(graph, dissolved)
+            maker = _Maker(graph, root, {*ternary}, {*stacks})
+            name = maker.draft("", whole=True).layer
+        except (_DifferError, CycleError) as error:
+            if str(error) in dissolved or not str(error):
+                raise LayerDefError("is called in ways that differ.", node=str(error)) from error
+            dissolved |= {str(error)}
+            continue
+        layers = [annotated(one, maker.notes[one.name]) for one in maker.layers.values()]
+        program = Program(layers, name)
+        validate(program)
+        return program
+
+
+class _DifferError(Exception):
+    """Calls of one module compute different things: they are written out where they happen."""
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A module as the child it will be: what its Param says besides the name.
+
+    Attributes:
+        layer: a LayerDef or built-in layer.
+        args: of a built-in layer.
+        repeat: copies, where the module is a list that is applied in order.
+        outputs: what its results are called.
+    """
+
+    layer: str
+    args: tuple[tuple[str, Any], ...] = ()
+    repeat: int | None = None
+    outputs: tuple[str, ...] = ()
+
+    def param(self, name: str) -> Param:
+        return Param(name, "Layer", layer=self.layer, args=self.args, repeat=self.repeat)
+
+
+class _Maker:
+    def __init__(self, graph: Graph, root: Scope, ternary: set[str], stacks: set[str]) -> None:
+        self.graph = graph
+        self.ternary = ternary
+        self.stacks = stacks
+        self.layers: dict[str, LayerDef] = {}
+        self.notes: dict[str, Annotations] = {}
+        self.known: dict[tuple[Any, ...], str] = {}
+        self.scopes: dict[str, list[Scope]] = {}
+        self.gather(root)
+        self.tensors: dict[str, list[str]] = {path: [] for path in self.scopes}
+        for name in graph.stored:
+            self.tensors[self.home(name)].append(name)
+        self.constants = self.place_constants(root)
+        self.drafts: dict[str, _Draft] = {}
+
+    def gather(self, scope: Scope) -> None:
+        self.scopes.setdefault(scope.path, []).append(scope)
+        for item in scope.items:
+            if isinstance(item, Scope):
+                self.gather(item)
+
+    def home(self, name: str) -> str:
+        """The deepest module with a layer of its own that a name lies in."""
+        parts = name.split(".")[:-1]
+        while ".".join(parts) not in self.scopes:
+            parts.pop()
+        return ".".join(parts)
+
+    def place_constants(self, root: Scope) -> dict[str, list[Value]]:
+        """The constants of each module; ones that no module names go where they are used."""
+        found: dict[str, list[Value]] = {}
+
+        def visit(scope: Scope) -> None:
+            for item in scope.items:
+                if isinstance(item, Scope):
+                    visit(item)
+                    continue
+                for value in values_in(tuple(item.args.values())):
+                    if value.op == CONSTANT and scope.owns(value):
+                        known = found.setdefault(self.home(value.name), [])
+                        if value not in known:
+                            known.append(value)
+
+        visit(root)
+        return found
+
+    # ---- one module
+
+    def draft(self, path: str, *, whole: bool = False) -> _Draft:
+        """What a module is, from all calls of it, children first."""
+        if path not in self.drafts:
+            below = [p for p in self.scopes if p != path and self.above(p) == path]
+            children = {self.relative(p, path): self.draft(p) for p in self.in_order(below)}
+            self.drafts[path] = self.made(path, children, whole=whole)
+        return self.drafts[path]
+
+    def in_order(self, paths: list[str]) -> list[str]:
+        """Children in the order of their tensors in the state dict."""
+        first: dict[str, int] = {}
+        for i, name in enumerate(self.graph.stored):
+            for path in paths:
+                if name.startswith(f"{path}."):
+                    first.setdefault(path, i)
+        return sorted(paths, key=lambda path: first.get(path, len(self.graph.stored)))
+
+    def above(self, path: str) -> str | None:
+        """The module that a module is a child of."""
+        parts = path.split(".")[:-1]
+        while ".".join(parts) not in self.scopes:
+            parts.pop()
+        return ".".join(parts) if path else None
+
+    def relative(self, path: str, above: str) -> str:
+        return path[len(above) + 1 :] if above else path
+
+    def made(self, path: str, children: dict[str, _Draft], *, whole: bool) -> _Draft:
+        params = self.stored(path)
+        listed = {name: draft.param(name) for name, draft in children.items()}
+        uncalled = self.uncalled(path)
+        taken = {p.name for p in params} | {n.partition(".")[0] for n in (*listed, *uncalled)}
+        scopes = self.scopes[path]
+        steps = {scope: self.items(scope, path, children) for scope in scopes}
+        loops = chained(listed, list(steps.values()))
+        for name, members in loops.items():
+            first = listed[members[0]]
+            listed = _replaced(listed, members, replace_name(first, name, len(members)))
+        bodies = []
+        for scope in scopes:
+            result = self.graph.result if whole else _result(scope)
+            body = write_body(scope, steps[scope], result, taken, self.graph.sizes)
+            bodies.append(body)
+        if any(body != bodies[0] for body in bodies):
+            raise _DifferError(path)
+        every = [*params, *uncalled.values(), *listed.values()]
+        notes = reduce(Annotations.agreed, (body.notes for body in bodies))
+        return self.named(path, every, replace(bodies[0], notes=notes), whole=whole)
+
+    def named(self, path: str, params: list[Param], body: Body, *, whole: bool) -> _Draft:
+        """The draft of a finished layer: a built-in one, a list, or a LayerDef."""
+        if not whole:
+            found = builtin_layer(params, body, self.scopes[path][0])
+            if found is not None:
+                return _Draft(found[0], tuple(found[1].items()), outputs=body.outputs)
+            if (copies := _copies(params, body)) is not None:
+                one = copies[0]
+                return _Draft(str(one.layer), one.args, len(copies), body.outputs)
+        inputs = [Param(name, "Tensor") for name in body.inputs]
+        key = (tuple(params), tuple(inputs), tuple(body.statements))
+        if key not in self.known:
+            name = self.class_name(path)
+            self.known[key] = name
+            self.layers[name] = LayerDef(name, [*params, *inputs], body.statements)
+        name = self.known[key]
+        self.notes[name] = self.notes.get(name, body.notes).agreed(body.notes)
+        return _Draft(name, outputs=body.outputs)
+
+    def class_name(self, path: str) -> str:
+        """A name for a new class: that of the module, or of its place where torch made it."""
+        wish = self.scopes[path][0].call.class_name
+        if self.graph.kinds.get(path, "").startswith("torch.nn.") and path:
+            wish = class_name(path)
+        if not is_identifier(wish) or hasattr(builtins, wish):
+            wish = f"{wish}Layer" if is_identifier(f"{wish}Layer") else "Layer"
+        return free_name(wish, self.reserved(path))
+
+    def reserved(self, path: str) -> set[str]:
+        """Names of classes that are taken; that of the root is kept for it."""
+        root = self.scopes[""][0].call.class_name
+        return {*self.layers, *([root] if path else [])}
+
+    # ---- parameters
+
+    def stored(self, path: str) -> list[Param]:
+        """The tensors and constants that a module itself holds."""
+        found = [
+            self.param(name, self.relative(name, path))
+            for name in self.tensors[path]
+            if "." not in self.relative(name, path)
+        ]
+        constants = self.constants.get(path, [])
+        return found + [constant_param(one, self.relative(one.name, path)) for one in constants]
+
+    def param(self, name: str, relative: str) -> Param:
+        tensor = self.graph.stored[name]
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if name in self.ternary:
+            split = 2 if name in self.stacks else None
+            return Param(relative, "TernaryTensor", tuple(tensor.shape), dtype=dtype, split=split)
+        trained = tensor.dtype.is_floating_point and name not in self.graph.buffers
+        kind = "Tensor" if trained else "Buffer"
+        return Param(relative, kind, tuple(tensor.shape), dtype=dtype)
+
+    def uncalled(self, path: str) -> dict[str, Param]:
+        """Modules that are never called, but hold tensors."""
+        owners: dict[str, list[str]] = {}
+        for name in self.tensors[path]:
+            owner, _, _ = self.relative(name, path).rpartition(".")
+            if owner:
+                owners.setdefault(owner, []).append(name)
+        found = {}
+        for owner, names in owners.items():
+            params = [self.param(name, name.rpartition(".")[2]) for name in names]
+            looked_up = any(
+                value.op == "embedding" and value.args["weight"].name in names
+                for value in self.graph.values
+            )
+            body = Body([], [Unspecified()])
+            leaf = builtin_layer(params, body, None, embedding=looked_up)
+            if leaf is not None:
+                found[owner] = Param(owner, "Layer", layer=leaf[0], args=leaf[1])
+                continue
+            key = (tuple(params), (), tuple(body.statements))
+            if key not in self.known:
+                wish = class_name(f"{path}.{owner}")
+                name = free_name(wish if is_identifier(wish) else "Layer", self.reserved(owner))
+                self.known[key] = name
+                self.layers[name] = LayerDef(name, params, body.statements)
+                self.notes[name] = Annotations()
+            found[owner] = Param(owner, "Layer", layer=self.known[key])
+        return found
+
+    # ---- what a scope computes
+
+    def items(self, scope: Scope, path: str, children: dict[str, _Draft]) -> list[Item]:
+        made = []
+        parts: dict[Value, list[Value]] = {}
+        for one in scope.items:
+            if isinstance(one, Value) and one.op == "item":
+                parts.setdefault(one.args["x"], []).append(one)
+        for one in scope.items:
+            if isinstance(one, Scope):
+                name = self.relative(one.path, path)
+                child = Child(name, tuple(one.inputs), children[name].outputs)
+                line = _line(next(iter(one.values())), scope)
+                alone = children[name].repeat is not None
+                made.append(Item(list(one.outputs), list(one.inputs), line, child, alone=alone))
+                continue
+            if one.op == "item":
+                continue
+            uses = [v for v in values_in(tuple(one.args.values())) if not scope.owns(v)]
+            results = [one]
+            if "count" in one.args:
+                results = [one] * one.args["count"]
+                for part in parts.get(one, []):
+                    results[part.args["index"]] = part
+                results = [
+                    one.like("item", {"x": one, "index": i}) if part is one else part
+                    for i, part in enumerate(results)
+                ]
+            made.append(Item(results, uses, _line(one, scope), value=one))
+        return made
+
+
+def replace_name(param: Param, name: str, repeat: int) -> Param:
+    """The member of a list as the list."""
+    return replace(param, name=name, repeat=repeat)
+
+
+def _replaced(listed: dict[str, Param], members: Collection[str], whole: Param) -> dict[str, Param]:
+    made: dict[str, Param] = {}
+    for name, param in listed.items():
+        if name in members:
+            made.setdefault(whole.name, whole)
+        else:
+            made[name] = param
+    return made
+
+
+def _result(scope: Scope) -> Any:
+    return scope.outputs[0] if len(scope.outputs) == 1 else tuple(scope.outputs)
+
+
+def _line(value: Value, scope: Scope) -> str:
+    """The line of a scope's forward that a value was computed in."""
+    position = value.calls.index(scope.call)
+    line = value.lines[position] if position < len(value.lines) else ""
+    return "" if is_loop(line) else line
+
+
+def _copies(params: list[Param], body: Body) -> list[Param] | None:
+    """The members of a module that only applies its equal members in order."""
+    members = [param for param in params if is_position(param.name)]
+    if len(params) < 2 or len(members) != len(params) or len(body.inputs) != 1:
+        return None
+    if any(replace(param, name="0") != replace(params[0], name="0") for param in params):
+        return None
+    if params[0].repeat is not None or [p.name for p in params] != list(
+        map(str, range(len(params)))
+    ):
+        return None
+    at = Identifier(body.inputs[0])
+    calls = []
+    for statement in body.statements:
+        value = statement.value if not isinstance(statement, Unspecified) else None
+        chain = []
+        while isinstance(value, LayerCall) and len(value.args) == 1:
+            chain.append(value.layer)
+            value = value.args[0]
+        if value != at:
+            return None
+        calls += chain[::-1]
+        if isinstance(statement, Return):
+            break
+        at = Identifier(getattr(statement, "target", ""))
+    return params if calls == [param.name for param in params] else None

@@ -1,0 +1,78 @@
+"""Runs of equal layers, each applied to the result of the one before: a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+from tpack.capturing.graph import Value
+from tpack.capturing.statements import Child, Item
+from tpack.layerdef import Param
+from tpack.layerdef.names import is_position
+
+
+def chained(params: Mapping[str, Param], calls: list[list[Item]]) -> dict[str, list[str]]:
+    """The lists of layers that are only ever applied in order, by name.
+
+    Args:
+        params: the children of a layer.
+        calls: what each call of the layer computes; the calls of such a list become one item.
+    """
+    found = {}
+    for name, members in _lists(params).items():
+        runs = [_run(members, items) for items in calls]
+        if all(run is not None for run in runs):
+            for items, run in zip(calls, runs, strict=True):
+                assert run is not None
+                _collapse(name, items, run)
+            found[name] = members
+    return found
+
+
+def _lists(params: Mapping[str, Param]) -> dict[str, list[str]]:
+    """Lists whose members are equal."""
+    lists: dict[str, list[str]] = {}
+    for name in params:
+        container, _, last = name.rpartition(".")
+        if container and is_position(last):
+            lists.setdefault(container, []).append(name)
+    return {
+        name: members
+        for name, members in lists.items()
+        if len(members) > 1
+        and members == [f"{name}.{i}" for i in range(len(members))]
+        and len({replace(params[member], name="") for member in members}) == 1
+        and params[members[0]].repeat is None
+    }
+
+
+def _run(members: list[str], items: list[Item]) -> list[Item] | None:
+    """The calls of the members, if each passes its result to the next and to nothing else."""
+    calls = [item for item in items if item.child is not None and item.child.name in members]
+    if [item.child.name for item in calls if item.child] != members:
+        return None
+    users: dict[Value, int] = {}
+    for item in items:
+        for value in item.uses:
+            users[value] = users.get(value, 0) + 1
+    rest = calls[0].child.inputs[1:] if calls[0].child else ()
+    for before, after in pairwise(calls):
+        assert after.child is not None
+        if len(before.results) != 1 or not after.child.inputs:
+            return None
+        first, *others = after.child.inputs
+        if first is not before.results[0] or tuple(others) != rest or users.get(first) != 1:
+            return None
+    return calls if len(calls[-1].results) == 1 else None
+
+
+def _collapse(name: str, items: list[Item], run: list[Item]) -> None:
+    """Put one item in the place of a run."""
+    first, last = run[0], run[-1]
+    assert first.child is not None
+    child = Child(name, first.child.inputs, first.child.outputs)
+    whole = Item(last.results, first.uses, first.line, child, alone=True)
+    items[items.index(first)] = whole
+    for item in run[1:]:
+        items.remove(item)

@@ -1,0 +1,82 @@
+"""Names of variables, from the lines of the source that a module was captured from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from tpack.capturing.graph import INPUT, ITEM, STORED, Value
+from tpack.layerdef.names import is_identifier
+
+_TARGETS = re.compile(
+    r"\s*(?P<names>[A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*(?::[^=]+)?(?:[-+*/@]|//)?=(?!=)"
+)
+#: What to call a result that no line of the source names, by the op.
+_NOUNS = {
+    "arange": "positions",
+    "size": "size",
+    "embedding": "embedded",
+    "matmul": "product",
+    "softmax": "weights",
+    "mean": "mean",
+    "sum": "total",
+    "cat": "joined",
+    "scaled_dot_product_attention": "attended",
+    "where": "chosen",
+    "sigmoid": "gate",
+    "rsqrt": "inverse",
+    "+": "total",
+    "-": "difference",
+    "*": "product",
+    "/": "ratio",
+    "abs": "magnitude",
+    "topk": "best",
+}
+_NOUNS |= dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "&", "|", "~"), "mask")
+#: Ops that leave a thing what it is: their result keeps its name.
+KEEPERS = frozenset(
+    """
+    reshape flatten unflatten transpose permute unsqueeze squeeze expand repeat to
+    repeat_interleave dropout
+    """.split()  # noqa: SIM905  # words read better than quoted strings
+)
+
+
+def targets(line: str) -> tuple[str, ...]:
+    """The names that a line of source assigns to.
+
+    Example:
+        >>> targets("query, _ = self.project(x)"), targets("return x"), targets("f(a=1)")
+        (('query', '_'), (), ())
+    """
+    code = line.rpartition("\n")[2]
+    found = _TARGETS.match(code)
+    return tuple(re.split(r"\s*,\s*", found["names"])) if found else ()
+
+
+def is_loop(line: str) -> bool:
+    """Whether a line is the loop of ``nn.Sequential``, which runs once for each of its layers."""
+    return "torch/nn/modules/container.py" in line.replace("\\", "/")
+
+
+def noun(value: Value) -> str:
+    """What to call a result that no line names."""
+    while value.op in KEEPERS or value.op == ITEM:
+        inner = value.args["x"]
+        if not isinstance(inner, Value):
+            break
+        value = inner
+        if value.op in (INPUT, STORED):
+            return value.name.rpartition(".")[2]
+    return _NOUNS.get(value.op, "hidden")
+
+
+def free_name(wish: str, taken: Collection[str]) -> str:
+    """The name wished for, with a number if it is taken or may not be used."""
+    if not is_identifier(wish):
+        wish = f"{wish}_value" if is_identifier(f"{wish}_value") else "value"
+    name, number = wish, 1
+    while name in taken:
+        number += 1
+        name = f"{wish}{number}"
+    return name

@@ -1,0 +1,222 @@
+"""The module calls of a graph that become calls of layers, and what each takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import sympy
+
+from tpack.capturing.graph import (
+    CONSTANT,
+    INPUT,
+    STORED,
+    Arg,
+    Call,
+    Graph,
+    Size,
+    Value,
+    values_in,
+)
+from tpack.capturing.torch_export import RESULT
+
+#: Values that a module without tensors must compute to be a layer of its own.
+_WORTH = 4
+#: Ops whose result lies on a device that nothing else tells.
+MAKERS = frozenset({"arange", "zeros", "ones", "full"})
+
+
+@dataclass(eq=False)
+class Scope:
+    """One call of a module that is a layer.
+
+    Attributes:
+        calls: the call and those around it, the root first.
+        items: what it computes itself and the calls inside it, in order.
+        inputs: values from outside, in the order of use.
+        outputs: values that are used outside.
+    """
+
+    calls: tuple[Call, ...]
+    items: list[Value | Scope] = field(default_factory=list)
+    inputs: list[Value] = field(default_factory=list)
+    outputs: list[Value] = field(default_factory=list)
+
+    @property
+    def call(self) -> Call:
+        """The call itself."""
+        return self.calls[-1]
+
+    @property
+    def path(self) -> str:
+        """Path of the module."""
+        return self.call.path
+
+    def owns(self, value: Value) -> bool:
+        """Whether a tensor is stored in the module or below it."""
+        inside = not self.path or value.name.startswith(f"{self.path}.")
+        return value.op in (STORED, CONSTANT) and inside
+
+    def values(self) -> Iterable[Value]:
+        """All values computed inside."""
+        for item in self.items:
+            if isinstance(item, Scope):
+                yield from item.values()
+            else:
+                yield item
+
+
+def make_scopes(graph: Graph, dissolved: frozenset[str] = frozenset()) -> Scope:
+    """The scope of the root, with those inside it.
+
+    Args:
+        dissolved: paths of modules whose calls are to be written out where they happen.
+    """
+    keep = _kept(graph, dissolved)
+    root_call = next((v.calls[0] for v in graph.values if v.calls), Call("", 0, "Model"))
+    root = Scope((root_call,))
+    scopes: dict[tuple[Call, ...], Scope] = {root.calls: root}
+    for value in graph.values:
+        calls = tuple(call for i, call in enumerate(value.calls) if i == 0 or keep(value, i))
+        for depth in range(2, len(calls) + 1):
+            if calls[:depth] not in scopes:
+                scope = Scope(calls[:depth])
+                scopes[calls[:depth]] = scope
+                scopes[calls[: depth - 1]].items.append(scope)
+        scopes[calls or root.calls].items.append(value)
+    _order(root)
+    _connect(root, graph)
+    return root
+
+
+def _kept(graph: Graph, dissolved: frozenset[str]) -> Callable[[Value, int], bool]:
+    """Which calls become layers: of modules with tensors, and of ones that compute a lot."""
+    used = {
+        part.name
+        for value in graph.values
+        for part in values_in(tuple(value.args.values()))
+        if part.op == CONSTANT
+    }
+    owners: set[str] = set()
+    for name in (*graph.stored, *used):
+        parts = name.split(".")
+        owners |= {".".join(parts[:i]) for i in range(1, len(parts))}
+    counts: dict[Call, int] = {}
+    for value in graph.values:
+        for call in value.calls:
+            counts[call] = counts.get(call, 0) + 1
+
+    def keep(value: Value, position: int) -> bool:
+        call = value.calls[position]
+        if call.path in dissolved or (call.path not in owners and counts[call] < _WORTH):
+            return False
+        above = [c for i, c in enumerate(value.calls[:position]) if i == 0 or keep(value, i)]
+        parent = above[-1].path
+        return call.path.startswith(f"{parent}.") if parent else bool(call.path)
+
+    return keep
+
+
+def _order(scope: Scope) -> None:
+    """Put the items in an order in which each comes after what it needs."""
+    home = {value: item for item in scope.items for value in _inside(item)}
+    done: dict[Value | Scope, None] = {}
+    waiting: set[Value | Scope] = set()
+
+    def place(item: Value | Scope) -> None:
+        if item in done:
+            return
+        if item in waiting:
+            assert isinstance(item, Scope)
+            raise CycleError(item.path)
+        waiting.add(item)
+        for value in _inside(item):
+            for part in values_in(tuple(value.args.values())):
+                if part in home and home[part] is not item:
+                    place(home[part])
+        waiting.discard(item)
+        done[item] = None
+
+    for item in scope.items:
+        if isinstance(item, Scope):
+            _order(item)
+        place(item)
+    scope.items = list(done)
+
+
+class CycleError(Exception):
+    """Calls of one module that need results of each other: it cannot be one layer."""
+
+
+def _inside(item: Value | Scope) -> Iterable[Value]:
+    return item.values() if isinstance(item, Scope) else (item,)
+
+
+def _connect(root: Scope, graph: Graph) -> None:
+    """Find what each scope takes and gives."""
+    users = graph.users()
+    returned = set(values_in(graph.result))
+    everything = [*graph.inputs, *graph.values]
+
+    def visit(scope: Scope) -> set[Value]:
+        inside: set[Value] = set()
+        needed: dict[Value, None] = {}
+        for item in scope.items:
+            if isinstance(item, Scope):
+                inside |= visit(item)
+                needed.update(dict.fromkeys(item.inputs))
+            else:
+                inside.add(item)
+                needed.update(dict.fromkeys(values_in(tuple(item.args.values()))))
+        needed = {value: None for value in needed if value not in inside and not scope.owns(value)}
+        for value in _carriers(scope, list(needed), everything):
+            needed[value] = None
+        scope.inputs = list(needed)
+        scope.outputs = [
+            value
+            for item in scope.items
+            for value in (item.outputs if isinstance(item, Scope) else [item])
+            if value in returned or any(user not in inside for user in users.get(value, []))
+        ]
+        key = f"{RESULT}{scope.path}"
+        scope.outputs.sort(key=lambda value: int(value.asked.get(key, 99)))
+        scope.inputs.sort(key=lambda value: value.op in (STORED, CONSTANT))
+        return inside
+
+    visit(root)
+    root.inputs = list(graph.inputs)
+
+
+def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> Iterable[Value]:
+    """Tensors that a scope needs only for a size or a device that no other one tells."""
+    known: set[Size] = {size for value in given for size in value.shape}
+    bare = not any(value.op not in (STORED, CONSTANT) for value in given)
+    fitting = [v for v in everything if v.shape and v not in set(scope.values())]
+    for item in scope.items:
+        if isinstance(item, Value):
+            for size in _sizes(tuple(item.args.values())):
+                missing = set() if size in known else set(size.free_symbols) - known
+                while missing:
+                    carrier = max(
+                        (v for v in fitting if missing & set(v.shape)),
+                        key=lambda value: (scope.path in value.asked, value.op == INPUT),
+                    )
+                    yield carrier
+                    bare = False
+                    known |= set(carrier.shape)
+                    missing -= known
+            if item.op in MAKERS and bare:
+                yield max(fitting, key=lambda value: (scope.path in value.asked, value.op == INPUT))
+            known |= set(item.shape)
+        else:
+            known |= {size for value in item.outputs for size in value.shape}
+        bare = False
+
+
+def _sizes(arg: Arg) -> Iterable[sympy.Expr]:
+    """The sizes that are no numbers in an argument."""
+    if isinstance(arg, sympy.Expr):
+        yield arg
+    elif isinstance(arg, tuple):
+        for item in arg:
+            yield from _sizes(item)

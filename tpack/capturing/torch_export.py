@@ -1,0 +1,241 @@
+"""Run torch.export on a module, noting what each module calls its arguments."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from tpack.capturing.failures import explained
+from tpack.errors import LayerDefError, UsageError
+
+#: Where ``meta["custom"]`` of a node keeps what callers call its value.
+NOTES = "tpack"
+#: Begins the notes on results: the position that a module returns a value at.
+RESULT = ">"
+
+
+def export(
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> ExportedProgram:
+    """Trace a module in eval mode without decomposing its ops.
+
+    Args:
+        dynamic_shapes: as ``torch.export.export`` takes it; None makes the first dim of each
+            tensor free, and of matrices of integers the second.
+
+    Raises:
+        LayerDefError: torch cannot trace it.
+        UsageError: it is in training mode.
+    """
+    if module.training:
+        raise UsageError("capture needs a module in eval mode. Call module.eval() first.")
+    given = dict(kwargs or {})
+    shapes = _shapes(module, args, given, dynamic_shapes)
+    with _noted(module), _without_sorting(module), _quiet():
+        try:
+            return torch.export.export(
+                module, tuple(args), given, dynamic_shapes=shapes, strict=False
+            )
+        except Exception as error:  # torch raises whatever the module's code stumbles over
+            raise LayerDefError(
+                f"torch.export cannot trace {type(module).__name__}: {explained(error)}"
+            ) from error
+
+
+def fixed_sizes(
+    program: ExportedProgram,
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> list[str]:
+    """A note for each size that was to be free if it can be, and is not.
+
+    Args:
+        program: what ``export`` made of the other arguments.
+    """
+    given = dict(kwargs or {})
+    shapes = _shapes(module, args, given, dynamic_shapes)
+    names = _bound(module, args, given)
+    if not isinstance(shapes, Mapping):
+        shapes = dict(zip(names, shapes, strict=False))
+    wanted = [item for name in names for item in _wanted(name, names[name], shapes.get(name))]
+    inputs = {
+        node.name: node.meta["val"].shape
+        for node in program.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor)
+    }
+    return [
+        f"input {name}: dim {dim} is {inputs[name][dim]} in all that was captured, {_reason(size)}"
+        for name, dim, size in wanted
+        if name in inputs and _is_fixed(inputs[name][dim])
+    ]
+
+
+def _is_fixed(size: int | torch.SymInt) -> bool:
+    return isinstance(size, int) or bool(size.node.expr.is_number)
+
+
+def _reason(size: int) -> str:
+    if size == 1:
+        return "since torch takes a size of 1 as meant. Give an example with another size."
+    return "since the computation holds for no other size."
+
+
+def _wanted(name: str, value: Any, spec: Any) -> Iterator[tuple[str, int, int]]:
+    """The dims of an argument that are to be free if they can be, with their sizes."""
+    if isinstance(value, Tensor):
+        dims = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
+        for dim, size in dims:
+            if size == Dim.AUTO:
+                yield name, dim, value.shape[dim]
+    elif spec is not None and isinstance(value, Mapping | tuple | list):
+        keys = value if isinstance(value, Mapping) else range(len(value))
+        for key in keys:
+            yield from _wanted(f"{name}_{key}", value[key], spec[key])
+
+
+def _shapes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
+    """Which sizes are free: those that tpack frees by itself, where nothing is said."""
+    if shapes is None:
+        return {name: _free(value) for name, value in _bound(module, args, kwargs).items()}
+    return _complete(module, args, kwargs, shapes)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch says about its own tracing to itself; errors say what matters."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _without_sorting(module: nn.Module) -> Iterator[None]:
+    """Let the experts of transformers' models compute by products of batches.
+
+    Their other ways, which give the same to rounding, sort the tokens by expert or loop over
+    the experts that got any: no LayerDef says that.
+    """
+    configs = [config for child in module.modules() if (config := getattr(child, "config", None))]
+    before = {id(c): (c, c._experts_implementation) for c in configs if hasattr(c, _EXPERTS)}  # noqa: SLF001
+    for config, _ in before.values():
+        setattr(config, _EXPERTS, "batched_mm")
+    try:
+        yield
+    finally:
+        for config, implementation in before.values():
+            setattr(config, _EXPERTS, implementation)
+
+
+#: Where a config of transformers says how experts are computed.
+_EXPERTS = "_experts_implementation"
+
+
+def _bound(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name, those gathered by ``*args`` and ``**kwargs`` as torch wants them."""
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(f"{type(module).__name__}.forward: {error}.") from error
+    return dict(bound.arguments)
+
+
+def _free(value: Any) -> Any:
+    """Free sizes for one argument: the batch, and the length of a sequence of tokens."""
+    if isinstance(value, Tensor):
+        rank = value.dim()
+        dims = {0: Dim.AUTO} if rank else {}
+        if rank == 2 and not value.dtype.is_floating_point:
+            dims[1] = Dim.AUTO
+        return dims
+    if isinstance(value, tuple | list):
+        return type(value)(_free(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _free(item) for name, item in value.items()}
+    return None
+
+
+def _complete(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any
+) -> Any:
+    """Let a dict of shapes leave out arguments that have none."""
+    if not isinstance(shapes, Mapping):
+        return shapes
+    names = _bound(module, args, kwargs)
+    if unknown := sorted(set(shapes) - set(names)):
+        raise UsageError(
+            f"dynamic_shapes names {unknown[0]!r}, expected one of {', '.join(names)}."
+        )
+    return {name: shapes.get(name, _fixed(value)) for name, value in names.items()}
+
+
+def _fixed(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(map(_fixed, value))
+    return {name: _fixed(item) for name, item in value.items()} if isinstance(value, dict) else None
+
+
+@contextmanager
+def _noted(module: nn.Module) -> Iterator[None]:
+    """While tracing, write on each value what the modules that take it call it."""
+    handles = []
+    for path, child in module.named_modules():
+        handles.append(child.register_forward_pre_hook(_noting(path), with_kwargs=True))
+        handles.append(child.register_forward_hook(_noting_results(path)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _noting(path: str) -> Any:
+    def note(child: nn.Module, args: Any, kwargs: Any) -> None:
+        try:
+            bound = inspect.signature(child.forward).bind(*args, **kwargs)
+        except (TypeError, ValueError):
+            return
+        for name, value in bound.arguments.items():
+            for i, item in enumerate(value if isinstance(value, tuple | list) else [value]):
+                _write(item, path, name if item is value else f"{name}.{i}")
+
+    return note
+
+
+def _noting_results(path: str) -> Any:
+    def note(child: nn.Module, args: Any, result: Any) -> None:  # noqa: ARG001
+        items = tuple(result.values()) if isinstance(result, Mapping) else result
+        for i, item in enumerate(items if isinstance(items, tuple | list) else [items]):
+            _write(item, f"{RESULT}{path}", str(i))
+
+    return note
+
+
+def _write(value: Any, key: str, note: str) -> None:
+    """Write a note on the node of a tensor that is being traced."""
+    mode = get_proxy_mode()
+    if mode is None or not isinstance(value, Tensor):
+        return
+    proxy = mode.tracer.tensor_tracker.get(value)
+    if proxy is not None:
+        custom = proxy.proxy.node.meta.setdefault("custom", {})
+        custom.setdefault(NOTES, {})[key] = note

@@ -1,0 +1,91 @@
+"""What a source computes, where it is more than a state dict: a module, or its export."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpack.container.opening import input_errors
+from tpack.conversion.packing import Batch
+from tpack.errors import UsageError, locate
+from tpack.layerdef import Program
+from tpack.quantize import Rounding
+
+if TYPE_CHECKING:
+    from tpack.capturing import Captured
+
+
+#: Why a weight that forward rounds or measures by a rule that tpack has not is kept.
+OWN_RULE = "forward rounds it by a rule of its own"
+
+
+def masters(source: Any) -> dict[str, Rounding]:
+    """The float masters of a module that ``tpack.nn.unfreeze`` made, each with its rule."""
+    if isinstance(source, str | os.PathLike | Mapping):
+        return {}
+    from tpack.nn.training import rules
+
+    return {
+        name: Rounding(rule.method, str(rule.granularity)) for name, rule in rules(source).items()
+    }
+
+
+def captured(
+    source: Any,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+) -> Captured | None:
+    """The trace of a source, compared with it; None for one that only holds tensors.
+
+    Raises:
+        LayerDefError: it cannot be captured, or what was captured gives other results.
+        UsageError: example arguments for a source that is no module.
+    """
+    if isinstance(source, str | os.PathLike):
+        if args is not None or kwargs is not None:
+            raise UsageError("example_args are for an nn.Module, but the source is a path.")
+        path = Path(source)
+        if path.suffix != ".pt2" or not path.is_file():
+            return None
+        from tpack.capturing import trace
+        from tpack.sources.exported import load_exported
+
+        with locate(file=path), input_errors():
+            return _compared(trace(load_exported(path)))
+    if args is None and kwargs is None:
+        return None
+    if isinstance(source, Mapping):
+        raise UsageError("example_args are for an nn.Module, but the source is a state dict.")
+    if masters(source):
+        raise UsageError(
+            "the module is unfrozen, and its forward rounds its masters. Pack them with "
+            "tpack.nn.freeze, and save the module with tpack.save; or leave out example_args."
+        )
+    from tpack.capturing import trace_module
+
+    return _compared(trace_module(source, args or (), kwargs, dynamic_shapes))
+
+
+def _compared(trace: Captured) -> Captured:
+    trace.notes = (*trace.notes, trace.compare())
+    return trace
+
+
+def packed_note(trace: Captured, program: Program | None, batch: Batch) -> list[str]:
+    """How what was packed differs from the source, run on the arguments of the capture.
+
+    Raises:
+        LayerDefError: it differs, though nothing was rounded that the source does not round.
+    """
+    if program is None:
+        return []
+    lossy = [
+        name
+        for name, item in batch.packed.items()
+        if item.entry.method != "exact" and name not in trace.rounded
+    ]
+    note = trace.compare_packed(program, batch.pieces(), lossy=len(lossy))
+    return [note] if note else []

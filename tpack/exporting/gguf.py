@@ -1,0 +1,285 @@
+"""Write a checkpoint as a GGUF file: blocks are made of its codes, nothing is quantized again."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tpack.container import Checkpoint
+from tpack.container.atomic import check_not_input, check_target
+from tpack.container.reader import stored_dtype
+from tpack.dialects.gguf_blocks import BlockFormat
+from tpack.dialects.gguf_names import RowOrder
+from tpack.dialects.gguf_types import PLAIN_IDS, TERNARY_IDS, WRITTEN
+from tpack.dialects.gguf_values import Value, value
+from tpack.dtypes import BY_NAME
+from tpack.errors import InputError, UnsupportedError, UsageError, locate
+from tpack.exporting.gguf_architecture import about_runner, types_read
+from tpack.exporting.gguf_metadata import Model, model_of
+from tpack.exporting.gguf_weights import (
+    AUTO,
+    FORMATS,
+    block_chunks,
+    fit_blocks,
+    float_chunks,
+    permuted,
+    row_blocks,
+)
+from tpack.exporting.gguf_writer import OutTensor, write_gguf
+from tpack.quantize import narrow, widen
+
+_BLOCK = re.compile(r"\.([0-9]{1,9})\.")
+#: Floats that llama.cpp wants in float32 where they are vectors.
+_WIDENED = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """What became of one tensor.
+
+    Attributes:
+        name: in the GGUF file.
+        source: in the checkpoint.
+        type: of GGUF.
+        shape: logical shape.
+        relative_error: of the worst scale that was rounded; 0 for what is exact.
+        reason: why it is not in exact blocks, if it is a weight.
+    """
+
+    name: str
+    source: str
+    type: str
+    shape: tuple[int, ...]
+    relative_error: float = 0.0
+    reason: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {**self.__dict__, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class GgufReport:
+    """What ``export_gguf`` wrote.
+
+    Attributes:
+        output: the file.
+        output_bytes: its size.
+        tensors: in the order of the file.
+        notes: what a user should know.
+    """
+
+    output: str
+    output_bytes: int
+    tensors: tuple[GgufTensor, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return {
+            "output": self.output,
+            "output_bytes": self.output_bytes,
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "notes": list(self.notes),
+        }
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    destination: str | os.PathLike[str],
+    *,
+    type: str = "auto",  # noqa: A002  # GGUF calls it so
+    allow_inexact: bool = False,
+    force: bool = False,
+) -> GgufReport:
+    """Write a GGUF file.
+
+    Args:
+        checkpoint: made of a GGUF file, or of the folder of a Llama or BitNet model.
+        destination: the file to be written.
+        type: ``tq1_0``, ``tq2_0``, ``q2_0``, or ``auto``: the type that a weight had in the GGUF
+            file that it came from, else the first of tq2_0 and q2_0 that is exact; never q2_0 for
+            an architecture that only bitnet.cpp has, which cannot read it.
+        allow_inexact: round scales that float16 cannot hold, and write a weight that fits into no
+            blocks as floats.
+        force: replace an existing file.
+
+    Raises:
+        UsageError: an unknown type.
+        UnsupportedError: a weight that is not exact in the type, or that GGUF has no form for; a
+            model of another architecture; a type that no program for the architecture reads.
+        InputError: damaged data; a model that nothing describes.
+        ExistsError, StorageError: as ``new_file``.
+    """
+    if type not in ("auto", *FORMATS):
+        raise UsageError(f"type {type!r} is unknown, expected auto, {', '.join(FORMATS)}.")
+    target = Path(destination)
+    check_not_input(target, *(file.path for file in checkpoint.files))
+    check_target(target, force=force)
+    with locate(file=checkpoint.path):
+        work = _Export(checkpoint, model_of(checkpoint), type, allow_inexact=allow_inexact)
+        work.run()
+        size = write_gguf(target, work.metadata(), work.tensors, force=force)
+    return GgufReport(str(target), size, tuple(work.reports), tuple(work.notes))
+
+
+@dataclass
+class _Export:
+    """One run: every tensor is decided on, and refused, before the first byte is written."""
+
+    checkpoint: Checkpoint
+    model: Model
+    type: str
+    allow_inexact: bool = field(kw_only=True)
+    tensors: list[OutTensor] = field(default_factory=list)
+    reports: list[GgufTensor] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    unpacked: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def of_bitnet_cpp(self) -> bool:
+        """Whether only bitnet.cpp runs the model: it reads fewer types than llama.cpp."""
+        return len(self.read) < len(WRITTEN)
+
+    @property
+    def read(self) -> list[str]:
+        """The types of trits that what runs the model can read."""
+        return types_read(self.model.naming.architecture, [*WRITTEN])
+
+    def run(self) -> None:
+        if self.type != "auto" and FORMATS[self.type].name not in self.read:
+            raise UnsupportedError(
+                f"is a model of {self.model.naming.architecture!r}, which only bitnet.cpp runs: it "
+                f"reads {' and '.join(self.read)}, not {self.type.upper()}. Choose one of those."
+            )
+        self.notes += about_runner(self.model.naming.architecture)
+        self.notes += self.model.notes
+        seen: dict[str, str] = {}
+        document = self.checkpoint.document
+        self.model.check_head({*document.tensors, *document.kept, *document.aliases})
+        for name in self.ordered():
+            if self.model.is_left_out(name):
+                self.notes.append(f"{name} is left out: llama.cpp has no use for it")
+                continue
+            inside = self.model.name(name)
+            if inside in seen:
+                raise InputError(
+                    f"and {seen[inside]!r} would both be {inside!r} in GGUF. Rename one.",
+                    tensor=name,
+                )
+            seen[inside] = name
+            if name in document.aliases and inside == "output.weight":
+                self.notes.append(f"{name} is left out: llama.cpp takes the embedding for it")
+                continue
+            held = document.aliases.get(name, name)
+            if held in document.tensors:
+                self.weight(held, inside)
+            else:
+                self.plain(held, inside)
+        for name, problem in [*self.unpacked.items()][:1]:
+            self.notes.append(
+                f"{len(self.unpacked)} weights are written as floats, without loss, such as "
+                f"{name}, which {problem}; bitnet.cpp reads {' and '.join(self.read)} only"
+            )
+
+    def ordered(self) -> list[str]:
+        """The names of all tensors: as they came in GGUF, others by block."""
+        document = self.checkpoint.document
+        places = {name: number for number, name in enumerate(self.model.names)}
+
+        def place(name: str) -> tuple[int, int, str]:
+            block = _BLOCK.search(name)
+            return places.get(name, len(places)), int(block[1]) if block else -1, name
+
+        return sorted({*document.tensors, *document.kept, *document.aliases}, key=place)
+
+    def kinds(self, inside: str) -> list[BlockFormat]:
+        """The formats to try for a weight, the preferred one first."""
+        if self.type != "auto":
+            return [FORMATS[self.type]]
+        before = self.model.kinds.get(inside, "").lower()
+        names = [kind for kind in dict.fromkeys((before, *AUTO)) if kind in FORMATS]
+        return [FORMATS[n] for n in names if n == before or FORMATS[n].name in self.read]
+
+    def weight(self, name: str, inside: str) -> None:
+        entry = self.checkpoint.document.tensors[name]
+        with locate(tensor=name):
+            fitted = fit_blocks(self.checkpoint, name, self.kinds(inside))
+            order = self.order(inside, entry.shape)
+        if fitted.kind is None and self.of_bitnet_cpp and self.type == "auto":
+            self.unpacked[name] = fitted.problem
+        elif fitted.problem and not self.allow_inexact:
+            what = "round it" if fitted.kind else f"write the weight unpacked, in {fitted.dtype}"
+            raise UnsupportedError(
+                f"{fitted.problem}. Give --allow-inexact to {what}.", tensor=name
+            )
+        if fitted.kind is not None:
+            kind = fitted.kind.name
+            number, nbytes = TERNARY_IDS[kind], entry.rows * fitted.kind.row_bytes(entry.columns)
+            chunks = partial(block_chunks, self.checkpoint, name, fitted, order)
+        else:
+            kind, number = fitted.dtype, PLAIN_IDS[fitted.dtype]
+            nbytes = math.prod(entry.shape) * BY_NAME[kind].size
+            chunks = partial(float_chunks, self.checkpoint, name, kind, order)
+        self.tensors.append(OutTensor(inside, number, entry.shape, nbytes, chunks))
+        self.reports.append(
+            GgufTensor(inside, name, kind, entry.shape, fitted.error, fitted.problem)
+        )
+
+    def plain(self, name: str, inside: str) -> None:
+        entry = self.checkpoint.entries[name]
+        if entry.dtype not in PLAIN_IDS:
+            raise UnsupportedError(
+                f"is {entry.dtype}, expected {', '.join(PLAIN_IDS)} in GGUF. Convert the model "
+                "again with --keep-dtype f32.",
+                tensor=name,
+            )
+        wide = len(entry.shape) < 2 and entry.dtype in _WIDENED and inside not in self.model.kinds
+        dtype = "float32" if wide else entry.dtype
+        with locate(tensor=name):
+            order = self.order(inside, entry.shape)
+        nbytes = math.prod(entry.shape) * BY_NAME[dtype].size
+        chunks = partial(_plain_chunks, self.checkpoint, name, dtype, order)
+        self.tensors.append(OutTensor(inside, PLAIN_IDS[dtype], entry.shape, nbytes, chunks))
+        self.reports.append(GgufTensor(inside, name, dtype, entry.shape))
+
+    def order(self, inside: str, shape: tuple[int, ...]) -> RowOrder | None:
+        return self.model.naming.order(inside, shape[0]) if shape else None
+
+    def metadata(self) -> dict[str, Value]:
+        """The metadata, whose file type is what most weights have, unless all are as before."""
+        written = [t.type for t in self.reports if t.type in WRITTEN]
+        before = [self.model.kinds.get(t.name) for t in self.reports if t.type in WRITTEN]
+        if written and written != before:
+            most = max(WRITTEN, key=written.count)
+            return self.model.metadata | {"general.file_type": value("uint32", WRITTEN[most])}
+        return self.model.metadata
+
+
+def _plain_chunks(
+    checkpoint: Checkpoint, name: str, dtype: str, order: RowOrder | None
+) -> Iterator[Any]:
+    """A kept tensor, from top to bottom."""
+    entry = checkpoint.entries[name]
+    if order is None and dtype == entry.dtype:
+        yield from checkpoint.chunks(name)
+        return
+    width, size = math.prod(entry.shape[1:]), BY_NAME[entry.dtype].size
+
+    def read(first: int, last: int) -> npt.NDArray[Any]:
+        data = checkpoint.read(name, first * width * size, last * width * size)
+        return np.frombuffer(data, dtype=stored_dtype(entry.dtype)).reshape(last - first, width)
+
+    rows = permuted(read, order)
+    for first, last in row_blocks(entry.shape[0] if entry.shape else 1, width):
+        values = rows(first, last).reshape(-1)
+        yield values if dtype == entry.dtype else narrow(widen(values, entry.dtype), dtype)

@@ -1,0 +1,226 @@
+"""What a GGUF file says of its model: from the GGUF file it came from, or from a config.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Set as AbstractSet
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tpack.container import Checkpoint, digest, parse_json
+from tpack.dialects.gguf_names import Naming, family
+from tpack.dialects.gguf_values import Value, alignment_of, from_json, value
+from tpack.errors import InputError, UnsupportedError
+from tpack.exporting.gguf_architecture import architecture, check_fields, check_rope, takes
+from tpack.exporting.gguf_tokenizer import tokenizer_metadata
+from tpack.hfconfig import plain_config
+from tpack.sources.folder_source import read_config
+
+#: Tensors that are no weights: llama.cpp computes them.
+_LEFT_OUT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias)")
+_QUANTIZATION_VERSION = 2
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+#: What LlamaConfig takes for granted; versions of BitNet differ in it.
+_USUAL: Mapping[str, Mapping[str, float]] = {"llama": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a file says of its model.
+
+    Attributes:
+        metadata: in the order of the file.
+        naming: of its tensors.
+        kinds: the type that each tensor had in the GGUF file that it came from, by its name there.
+        names: name in that file, by name outside.
+        tied: whether the head is the embedding; None where nothing says.
+        notes: what is missing.
+    """
+
+    metadata: dict[str, Value]
+    naming: Naming
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    tied: bool | None = None
+
+    def name(self, outside: str) -> str:
+        """What a tensor is called in the file.
+
+        Raises:
+            UnsupportedError: nothing that the architecture knows.
+        """
+        found = self.names.get(outside) or self.naming.inside(outside)
+        # what a GGUF file had is not for us to judge
+        if found is None or not (self.names or takes(self.naming.architecture, found)):
+            raise UnsupportedError(
+                f"has no place in GGUF files of {self.naming.architecture}: llama.cpp could not "
+                "use it.",
+                tensor=outside,
+            )
+        return found
+
+    def check_head(self, there: AbstractSet[str]) -> None:
+        """Refuse a model without its head: llama.cpp would take the embedding for it.
+
+        Args:
+            there: names of all its tensors.
+
+        Raises:
+            InputError: naming the head.
+        """
+        if self.tied is False and _EMBEDDING in there and _HEAD not in there:
+            raise InputError(
+                'is missing, and config.json does not say "tie_word_embeddings": true. Add that '
+                "if the model has no other head than its embedding.",
+                tensor=_HEAD,
+            )
+
+    def is_left_out(self, outside: str) -> bool:
+        """Whether a tensor does not belong into the file."""
+        return outside not in self.names and _LEFT_OUT.fullmatch(outside) is not None
+
+
+def model_of(checkpoint: Checkpoint) -> Model:
+    """What describes the model of a checkpoint.
+
+    Raises:
+        InputError: nothing does, or what does is malformed.
+        UnsupportedError: an architecture whose metadata tpack does not know.
+    """
+    carried = checkpoint.metadata.get("gguf")
+    if carried is not None:
+        if checkpoint.document.metadata.get("gguf") != digest([carried.encode()]):
+            raise InputError(
+                "has GGUF metadata that does not agree with its digest. Convert the GGUF file "
+                "again."
+            )
+        return _from_gguf(carried)
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    config = read_config(folder)
+    if config is None:
+        raise InputError(
+            "has neither the metadata of a GGUF file nor a config.json beside it, expected one of "
+            "them. Convert the whole folder of the model: tpack convert FOLDER."
+        )
+    return _from_config(plain_config(config), folder)
+
+
+def _from_gguf(text: str) -> Model:
+    data = parse_json(text.encode(), "R7", "GGUF metadata")
+    try:
+        metadata = {str(key): from_json(rest) for key, *rest in data["metadata"]}
+        tensors = [(inside, outside, kind) for inside, outside, kind in data["tensors"]]
+        if not all(isinstance(part, str) for row in tensors for part in row):
+            raise TypeError(tensors)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError("has malformed GGUF metadata. Convert the GGUF file again.") from error
+    alignment_of(metadata)
+    return Model(
+        metadata,
+        Naming.of(metadata),
+        {inside: kind for inside, _, kind in tensors},
+        {outside: inside for inside, outside, _ in tensors},
+    )
+
+
+# ---- from a Hugging Face config
+
+
+def _from_config(config: Mapping[str, Any], folder: Path) -> Model:
+    architectures = config.get("architectures")
+    stated = architectures[0] if isinstance(architectures, list) and architectures else ""
+    if not stated:
+        raise InputError(
+            "names no architectures in its config.json, expected ['LlamaForCausalLM'] or "
+            "['BitNetForCausalLM']. Add the class of the model."
+        )
+    kind = family(stated) if isinstance(stated, str) else None
+    if kind is None:
+        raise UnsupportedError(
+            f"is a model of {stated!r:.60}, expected LlamaForCausalLM or BitNetForCausalLM. Unpack "
+            "it and use llama.cpp's own converter."
+        )
+    name = architecture(config, kind)
+    check_fields(config, name)
+    metadata = {"general.architecture": value("string", name)} | {
+        key if key.startswith("general.") else f"{name}.{key}": item
+        for key, item in _hyperparameters(config, kind).items()
+    }
+    tokenizer, notes = tokenizer_metadata(folder, config)
+    metadata |= tokenizer
+    tied = config.get("tie_word_embeddings") is True
+    return Model(metadata, Naming.of(metadata), notes=tuple(notes), tied=tied)
+
+
+def _hyperparameters(config: Mapping[str, Any], kind: str) -> dict[str, Value]:
+    def number(key: str, default: Any = None) -> int:
+        found = config.get(key)
+        found = default if found is None else found
+        if type(found) is not int or not 0 < found < 2**31:
+            raise InputError(f"has {key} {found!r:.40} in its config.json, expected a number.")
+        return found
+
+    def real(key: str, default: Any, values: Mapping[str, Any] = config) -> float:
+        found = values.get(key)
+        found = default if found is None else found
+        if type(found) not in (int, float) or not 0 < found < 1e30:
+            raise InputError(f"has {key} {found!r:.40} in its config.json, expected a number.")
+        return float(found)
+
+    usual = _USUAL.get(kind, {})
+    epsilon = real("rms_norm_eps", usual.get("rms_norm_eps"))
+    heads = number("num_attention_heads")
+    width = number("hidden_size")
+    size = number("head_dim", width // heads)
+    found = {
+        "general.type": value("string", "model"),
+        "general.quantization_version": value("uint32", _QUANTIZATION_VERSION),
+        "vocab_size": value("uint32", number("vocab_size")),
+        "context_length": value("uint32", number("max_position_embeddings")),
+        "embedding_length": value("uint32", width),
+        "block_count": value("uint32", number("num_hidden_layers")),
+        "feed_forward_length": value("uint32", number("intermediate_size")),
+        "attention.head_count": value("uint32", heads),
+        "attention.head_count_kv": value("uint32", number("num_key_value_heads", heads)),
+        "attention.key_length": value("uint32", size),
+        "attention.value_length": value("uint32", size),
+        "attention.layer_norm_rms_epsilon": value("float32", epsilon),
+        "rope.dimension_count": value("uint32", size),
+    }
+    rope = _rope(config)
+    base = real("rope_theta", config.get("rope_theta", usual.get("rope_theta")), rope)
+    found["rope.freq_base"] = value("float32", base)
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    if scaling not in ("default", "linear"):
+        raise UnsupportedError(
+            f"has RoPE scaling {scaling!r:.40}, expected none or linear. Unpack it and use "
+            "llama.cpp's own converter."
+        )
+    check_rope(rope, kind)
+    if scaling == "linear" or kind == "bitnet":
+        factor = real("factor", None, rope) if scaling == "linear" else 1.0
+        found["rope.scaling.type"] = value("string", "linear")
+        found["rope.scaling.factor"] = value("float32", factor)
+    return found
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How positions are encoded; newer configs say all of it under rope_parameters.
+
+    Raises:
+        InputError: something else than an object.
+        UnsupportedError: two that differ, of which versions of transformers take either.
+    """
+    found = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
+    if not found:
+        return {}
+    if found[1:] and found[0] != found[1]:
+        raise UnsupportedError(
+            "has rope_parameters and other rope_scaling in its config.json, expected one of them. "
+            "Take out the one that the model was not trained with."
+        )
+    if not isinstance(found[0], dict):
+        raise InputError(f"has RoPE {found[0]!r:.40} in its config.json, expected an object.")
+    return found[0]

@@ -1,0 +1,94 @@
+"""Read the LayerDefs of a generated module back off its forward methods.
+
+Generated source uses nothing but the ops of the table, so a symbolic trace of each class
+gives its tree again. That is what lets ``save`` describe a module that was made by exec or
+import, in standalone form too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from tpack.layerdef import LayerDef, Param, Program, as_program
+from tpack.layerdef.builtin import BUILTIN
+from tpack.readback.forward import ApartError, read_forward
+from tpack.readback.stored import constructed_with, stored_params
+
+__all__ = ["read_program"]
+
+_BUILTIN = {row.spelling.removeprefix("nn."): row for row in BUILTIN.values()}
+
+
+def read_program(module: nn.Module) -> Program:
+    """The program of an instance of a generated class.
+
+    Raises:
+        LayerDefError: the module does something that no LayerDef says.
+    """
+    reader = _Reader()
+    root = reader.layer(module)
+    program = Program(list(reader.layers.values()), root)
+    return as_program(program)
+
+
+class _Reader:
+    """Reads modules into LayerDefs, one for each class that differs."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, LayerDef] = {}
+
+    def layer(self, module: nn.Module) -> str:
+        """The name of the LayerDef of a module."""
+        wish = type(module).__name__
+        layer = self.definition(module, wish)
+        number = 1
+        while self.layers.setdefault(layer.name, layer) != layer:
+            number += 1
+            layer = LayerDef(f"{wish}{number}", layer.params, layer.body)
+        return layer.name
+
+    def definition(self, module: nn.Module, name: str) -> LayerDef:
+        apart: set[str] = set()
+        while True:
+            params = [*stored_params(module), *self.children(module, apart)]
+            try:
+                inputs, body = read_forward(module, {param.name: param for param in params})
+            except ApartError as error:
+                apart.add(str(error))
+                continue
+            return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
+
+    def children(self, module: nn.Module, apart: set[str]) -> list[Param]:
+        return [
+            param
+            for name, child in module.named_children()
+            for param in self.child_params(name, child, apart)
+        ]
+
+    def child_params(self, name: str, child: nn.Module, apart: set[str]) -> list[Param]:
+        """A child; of a list or dict, its members, where they are not one repeated child."""
+        if type(child) is nn.Identity:
+            return []
+        if type(child) is nn.ModuleList and name not in apart:
+            copies = [self.child(name, item) for item in child]
+            if all(copy == copies[0] for copy in copies):
+                return [replace(copies[0], repeat=len(copies))]
+        if type(child) in (nn.ModuleList, nn.ModuleDict):
+            members = child.named_children()
+            return [
+                p for key, one in members for p in self.child_params(f"{name}.{key}", one, apart)
+            ]
+        return [self.child(name, child)]
+
+    def child(self, name: str, module: nn.Module) -> Param:
+        row = _BUILTIN.get(type(module).__name__)
+        if row is None:
+            return Param(name, "Layer", layer=self.layer(module))
+        args = {param.name: constructed_with(module, param) for param in row.params}
+        defaults = {param.name: param.default for param in row.params}
+        if args.get("scale_dtype") == args.get("dtype"):
+            args.pop("scale_dtype", None)
+        kept = {key: value for key, value in args.items() if value != defaults[key]}
+        return Param(name, "Layer", layer=row.name, args=kept)

@@ -1,0 +1,313 @@
+"""What a forward of a generated class computes: its symbolic trace as statements."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from tpack.build import BINARY, UNARY, op_function
+from tpack.errors import LayerDefError
+from tpack.layerdef import (
+    Assignment,
+    BinaryOp,
+    Dict,
+    Expression,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    Literal,
+    Param,
+    Return,
+    Statement,
+    Tuple,
+    UnaryOp,
+    Unpack,
+    Unspecified,
+)
+from tpack.layerdef.names import is_identifier
+from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, Op, torch_name
+from tpack.layerdef.walking import parts
+from tpack.readback.locals import Tracer
+
+_BINARY = {function: symbol for symbol, function in BINARY.items()}
+_UNARY = {function: symbol for symbol, function in UNARY.items()}
+_FUNCTIONS = {op_function(op): op for op in OPS.values() if op.spelling}
+_METHODS = {op.spelling[1:]: op for op in OPS.values() if op.spelling.startswith(".")}
+#: Ops that are functions of ``tpack.nn``; standalone source defines them itself.
+_OURS = {op.spelling: op for op in OPS.values() if op.spelling.isidentifier()}
+
+
+class ApartError(Exception):
+    """The layers of a list are not applied in order: each is a child of its own."""
+
+
+def read_forward(
+    module: nn.Module, params: dict[str, Param]
+) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
+    """The inputs and statements of one forward.
+
+    Args:
+        params: of the module, by name.
+
+    Raises:
+        ApartError: with the name of a list whose layers are not one repeated child.
+        LayerDefError: it does something that no LayerDef says.
+    """
+    names: dict[str, Any] = type(module).forward.__globals__
+    ours = {names[name]: op for name, op in (PACKED_OPS | _OURS).items() if name in names}
+    tracer = Tracer(tuple(ours), type(module).forward.__code__)
+    try:
+        graph = tracer.trace(module)
+    except NotImplementedError:
+        return (), (Unspecified(),)
+    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
+        raise LayerDefError(
+            f"forward does what no LayerDef says: {error}. Give save a layerdef.",
+            node=type(module).__name__,
+        ) from error
+    return _Body(type(module).__name__, params, ours, tracer.wishes).read(graph)
+
+
+class _Body:
+    def __init__(
+        self,
+        name: str,
+        params: dict[str, Param],
+        ours: dict[Callable[..., Any], Op],
+        wishes: dict[fx.Node, str],
+    ) -> None:
+        self.name = name
+        self.params = params
+        self.ours = ours
+        self.wishes = wishes
+        self.values: dict[fx.Node, Expression] = {}
+        self.statements: list[Statement] = []
+        self.last: dict[fx.Node, int] = {}
+        self.holders: dict[str, fx.Node] = {}
+
+    def read(self, graph: fx.Graph) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
+        nodes = list(graph.nodes)
+        for i, node in enumerate(nodes):
+            for part in node.all_input_nodes:
+                self.last[part] = i
+        inputs = [node for node in nodes if node.op == "placeholder"]
+        self.holders = {str(node.target): node for node in inputs}
+        self.values = {node: Identifier(str(node.target)) for node in inputs}
+        runs = self.runs(nodes)
+        for i, node in enumerate(nodes):
+            if node.op == "output":
+                self.statements.append(Return(self.value(node.args[0])))
+            elif node.op != "placeholder" and node.users and node not in self.values:
+                run = runs.get(node, [node])
+                if node is run[-1]:  # the last call of a loop stands for all
+                    self.take(node, self.node(run[0]), i)
+        return tuple(str(node.target) for node in inputs), tuple(self.statements)
+
+    def runs(self, nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+        """The calls of repeated children, each with all calls of its loop."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for name, param in self.params.items():
+            if param.repeat is None:
+                continue
+            prefix = f"{name}."
+            calls = [n for n in nodes if n.op == "call_module" and str(n.target).startswith(prefix)]
+            for start in range(0, len(calls), param.repeat):
+                run = calls[start : start + param.repeat]
+                if not _is_loop(name, run, param.repeat):
+                    raise ApartError(name)
+                found |= dict.fromkeys(run, run)
+        return found
+
+    def take(self, node: fx.Node, value: Expression, at: int) -> None:
+        """Put the value of a node into a statement, or let it wait for the one that uses it."""
+        if items := [user for user in node.users if _position(user) is not None]:
+            self.unpack(items, value, at)
+            return
+        wish = self.wishes.get(node)
+        alone = len(node.users) == 1 and _depth(value) < _DEEP
+        if isinstance(value, Identifier) or (wish is None and alone):
+            self.values[node] = value
+            return
+        name = self.hold(wish or node.name, node, at)
+        self.statements.append(Assignment(name, value))
+
+    def unpack(self, items: list[fx.Node], value: Expression, at: int) -> None:
+        """A statement for a call with several results."""
+        targets = ["_"] * (1 + max(_position(item) or 0 for item in items))
+        for item in items:
+            if item.users:
+                targets[_position(item) or 0] = self.hold(
+                    self.wishes.get(item, item.name), item, at
+                )
+        self.statements.append(Unpack(targets, value))
+
+    def hold(self, wish: str, node: fx.Node, at: int) -> str:
+        """A name for the value of a node: the source's.
+
+        Where a value of that name is still needed, the source kept it under another one, which
+        leaves no trace: it moves to ``residual``.
+        """
+        old = self.holders.get(wish)
+        if old is not None and not self.is_free(wish, at):
+            other = self.free("residual", at)
+            self.statements.append(Assignment(other, Identifier(wish)))
+            self.give(other, old)
+            del self.holders[wish]
+        name = self.free(wish, at)
+        self.give(name, node)
+        return name
+
+    def give(self, name: str, node: fx.Node) -> None:
+        self.holders[name] = node
+        self.values[node] = Identifier(name)
+
+    def free(self, wish: str, at: int) -> str:
+        name, number = wish, 1
+        while not self.is_free(name, at):
+            number += 1
+            name = f"{wish}{number}" if is_identifier(wish) else f"hidden{number}"
+        return name
+
+    def is_free(self, name: str, at: int) -> bool:
+        if name in self.params or not is_identifier(name):
+            return False
+        return name not in self.holders or self.last.get(self.holders[name], -1) <= at
+
+    # ---- expressions
+
+    def node(self, node: fx.Node) -> Expression:
+        if node.op == "get_attr":
+            return Identifier(str(node.target))
+        if node.op == "call_module":
+            return LayerCall(self.child(str(node.target)), [self.value(arg) for arg in node.args])
+        if node.op == "call_method" and node.target in _METHODS:
+            return self.call(_METHODS[str(node.target)], node)
+        if node.op == "call_function" and callable(node.target):
+            function = node.target
+            if function in _BINARY:
+                left, right = (self.value(arg) for arg in node.args)
+                return BinaryOp(_BINARY[function], left, right)
+            if function in _UNARY:
+                return UnaryOp(_UNARY[function], self.value(node.args[0]))
+            if function is operator.getitem:
+                return self.indexed(node)
+            if function is getattr and node.args[1] == "device":
+                return self.value(node.args[0])  # the op that takes a device takes its tensor
+            if function in self.ours:
+                op = self.ours[function]
+                return self.packed_call(op, node) if op.name in PACKED_OPS else self.call(op, node)
+            if function in _FUNCTIONS:
+                return self.call(_FUNCTIONS[function], node)
+        raise LayerDefError(f"{node.target} is no op of LayerDef.", node=self.name)
+
+    def child(self, path: str) -> str:
+        """The name of the parameter that a module is, or is a copy of."""
+        return path if path in self.params else path.rpartition(".")[0]
+
+    def indexed(self, node: fx.Node) -> Expression:
+        """``x[:, 1:3]`` and ``x[rows, columns]``."""
+        x, index = node.args
+        items = index if isinstance(index, tuple | list) else (index,)
+        parts_ = [item for item in items if item not in (slice(None), ...)]
+        if len(parts_) == 1 and isinstance(parts_[0], slice):
+            at, part = items.index(parts_[0]), parts_[0]
+            dim = at - len(items) if items[0] is ... else at
+            bounds = {"start": part.start, "end": part.stop, "step": part.step}
+            given = {name: self.value(one) for name, one in bounds.items() if one is not None}
+            return FunctionCall("slice", [self.value(x), Literal(dim)], given)
+        if len(parts_) == len(items):
+            return FunctionCall("index", [self.value(x), self.value(tuple(items))])
+        raise LayerDefError(
+            f"indexes by {index!r:.60}, which is no op of LayerDef.", node=self.name
+        )
+
+    def bound(self, op: Op, node: fx.Node) -> dict[str, Any]:
+        names = {torch_name(op.name, param.name): param.name for param in op.params}
+        given = {p.name: arg for p, arg in zip(op.params, node.args, strict=False)}
+        if len(node.args) > len(op.params):  # sizes given one by one
+            given[op.params[-1].name] = node.args[len(op.params) - 1 :]
+        # torch adds defaults that no row has, such as inplace=False
+        named = {names[key]: arg for key, arg in node.kwargs.items() if key in names}
+        return given | named
+
+    def call(self, op: Op, node: fx.Node) -> Expression:
+        values = {name: self.value(arg) for name, arg in self.bound(op, node).items()}
+        defaults = {param.name: param.default for param in op.params}
+        first = [p.name for p in op.params if p.default is REQUIRED and not p.keyword]
+        args = [values.pop(name) for name in first]
+        kept = {k: v for k, v in values.items() if v != Literal(defaults[k])}
+        return FunctionCall(op.name, args, kept)
+
+    def packed_call(self, op: Op, node: fx.Node) -> Expression:
+        """An op on packed bytes as the op on the weight that it stands for."""
+        given = self.bound(op, node)
+        weight = self.value(given.pop("packed"))
+        assert isinstance(weight, Identifier)
+        weight = Identifier(weight.name.removesuffix("_packed"))
+        size = given.pop("group_size", 0)
+        param = self.params.get(weight.name)  # None: a tensor of a child
+        if size and param is not None and param.scale != f"group:{size}":
+            raise LayerDefError(
+                f"scale of {weight.name} does not tell its group size {size}. Give save a "
+                "layerdef.",
+                node=self.name,
+            )
+        if op.name == "dequantize":
+            return weight
+        rest = {
+            name: self.value(arg)
+            for name, arg in given.items()
+            if name not in ("scale", "shape", "layout")
+        }
+        first = rest.pop("ids" if op.name == "ternary_embedding" else "x")
+        bias = rest.pop("bias", Literal(None))
+        args = [first, weight] + ([] if bias == Literal(None) else [bias])
+        return FunctionCall(op.name.removeprefix("ternary_"), args, rest)
+
+    def value(self, arg: Any) -> Expression:
+        if isinstance(arg, fx.Node):
+            return self.values[arg]
+        if isinstance(arg, tuple | list):
+            return Tuple([self.value(item) for item in arg])
+        if isinstance(arg, dict):
+            return Dict({name: self.value(item) for name, item in arg.items()})
+        if isinstance(arg, float) and math.isinf(arg):
+            return Literal("inf" if arg > 0 else "-inf")
+        if isinstance(arg, torch.dtype):
+            return Literal(str(arg).removeprefix("torch."))
+        if arg is None or isinstance(arg, bool | int | float | str):
+            return Literal(arg)
+        raise LayerDefError(f"{arg!r:.60} is no value of LayerDef.", node=self.name)
+
+
+#: Operations in one statement that a reader can still follow.
+_DEEP = 16
+
+
+def _depth(node: Expression) -> int:
+    return 1 + max(map(_depth, parts(node)), default=0)
+
+
+def _position(node: fx.Node) -> int | None:
+    """Which of several results a node is, if it is one."""
+    if node.op != "call_function" or node.target is not operator.getitem:
+        return None
+    return node.args[1] if isinstance(node.args[1], int) else None
+
+
+def _is_loop(name: str, run: list[fx.Node], repeat: int) -> bool:
+    """Whether calls pass on their first result through the copies of a child in order."""
+    if [str(node.target) for node in run] != [f"{name}.{i}" for i in range(repeat)]:
+        return False
+    return all(
+        after.args[:1] == (before,)
+        and set(before.users) == {after}
+        and after.args[1:] == run[0].args[1:]
+        for before, after in pairwise(run)
+    )
