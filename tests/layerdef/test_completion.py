@@ -57,7 +57,7 @@ def test_match():
     ("change", "text"),
     [
         ({"blocks.0.w": None}, "lacks blocks.0.w"),
-        ({"other": (4,)}, "has in surplus other"),
+        ({"other": (4,)}, "also has other"),
         ({"blocks.1.b": (5,)}, "'blocks.1.b' has shape (5,), expected (4,)"),
         ({"blocks.1.w": (64, 4)}, "'blocks.1.w' has shape (64, 4), expected (4, 64)"),
     ],

@@ -323,3 +323,19 @@ def test_a_weight_on_another_device_never_reaches_c(name, which, variant):
     given[which] = given[which].to("meta")
     with torch.no_grad(), pytest.raises((ValueError, RuntimeError), match="meta"):
         getattr(tn, name)(x, given["packed"], given["scale"], given["bias"])
+
+
+@pytest.mark.parametrize("width", [3, COLUMNS - 1, COLUMNS + 1, 2 * COLUMNS])
+def test_matmul_refuses_an_input_of_another_width(width, variant):
+    packed, scale = torch.zeros((COLUMNS, (ROWS + 3) // 4), dtype=torch.uint8), torch.ones(1)
+    x = torch.ones(2, width)
+    for call in (tn.ternary_matmul, lambda *a: torch.ops.tpack.matmul(*a[:3], ROWS)):
+        with pytest.raises((ValueError, RuntimeError), match=f"{COLUMNS}"):
+            call(x, packed, scale, (COLUMNS, ROWS))
+
+
+@pytest.mark.parametrize("channels", [253, 255, 257])
+def test_conv2d_refuses_other_channels(channels, variant):
+    packed, scale = torch.zeros((256, 64), dtype=torch.uint8), torch.ones(1)
+    with pytest.raises((ValueError, RuntimeError), match="256"):
+        tn.ternary_conv2d(torch.ones(1, channels, 2, 2), packed, scale, (256, 256, 1, 1))

@@ -186,7 +186,7 @@ def test_a_missing_weight():
 
 
 def test_a_weight_that_is_there_twice():
-    with pytest.raises(InputError, match="is there beside") as caught:
+    with pytest.raises(InputError, match="is stored twice") as caught:
         read(state_of() | {NAME: torch.ones(SHAPE)}, config())
     assert caught.value.tensor == NAME
 

@@ -33,8 +33,8 @@ def match_slots(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> dict
     surplus = sorted(set(shapes) - set(by_name))
     if missing or surplus:
         parts = [f"lacks {', '.join(missing[:5])}"] if missing else []
-        parts += [f"has in surplus {', '.join(surplus[:5])}"] if surplus else []
-        raise LayerDefError(f"the source {' and '.join(parts)}, as the LayerDefs go.")
+        parts += [f"also has {', '.join(surplus[:5])}"] if surplus else []
+        raise LayerDefError(f"the source does not match the LayerDefs: it {' and '.join(parts)}.")
     for name, slot in by_name.items():
         if slot.param.shape != shapes[name]:
             raise LayerDefError(

@@ -124,6 +124,8 @@ def call(
     native = selection.native
     rows = packed.shape[0]
     inputs = x.shape[-1]
+    if name == "linear_columns" and inputs != rows:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (..., {rows}).")
     group = group_of(scale, rows, width, group_size)
     if native is None or not inputs or group is None:
         return None
@@ -169,7 +171,19 @@ def ternary_linear(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """``x @ weight.T + bias``: weight (out, in), in the dtype of x (..., in)."""
+    """Multiply by a packed weight (out, in): ``x @ weight.T + bias``.
+
+    Args:
+        x: ``(..., in)``, any float dtype; the result has it too.
+        packed: uint8 ``(out, ceil(in / 4))``; in layout t5 ``(out, ceil(in / 5))``.
+        scale: ``(1,)``, ``(out, 1)``, ``(1, in)`` or ``(out, groups)``, float.
+        bias: ``(out,)``, float.
+        group_size: columns that share a scale; 0 infers it from the shapes.
+
+    Raises:
+        ValueError: the shapes of x, packed, scale and bias do not belong together.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
+    """
     return _rows("linear", x, packed, scale, bias, layout, group_size)
 
 
@@ -182,7 +196,11 @@ def ternary_bit_linear(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """Like ``ternary_linear``, with x rounded to int8 per token first."""
+    """Multiply as ``ternary_linear`` does, with x rounded to int8 per token first.
+
+    The arguments and errors are those of ``ternary_linear``; the formula and its source
+    stand in ``tpack.nn.reference.ternary_bit_linear``.
+    """
     return _rows("bit_linear", x, packed, scale, bias, layout, group_size)
 
 
@@ -219,7 +237,19 @@ def ternary_matmul(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """``x @ weight`` for a weight of ``shape`` (in, out)."""
+    """Multiply by a packed weight (in, out): ``x @ weight``.
+
+    Args:
+        x: ``(..., in)``, any float dtype; the result has it too.
+        packed: uint8 ``(in, ceil(out / 4))``; in layout t5 ``(in, ceil(out / 5))``.
+        scale: ``(1,)``, ``(in, 1)``, ``(1, out)`` or ``(in, groups)``, float.
+        shape: ``(in, out)``.
+        group_size: columns that share a scale; 0 infers it from the shapes.
+
+    Raises:
+        ValueError: the shapes of packed and scale do not belong to ``shape``.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
+    """
     check_legal(packed, layout)
     if serves(x, packed, scale, layout):
         if is_plain(x, scale, None):
@@ -245,7 +275,19 @@ def dequantize(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """``scale * trit`` in the logical shape, in the dtype of ``like`` or the scale."""
+    """Unpack a weight and multiply by its scale.
+
+    Args:
+        packed: uint8 ``(*rows, bytes)``.
+        scale: float ``(1,)``, ``(*rows, 1)``, ``(1…, columns)`` or ``(*rows, groups)``.
+        shape: logical shape of the weight, which the result has.
+        like: the result has the dtype of this float tensor, else that of the scale.
+        group_size: columns that share a scale; 0 infers it from the shapes.
+
+    Raises:
+        ValueError: the shapes of packed and scale do not belong to ``shape``.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
+    """
     check_legal(packed, layout)
     dtype = like.dtype if like is not None and like.is_floating_point() else scale.dtype
     columns = math.prod(shape[packed.dim() - 1 :])
@@ -287,10 +329,17 @@ def ternary_embedding(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """Rows ``ids`` of a weight (count, width), in the dtype of the scale.
+    """Look rows of a packed table (count, width) up.
+
+    Args:
+        ids: ``(...)``, integers from 0 to count - 1; the result is ``(..., width)``, in
+            the dtype of the scale.
+        shape: ``(count, width)``.
 
     Raises:
-        IndexError: an id outside the table.
+        IndexError: an id is outside the table.
+        ValueError: the shapes of packed and scale do not belong to ``shape``.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
     """
     check_legal(packed, layout)
     native = selection.native
@@ -341,7 +390,16 @@ def ternary_conv2d(
     layout: str = "t2",
     group_size: int = 0,
 ) -> Tensor:
-    """Convolution: weight (out, in / groups, h, w), x (..., in, height, width).
+    """Convolve with a packed weight (out, in / groups, h, w).
+
+    Args:
+        x: ``(batch, in, height, width)`` or ``(in, height, width)``, any float dtype;
+            the result has it too.
+        shape: ``(out, in / groups, h, w)``.
+
+    Raises:
+        ValueError: the shapes of packed and scale do not belong to ``shape``.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
 
     The weight is unpacked once per call, and torch convolves. Where x has few positions
     and the weight is large, unpacking costs more than the products, and the unfolded
@@ -349,6 +407,7 @@ def ternary_conv2d(
     """
     if (
         x.dim() == 4
+        and x.shape[1] == shape[1]
         and groups == 1
         and not isinstance(padding, str)
         and math.prod(shape) >= LARGE
@@ -384,7 +443,12 @@ FEW, LARGE = 16, 1 << 16
 def ternary_conv1d(
     x: Tensor, packed: Tensor, scale: Tensor, *args: Any, **options: Any
 ) -> Tensor:
-    """Convolution: as the reference, which has the arguments."""
+    """Convolve with a packed weight (out, in / groups, width); see ``reference``.
+
+    Raises:
+        ValueError: the shapes of packed and scale do not belong to the weight.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
+    """
     check_legal(packed, options.get("layout", "t2"))
     return reference.ternary_conv1d(x, packed, scale, *args, **options)
 

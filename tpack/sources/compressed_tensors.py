@@ -62,7 +62,9 @@ def adapt(
         taken |= companions
     for name, weight in weights.items():
         if weight.name in tensors:
-            raise InputError(f"is there beside {name!r}. Remove one.", tensor=weight.name)
+            raise InputError(
+                f"is stored twice, plain and as {name!r}. Remove one of them.", tensor=weight.name
+            )
     result: dict[str, SourceTensor | PackedTensor] = {}
     for name, tensor in tensors.items():
         if name in weights:
