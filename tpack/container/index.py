@@ -99,12 +99,12 @@ def write_index(path: Path, weight_map: Mapping[str, str], metadata: Mapping[str
 
 
 def description_digest(metadata: Mapping[str, str]) -> str:
-    """SHA-256 of the description in the ``__metadata__`` of a shard."""
+    """Return the SHA-256 of the description in the ``__metadata__`` of a shard."""
     return digest([metadata["tpack"].encode()])
 
 
 def _own_digest(data: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of an index without its own digest."""
+    """Return the SHA-256 of the canonical JSON of an index without its own digest."""
     metadata = data["metadata"]
     tie = {key: value for key, value in metadata["tpack"].items() if key != "sha256"}
     rest = {**data, "metadata": {**metadata, "tpack": tie}}
@@ -126,7 +126,7 @@ def _holds(data: Mapping[str, Any], text: bytes) -> bool:
 
 
 def read_index(path: Path) -> Index:
-    """Read an index and make sure that its files are there, and no others like them.
+    """Read an index; check that its files are there, and no other shards beside them.
 
     Raises:
         FormatError: rule R18: malformed, or an entry that leads out of the folder.
@@ -156,7 +156,7 @@ def read_index(path: Path) -> Index:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name is that of a file in the same folder, and nothing else.
+    """Return whether a name is a plain file name, without a path.
 
     Example:
         >>> is_plain_name("model-00001-of-00002.safetensors"), is_plain_name("../x")

@@ -1,4 +1,4 @@
-"""Open an input file, or say why it is none."""
+"""Open an input file, or say why it cannot be read."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Origin:
 
     @classmethod
     def of(cls, file: Checkpoint) -> Origin:
-        """The origin of what is loaded from a checkpoint."""
+        """Return the origin of the weights that are loaded from a checkpoint."""
         document = file.document
         return cls(
             dict(document.tensors),
@@ -40,7 +40,7 @@ class Origin:
         )
 
     def entry(self, name: str, now: TernaryEntry, dtype: str) -> TernaryEntry:
-        """The entry of a weight as it is now, with what is known of its source.
+        """Return the entry of a weight as it is now, with what is known of its source.
 
         Args:
             now: its form and digests; the layout may be another than it had.
@@ -53,5 +53,5 @@ class Origin:
 
 
 def _identity(entry: TernaryEntry) -> tuple[object, ...]:
-    """What two entries of one weight have in common."""
+    """The fields in which two entries of the same weight agree."""
     return entry.shape, entry.split, entry.scale, entry.sha256, entry.scale_sha256

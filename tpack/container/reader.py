@@ -103,7 +103,7 @@ class Checkpoint:
             self._resources = resources.pop_all()
 
     def _join(self) -> Document:
-        """The description of the whole; rule R19 is checked on the way."""
+        """Join the descriptions of the files to one, and check R19."""
         if len(self.files) == 1 and self.files[0].document.shard is None:
             return self.files[0].document
         described = []
@@ -218,7 +218,7 @@ class Checkpoint:
 
 
 def _parts(path: Path) -> tuple[Index | None, list[Path]]:
-    """The index of a folder, if it has one, and the files of a checkpoint.
+    """Return the index of a folder, if it has one, and the files of the checkpoint.
 
     Raises:
         InputError: a folder without a checkpoint in it, or with shards that do not fit its index.
@@ -235,7 +235,7 @@ def _parts(path: Path) -> tuple[Index | None, list[Path]]:
 
 
 def _check_index(index: Index, files: tuple[CheckpointFile, ...]) -> None:
-    """R19: every tensor is in the file that the index names."""
+    """Check R19: every tensor is in the file that the index names."""
     for file in files:
         named = {name for name, home in index.weight_map.items() if home == file.path.name}
         if wrong := named ^ set(file.entries):
@@ -245,7 +245,7 @@ def _check_index(index: Index, files: tuple[CheckpointFile, ...]) -> None:
 
 
 def _check_tie(index: Index, files: tuple[CheckpointFile, ...]) -> None:
-    """R20: the shards are those that the index was written for, where it says so."""
+    """Check R20: the shards are those that the index was written for, if it has digests."""
     described = index.described()
     if described is None:
         return
@@ -260,6 +260,6 @@ def _check_tie(index: Index, files: tuple[CheckpointFile, ...]) -> None:
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a safetensors file with a tpack description, well formed or not."""
+    """Return whether a file is safetensors with a tpack description, even a malformed one."""
     with TensorFile(path) as file:
         return "tpack" in file.metadata

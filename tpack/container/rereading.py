@@ -1,4 +1,4 @@
-"""A file that is read again once it is written: what the disk gives back is what was meant."""
+"""A file that is read back after writing, to prove that the disk holds what was written."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class CheckedFile:
 
 
 def _digest(handle: int, start: int, stop: int) -> str:
-    """SHA-256 of bytes ``start`` to ``stop``, or of what there is of them."""
+    """Return the SHA-256 of bytes ``start`` to ``stop``, as far as the file has them."""
     state, view = hashlib.sha256(), memoryview(bytearray(min(_PIECE, stop - start)))
     while start < stop:
         count = os.preadv(handle, [view[: stop - start]], start)

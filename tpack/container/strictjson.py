@@ -104,7 +104,7 @@ def _measure(text: bytes) -> tuple[int, int, int]:
 
 
 def _count_keys(data: Any) -> int:
-    """The keys of all objects in it."""
+    """Count the keys of all objects in a text of JSON."""
     count, found = 0, [data]
     for item in found:  # which grows on the way
         if type(item) is dict:
@@ -116,7 +116,7 @@ def _count_keys(data: Any) -> int:
 
 
 def _twice(text: str) -> str:
-    """The key that an object has twice."""
+    """Return the first key that an object has twice."""
     twice: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:

@@ -62,7 +62,7 @@ def check_legal(packed: Tensor, layout: str = "t2", name: str | None = None) -> 
 
 
 def accept(packed: Tensor) -> None:
-    """Take the bytes of a tensor for legal as they are now."""
+    """Note that the bytes of a tensor, as they are now, hold codes only."""
     key = id(packed)
     version = 0 if packed.is_inference() else packed._version  # noqa: SLF001
     _KNOWN[key] = weakref.ref(packed, lambda _: _KNOWN.pop(key, None)), version
@@ -94,7 +94,7 @@ def _error(packed: Tensor, first: int, layout: str, named: str | None) -> Format
 
 
 def _first_illegal(packed: Tensor, layout: str) -> int | None:
-    """The position of the first byte that no encoder of the layout writes."""
+    """Find the first byte that no encoder of the layout writes."""
     flat = packed.contiguous().reshape(-1)
     if packed.is_cpu and layout == "t2":
         return _first_code_3(flat.numpy())
@@ -106,7 +106,7 @@ def _first_illegal(packed: Tensor, layout: str) -> int | None:
 
 
 def _first_code_3(data: npt.NDArray[np.uint8]) -> int | None:
-    """Eight bytes at a time: a code is 3 where both of its bits are set."""
+    """Find code 3, whose bits are both set, eight bytes at a time."""
     whole = len(data) - len(data) % 8
     words, space = data[:whole].view(np.uint64), np.empty(_WORDS, np.uint64)
     for start in range(0, len(words), _WORDS):
@@ -120,13 +120,13 @@ def _first_code_3(data: npt.NDArray[np.uint8]) -> int | None:
 
 
 def _first_of(data: npt.NDArray[np.uint8], start: int) -> int | None:
-    """The first byte with code 3 from ``start`` on, in one of the pieces."""
+    """Find the first byte with code 3 from ``start`` on, within one piece."""
     bad = ~LAYOUTS["t2"].valid[data[start : start + 8 * _WORDS]]
     return start + int(bad.argmax()) if bad.any() else None
 
 
 def _illegal(flat: Tensor, layout: str) -> Tensor:
-    """Which bytes no encoder writes, on any device.
+    """Return which bytes no encoder writes, on any device.
 
     In layout t5 a byte is ceil(256 · v / 243): then 243 · byte exceeds a multiple of
     256 by less than 243.

@@ -33,7 +33,7 @@ _tracing = torch._C._get_tracing_state  # noqa: SLF001
 
 
 def serves(x: Tensor, packed: Tensor, scale: Tensor, layout: str) -> bool:
-    """Whether the operators of ``torch.ops.tpack`` compute this in C."""
+    """Return whether the operators of ``torch.ops.tpack`` compute this in C."""
     return (
         layout == "t2"
         and packed.dtype == torch.uint8
@@ -46,7 +46,7 @@ def serves(x: Tensor, packed: Tensor, scale: Tensor, layout: str) -> bool:
 
 
 def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
-    """Whether nothing but the result is wanted: no gradient, no tracing, no mode."""
+    """Return whether only the result is wanted: no gradient, no tracing, no mode."""
     if torch.is_grad_enabled() and (
         x.requires_grad
         or scale.requires_grad
@@ -63,10 +63,10 @@ def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
 
 
 def group_of(scale: Tensor, rows: int, columns: int, group_size: int) -> int | None:
-    """What a scale belongs to, as kernels say it; None where they do not take it.
+    """Return the kernels' number for a granularity; None if they do not take it.
 
     Raises:
-        ValueError: its shape is that of no scale of a weight (rows, columns).
+        ValueError: no scale of a weight (rows, columns) has this shape.
     """
     shape = scale.shape
     if shape == (1,):
@@ -84,10 +84,10 @@ def group_of(scale: Tensor, rows: int, columns: int, group_size: int) -> int | N
 
 
 def check_stored(packed: Tensor, scale: Tensor, rows: int, columns: int) -> None:
-    """Make sure that packed bytes are those of a weight (rows, columns).
+    """Check shape, dtype and device of the packed bytes of a weight (rows, columns).
 
     Raises:
-        ValueError: they are not; the extension does not check.
+        ValueError: one of them is another; the extension does not check.
     """
     width = (columns + 3) // 4
     if packed.shape != (rows, width) or packed.dtype != torch.uint8:

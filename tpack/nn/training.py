@@ -45,7 +45,7 @@ class Frozen:
     layout: str
 
     def master(self, device: torch.device) -> Tensor:
-        """The master that training begins with: float32, or float64 as the scale."""
+        """Return the first master: float32, or float64 if the scale is."""
         scale = self.scale.detach().to(device)
         weight = dequantize(
             self.packed.to(device),
@@ -57,7 +57,7 @@ class Frozen:
         return self.rule.master(weight)
 
     def pack(self, master: Tensor) -> tuple[Tensor, nn.Parameter]:
-        """Bytes and scale of a master; those that were there if nothing trained it.
+        """Return bytes and scale of a master; the old ones if nothing trained it.
 
         Raises:
             InputError: the master has NaN or infinity, or its scale overflows.
@@ -84,7 +84,7 @@ class Frozen:
 
 
 class Unfrozen(nn.Module):
-    """What the class of an owner has while its weights are float masters.
+    """What a module's class also has while its weights are float masters.
 
     Its attributes start with ``_tpack``, which no name of a LayerDef does.
     """
@@ -177,12 +177,12 @@ def freeze(module: Module) -> Module:
 
 
 def is_unfrozen(module: nn.Module) -> bool:
-    """Whether some weight of a module is a float master."""
+    """Return whether some weight of a module is a float master."""
     return any(isinstance(owner, Unfrozen) for owner in module.modules())
 
 
 def rules(module: nn.Module) -> dict[str, Rule]:
-    """How each float master of a module becomes ternary, by the path of the master."""
+    """Return how each float master becomes ternary, by the path of the master."""
     return {
         _path(prefix, name): frozen.rule
         for prefix, owner in module.named_modules()
@@ -203,19 +203,19 @@ def _path(prefix: str, name: str) -> str:
 
 
 def _packed(owner: nn.Module) -> Iterator[str]:
-    """The weights of a module's own that are packed."""
+    """Return the packed weights that a module owns itself."""
     buffers = dict(owner.named_buffers(recurse=False))
     shapes: dict[str, Any] = getattr(owner, "ternary_shapes", {})
     return (name for name in shapes if f"{name}_packed" in buffers)
 
 
 def _masters(owner: Any) -> dict[str, Frozen]:
-    """The weights of a module's own that are masters."""
+    """Return the masters that a module owns itself."""
     return getattr(owner, "_tpack_frozen", {})
 
 
 def _is_layer(owner: Any) -> bool:
-    """Whether an owner is a layer of ``tpack.nn``, or one written out in source."""
+    """Return whether a module is of ``tpack.nn``, or its copy in generated source."""
     return isinstance(getattr(owner, "options", None), dict)
 
 
@@ -267,7 +267,7 @@ def _freeze(owner: Any, name: str, packed: Tensor, scale: nn.Parameter) -> None:
 
 
 def _replace(owner: nn.Module, old: str, new: str, value: nn.Parameter) -> None:
-    """Put a parameter in the place of another: an optimizer numbers them in order."""
+    """Put a parameter in the place of another: optimizers number them in order."""
     names = [new if name == old else name for name in owner._parameters]  # noqa: SLF001
     delattr(owner, old)
     owner.register_parameter(new, value)
@@ -276,7 +276,7 @@ def _replace(owner: nn.Module, old: str, new: str, value: nn.Parameter) -> None:
 
 
 def _set_masters(owner: Any, masters: dict[str, Frozen]) -> None:
-    """Give an owner the class for these masters; its own class where there are none."""
+    """Give a module the class for these masters; its own class if there are none."""
     base = owner._tpack_class  # noqa: SLF001
     owner._tpack_frozen = masters  # noqa: SLF001
     owner.__class__ = _class(base, tuple(masters)) if masters else base
@@ -286,7 +286,7 @@ def _set_masters(owner: Any, masters: dict[str, Frozen]) -> None:
 
 @cache
 def _class(base: Any, names: tuple[str, ...]) -> type[Unfrozen]:
-    """The class of an owner whose weights ``names`` are masters."""
+    """Return the class of a module whose weights ``names`` are masters."""
     members: dict[str, Any] = {"__module__": base.__module__, "__doc__": base.__doc__}
     for name in names:
         members[f"{name}_packed"] = property(_ternary(name), _refuse)
@@ -317,6 +317,6 @@ def _refuse(owner: nn.Module, _: Any) -> None:
 
 
 def _blank(base: Any, names: tuple[str, ...]) -> Unfrozen:
-    """An unfrozen owner without content, for copies and pickles to fill."""
+    """Return an empty unfrozen module, for copies and pickles to fill."""
     cls = _class(base, names)
     return cls.__new__(cls)

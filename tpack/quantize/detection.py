@@ -16,7 +16,7 @@ _TENSOR = Scale.parse("tensor")
 
 @dataclass(frozen=True)
 class Detected:
-    """What one pass over a weight tells.
+    """What one pass over a weight found.
 
     Attributes:
         wanted: the granularity that was asked for; None for any.

@@ -66,7 +66,7 @@ class Found:
 
     @property
     def by_chance(self) -> bool:
-        """Whether weights of models that are not ternary often are so too."""
+        """Whether weights of float models are often ternary in the same way, by chance."""
         return self.signs < 2 or self.agreeing < EVIDENCE or self.underflow
 
 
@@ -85,7 +85,7 @@ def find(weight: Weight, statistics: Statistics, wanted: Scale | None) -> Found 
 
 
 def fit_exact(weight: Weight, statistics: Statistics, found: Found) -> Fit | None:
-    """The fit of a weight that is ternary; None where its scale is none that a file can hold.
+    """Fit a weight that is ternary; None if no file can hold its scale.
 
     Where the scale must be rounded (float64), the method is ``mse``: no other trits are nearer.
     """
@@ -100,7 +100,7 @@ def fit_exact(weight: Weight, statistics: Statistics, found: Found) -> Fit | Non
 
 
 def _cheapest_first(statistics: Statistics, wanted: Scale | None) -> list[tuple[Scale, Array]]:
-    """All granularities that are exact, with the s of their sets."""
+    """List all granularities that are exact, cheapest first, with the s of their sets."""
     found = [] if statistics.columns is None else [(_COLUMN, statistics.columns)]
     scales, of = statistics.scales, statistics.group
     if wanted is None:
@@ -118,14 +118,14 @@ def _cheapest_first(statistics: Statistics, wanted: Scale | None) -> list[tuple[
 
 
 def _holds(granularity: Scale, group: Scale) -> bool:
-    """Whether sets may be joined from these groups, which are the largest of their kind."""
+    """Return whether coarser sets may be joined from these groups, the largest of their kind."""
     if group == FINE:
         return granularity.group_size in SMALL
     return granularity.group_size not in SMALL
 
 
 def _is_worth_it(weight: Weight, granularity: Scale, sets: int) -> bool:
-    """Whether packing makes a weight smaller; for small groups, small enough."""
+    """Return whether packing makes a weight smaller; in small groups, small enough."""
     size = 8 * BY_NAME[weight.scale_dtype].size
     if granularity.group_size in SMALL and 2 + size / granularity.group_size > MOST_BITS:
         return False
@@ -140,7 +140,7 @@ _NEGATIVE, _POSITIVE = (
 
 
 def _signs(weight: Weight, statistics: Statistics, enough: int) -> tuple[int, int]:
-    """How many values are not zero, and how many signs they have; as far as must be read."""
+    """Count the values that are not zero, and their signs, reading no further than needed."""
     negative = positive = 0
     packed = statistics.packed
     for below, above in (

@@ -75,7 +75,7 @@ def make_fit(
 def repeat_scale(
     scale: Array, old: Scale, new: Scale, columns: int, shape: tuple[int, ...]
 ) -> Array:
-    """A scale at a finer granularity: each value repeated for the parts of its set.
+    """Repeat a scale at a finer granularity: each value for all parts of its set.
 
     ``old.can_repeat(new)`` tells whether there is one.
 

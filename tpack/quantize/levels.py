@@ -73,7 +73,7 @@ def find_levels(weight: Weight, probe: Weight) -> Levels | None:
 
 
 def _of_tensor(weight: Weight) -> tuple[Array, Array] | None:
-    """All values of a weight, in order, and how often each is there; None if there are many."""
+    """Sort the different values of a weight, and count each; None if there are many."""
     levels = np.zeros(0, weight.real)
     counts = np.zeros(0, np.int64)
     for piece in in_pieces(weight, _SETS[0], lambda piece: piece):
@@ -96,7 +96,7 @@ def _of_tensor(weight: Weight) -> tuple[Array, Array] | None:
 
 
 def _of_sets(weight: Weight, granularity: Scale) -> Levels | None:
-    """The levels of the first set with the most; None where a set has many, or each its own."""
+    """Return the levels of the first set with the most; None if a set has many, or each its own."""
     width = granularity.group_size or weight.columns
     nonzero = different = most = 0
     found: Levels | None = None
@@ -119,14 +119,14 @@ def _of_sets(weight: Weight, granularity: Scale) -> Levels | None:
 
 
 def is_even(levels: Array, dtype: str) -> bool:
-    """Whether levels are evenly spaced, but for the rounding of their dtype."""
+    """Return whether levels are evenly spaced, up to the rounding of their dtype."""
     steps = np.diff(levels.astype(np.float64))
     least = float(np.abs(levels).max()) * ROUNDING.get(dtype, 2.0**-22)
     return bool(np.ptp(steps) <= least)
 
 
 def offset(levels: Array, dtype: str) -> tuple[float, float] | None:
-    """The c and s of ``{c-s, c, c+s}``, c not 0; None where levels are others."""
+    """Return c and s of levels ``{c-s, c, c+s}``, c not 0; None for other levels."""
     if len(levels) != 3 or levels[1] == 0 or not is_even(levels, dtype):
         return None
     return float(levels[1]), float(levels[2].astype(np.float64) - levels[0]) / 2

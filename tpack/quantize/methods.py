@@ -83,7 +83,7 @@ def mse(weight: Weight, granularity: Scale, _: Statistics) -> Fit:
 
 
 def _parts(weight: Weight, granularity: Scale) -> Iterator[Array]:
-    """|w| of each row or group."""
+    """Return |w| of each row or group."""
     width = granularity.group_size or max(weight.columns, 1)
     for size in in_pieces(weight, granularity, lambda p: np.abs(p.values), whole_rows=True):
         for row in size:
@@ -91,7 +91,7 @@ def _parts(weight: Weight, granularity: Scale) -> Iterator[Array]:
 
 
 def _whole(weight: Weight, granularity: Scale) -> Iterator[Array]:
-    """|w| of the tensor, or of each column."""
+    """Return |w| of the tensor, or of each column."""
     sizes = np.empty((weight.rows, weight.columns), weight.real)
     for piece in in_pieces(weight, granularity, lambda piece: piece):
         np.abs(piece.values, out=sizes[piece.here])
@@ -121,7 +121,7 @@ def method_named(name: str) -> Callable[[Weight, Scale, Statistics], Fit]:
 
 
 def _best_cut(descending: Array) -> tuple[float, float]:
-    """Scale and threshold (exclusive) of the best cut of |w| sorted from large to small.
+    """Find scale and threshold (exclusive) of the best cut of |w| sorted from large to small.
 
     The sorted values are scanned in blocks, so that a tensor needs no second copy in
     float64.

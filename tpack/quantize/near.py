@@ -1,4 +1,4 @@
-"""Find weights that are ternary but for a few values, or but for rounding."""
+"""Find weights that are ternary except for a few values, or for rounding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVIDENCE = 8
 
 @dataclass
 class Deviants:
-    """Values that are none of ``{-s, 0, +s}``.
+    """Values of a weight that are not in ``{-s, 0, +s}``.
 
     Attributes:
         count: how many.
@@ -65,7 +65,7 @@ class Near:
     sets: int = 0
 
     def is_few(self, deviants: Deviants) -> bool:
-        """Whether so few deviate, and so many agree, that the weight is nearly ternary."""
+        """Whether few enough values deviate for the weight to be nearly ternary."""
         few = deviants.count <= max(1, self.nonzero // FEW)
         return few and deviants.agreeing - self.sets >= max(EVIDENCE, self.sets // 2)
 
@@ -106,7 +106,7 @@ class Near:
         return known
 
     def _place(self, at: int, place: int, shape: tuple[int, ...]) -> tuple[int, int]:
-        """Row and column in a piece of a value of a set."""
+        """Return row and column, in its piece, of a value of a set."""
         kind = self.granularity.kind
         if kind == "tensor":
             return divmod(place, shape[1])
@@ -156,7 +156,7 @@ def _pieces(weight: Weight) -> Iterator[Piece]:
 
 
 def _sets(values: Array, granularity: Scale) -> Array:
-    """The values of each set of a piece, ``(sets, values in a set)``, filled up with zeros."""
+    """Lay out the values of each set of a piece, ``(sets, values in a set)``, padded with zeros."""
     if granularity.kind == "tensor":
         return values.reshape(1, -1)
     if granularity.kind == "column":
@@ -165,7 +165,7 @@ def _sets(values: Array, granularity: Scale) -> Array:
 
 
 def _scales(sizes: Array) -> Array:
-    """The s that fits most values of each set, 0 where all are zero.
+    """Find the s that fits most values of each set, 0 where all are zero.
 
     It is the median of |w|: of those that are not zero, or, where zeros are noise, of those that
     are not small. The one from which fewer differ is taken.

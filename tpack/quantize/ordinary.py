@@ -1,4 +1,4 @@
-"""Tell an ordinary float weight by a few of its values, before more is asked of it.
+"""Recognise an ordinary float weight by a few of its values, before costlier searches.
 
 Nearly all weights that are not ternary are ordinary ones, and models have thousands of them: what
 is done for each of them has to take less time than its conversion.
@@ -54,7 +54,7 @@ def is_ordinary(weight: Weight) -> bool:
 
 
 def _close(sizes: Array) -> float:
-    """The part of neighbours in order of size, in sets of 32, that are as good as equal."""
+    """Return the share of neighbours, sorted by size in sets of 32, that are practically equal."""
     sets = sizes[:, : len(sizes[0]) // 32 * 32 or None]
     ordered = np.sort(sets.reshape(-1, min(32, sets.shape[1])), axis=1)
     gaps = np.diff(ordered, axis=1)

@@ -44,7 +44,7 @@ class Place:
         )
 
     def part(self, sets: Array, granularity: Scale) -> Array:
-        """What belongs to the sets of this piece, of an array with one value for each set.
+        """Return the part of an array, one value for each set, that belongs to this piece.
 
         Args:
             sets: in the shape of a scale, or ``(rows, sets in a row)``.
@@ -83,7 +83,7 @@ class Piece(Place):
 
 
 def for_kernels(weight: Weight, granularity: Scale) -> bool:
-    """Whether the kernels take a weight with this granularity; if not, numpy serves."""
+    """Return whether the kernels take a weight at this granularity; if not, numpy serves."""
     if weight.dtype == "float64" or granularity.kind == "column":
         return False
     return granularity.group_size % RANGE_GROUP == 0

@@ -29,7 +29,7 @@ FOURS, IN_MOST = 64, 0.9
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a weight is that is not ternary, and no ordinary float weight either.
+    """A weight that is neither ternary nor an ordinary float weight, and what it is.
 
     Attributes:
         kind: a short phrase, the same for all weights of the kind: ``nearly ternary``.
@@ -119,7 +119,7 @@ def _levels(levels: Levels, dtype: str) -> Recognised | None:
 
 
 def _name(values: Any, dtype: str) -> tuple[str, str, str]:
-    """Kind, text and advice for the different values of a weight, in order."""
+    """Return kind, text and advice for the sorted different values of a weight."""
     count = len(values)
     listed = ", ".join(map(number, values[:MOST_LISTED]))
     if count > MOST_LISTED:
@@ -160,7 +160,7 @@ def _sparse(weight: Weight, probe: Weight) -> Recognised | None:
 
 
 def _least_zeros(weight: Weight, expected: int) -> int:
-    """How many zeros at least all sets of four columns have, and most have no more; else 0."""
+    """Return how many zeros every set of four columns has at least, if most have just so many."""
     if weight.columns % 4:
         return 0
     counts = np.zeros(5, np.int64)
@@ -180,5 +180,5 @@ def _least_zeros(weight: Weight, expected: int) -> int:
 
 
 def number(value: Any) -> str:
-    """The shortest text that gives back a number in its dtype."""
+    """Return the shortest text that gives back a number in its dtype."""
     return str(value).removesuffix(".0")

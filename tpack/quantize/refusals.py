@@ -1,4 +1,4 @@
-"""Say why a weight is not ternary: its first value that no scale explains."""
+"""Explain why a weight is not ternary: the first value that no scale explains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 
 def refuse(weight: Weight, detected: Detected) -> NotTernaryError:
-    """The error that says why a weight is not ternary.
+    """Return the error that says why a weight is not ternary.
 
     Args:
         detected: of this weight; without an exact fit.
@@ -46,7 +46,11 @@ def refuse(weight: Weight, detected: Detected) -> NotTernaryError:
 
 
 def _first_other(weight: Weight, scope: Scale) -> tuple[tuple[int, ...], float, float]:
-    """Index and value of the first weight unlike one before it in its set, and that one's |w|."""
+    """Find the first weight whose |w| differs from one before it in its set.
+
+    Returns:
+        Its index in the logical shape, its value, and the |w| before it.
+    """
     before = 0.0  # |w| in a set that began in another piece
     columns = np.zeros((1, weight.columns), weight.real)  # the same of each column
     for piece in in_pieces(weight, scope, lambda piece: piece):

@@ -25,7 +25,7 @@ _ROW = Scale.parse("row")
 
 
 def kernel_group(granularity: Scale) -> int:
-    """What the kernels call a granularity."""
+    """Return the number by which the kernels know a granularity."""
     return granularity.group_size or ("tensor", "row").index(granularity.kind)
 
 
@@ -77,7 +77,7 @@ class Sums:
 
 
 def counts(weight: Weight, granularity: Scale) -> Doubles:
-    """How many weights each set has, in a shape that broadcasts to that of the sums."""
+    """Count the weights of each set, in a shape that broadcasts to that of the sums."""
     if granularity.kind == "tensor":
         return np.array([float(weight.rows * weight.columns)])
     if granularity.kind == "column":

@@ -1,4 +1,4 @@
-"""What one pass over a weight tells: whether it is ternary, and the sums of |w|."""
+"""What one pass over a weight finds out: whether it is ternary, and the sums of |w|."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _join_columns(scales: Array, factor: int) -> Array | None:
 
 
 def _differ(one: Array, other: Array) -> bool:
-    """Whether the s of two sets, 0 where all are zero, forbid to join them."""
+    """Return where the s of two sets (0: all zero) differ, so that they cannot be joined."""
     return bool(((one != other) & (one != 0) & (other != 0)).any())
 
 
@@ -199,7 +199,7 @@ class _Survey:
         return Statistics(self.granularity, self.sums.values, group, scales, columns, packed)
 
     def _join(self, parts: list[_Part]) -> Array | None:
-        """The s of all columns; None where they differ, or where the tensor has just one."""
+        """Return the s of all columns; None if they differ, or the tensor has only one s."""
         sizes = {part.size for part in parts if part.size != 0}
         if self.wanted is None and len(sizes) < 2 and None not in sizes:
             return None
@@ -234,7 +234,7 @@ def _fill(piece: Piece, scales: Array) -> bool:
 
 
 def _columns(piece: Piece) -> Array | None:
-    """The s of each column of a piece; None where a column is not ternary."""
+    """Return the s of each column of a piece; None if a column is not ternary."""
     double = piece.stored.dtype == np.float64
     sizes: Array = np.zeros(piece.columns, np.float64 if double else np.float32)
     for rows in _glances(piece):
@@ -250,7 +250,7 @@ def _columns(piece: Piece) -> Array | None:
 
 
 def _glances(piece: Piece) -> Iterator[slice]:
-    """Rows to look at, more and more at a time."""
+    """Yield ranges of rows to look at, more and more at a time."""
     start, step = 0, max(1, GLANCE // piece.columns)
     while start < piece.rows:
         yield slice(start, start + step)
@@ -258,13 +258,13 @@ def _glances(piece: Piece) -> Iterator[slice]:
 
 
 def _one_size(largest: Array) -> float | None:
-    """The one |w| of all sets that are not zero; 0 where all are; None where there are more."""
+    """Return the one |w| of all sets that are not zero; 0 if all are; None if there are several."""
     size = largest.max(initial=0)
     return float(size) if ((largest == size) | (largest == 0)).all() else None
 
 
 def _used(packed: Bytes, columns: int) -> npt.NDArray[np.bool_]:
-    """Which columns hold a trit that is not 0, ``(columns,)``."""
+    """Return which columns hold a trit that is not 0, bool ``(columns,)``."""
     # code 1 of each column is 0 in the exclusive or, both others are not
     bits = np.bitwise_or.reduce(packed ^ np.uint8(0x55), axis=0)
     codes = (bits[:, None] >> np.arange(0, 8, 2, dtype=np.uint8)) & 3

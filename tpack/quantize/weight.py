@@ -112,7 +112,7 @@ class Weight:
 
 
 def changed() -> InputError:
-    """The error for a weight that is not what it was when it was read before."""
+    """Return the error for a weight that changed between two readings."""
     return InputError(
         "holds other values than when it was read before. Convert it again while nothing writes "
         "to it."

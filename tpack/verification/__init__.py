@@ -95,7 +95,7 @@ def verify_file(file: Checkpoint) -> VerificationReport:
 
 
 def _verify(file: Checkpoint) -> tuple[VerificationReport, dict[str, Checks]]:
-    """What is wrong with the descriptions, and the checks of each tensor."""
+    """Check the descriptions and each tensor; return what is wrong, and a row for each."""
     report = VerificationReport(str(file.path))
     if not file.digest_holds:
         report.problems.append(

@@ -73,7 +73,7 @@ def _owner(aliases: Mapping[str, str], name: str) -> str:
 
 
 def _compared(file: Checkpoint, before: Checks, tensor: SourceTensor | PackedTensor) -> Checks:
-    """The checks of a weight with those against a tensor of the source."""
+    """Add the checks against a tensor of the source to those of a weight."""
     checks = replace(before, held=dict(before.held), failed=list(before.failed))
     if isinstance(tensor, PackedTensor):
         _compare_packed(file, checks, tensor)
@@ -107,7 +107,7 @@ def _compare_kept(file: Checkpoint, checks: Checks, tensor: SourceTensor | Packe
 def _may_be_compared(
     checks: Checks, entry: TernaryEntry, dtype: str, shape: tuple[int, ...]
 ) -> bool:
-    """Whether a source has the form of a weight, which has codes that can be read."""
+    """Return whether a source has the shape of a weight whose codes can be read."""
     wanted = dtype if entry.method == UNKNOWN else entry.source_dtype  # no dtype is claimed
     return _same_form(checks, (wanted, entry.shape), (dtype, shape)) and checks.held["codes"]
 
@@ -197,7 +197,7 @@ def _compare_quantized(file: Checkpoint, checks: Checks, weight: Weight) -> None
 
 
 def _gives(fit: Fit, file: Checkpoint, name: str, weight: Weight) -> bool:
-    """Whether a fit of a weight has the scales and the trits that are stored."""
+    """Return whether a fit gives the scales and the trits that are stored."""
     stored, expected = _scales(fit, file, name)
     if not np.array_equal(stored, expected):
         return False
@@ -207,7 +207,7 @@ def _gives(fit: Fit, file: Checkpoint, name: str, weight: Weight) -> bool:
 
 
 def _scales(fit: Fit, file: Checkpoint, name: str) -> tuple[Array, Array]:
-    """The stored scale and that of a fit, repeated as far as the stored one is."""
+    """Return the stored scale and that of a fit, at the same granularity."""
     entry = file.document.tensors[name]
     stored, dtype, own = file.scale(name)
     scale = widen(fit.scale, fit.dtype)
@@ -216,7 +216,7 @@ def _scales(fit: Fit, file: Checkpoint, name: str) -> tuple[Array, Array]:
 
 
 def _fits(file: Checkpoint, name: str, weight: Weight) -> Iterator[Fit]:
-    """What the method of a weight gives at the granularities that it may have been used at.
+    """Yield the fits of a weight's method at each granularity it may have been used at.
 
     The one that is stored comes first. A scale may have been repeated to it, so that layers share
     a LayerDef: then the coarser ones come into question over which the stored scale is constant.
@@ -236,7 +236,7 @@ def _fits_at(granularity: Scale, method: str, weight: Weight) -> Iterator[Fit]:
 
 
 def _coarser(own: Scale, stored: Array) -> Iterator[Scale]:
-    """The coarser granularities over which a scale is constant; of groups the largest."""
+    """Return the coarser granularities over which a scale is constant; of groups the largest."""
     rows = stored.reshape(-1, stored.shape[-1])
     for text in ("tensor", "row"):
         at = Scale.parse(text)
@@ -252,6 +252,6 @@ def _coarser(own: Scale, stored: Array) -> Iterator[Scale]:
 
 
 def _is_constant(rows: Array, count: int) -> bool:
-    """Whether every ``count`` values of a row are the same."""
+    """Return whether every ``count`` values of a row are the same."""
     first = np.arange(rows.shape[1]) // count * count
     return np.array_equal(rows, rows[:, first])

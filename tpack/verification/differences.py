@@ -87,7 +87,7 @@ def of_kept(
 
 
 def _rows(weight: Weight, entry: TernaryEntry, first: int, count: int) -> Array:
-    """Values of a source as rows ``(count, columns)``."""
+    """Return values of a source as rows ``(count, columns)``."""
     start = first * entry.columns
     return weight.read(start, start + count * entry.columns).reshape(count, entry.columns)
 
@@ -95,7 +95,7 @@ def _rows(weight: Weight, entry: TernaryEntry, first: int, count: int) -> Array:
 def _first(
     what: str, shape: tuple[int, ...], parts: Iterator[Part], *, made: bool
 ) -> Difference | None:
-    """The first difference among parts.
+    """Return the first difference among parts.
 
     Args:
         made: whether what is expected was made of the source, which then is told too.
@@ -138,7 +138,7 @@ def _source_element(tensor: SourceTensor, at: int) -> Value:
 
 
 def _element(stored: bytes, dtype: str) -> Value:
-    """A stored element as a number; as its bytes where numpy has no such number."""
+    """Return a stored element as a number, or as its bytes where numpy has no such dtype."""
     if dtype.startswith("float8") or (dtype == "bool" and stored not in (b"\0", b"\1")):
         return f"the byte {stored.hex()}"
     if dtype == "bool":

@@ -138,7 +138,7 @@ class VerificationReport:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What is to be said of a check that did not hold: equal ones of several tensors are joined.
+    """A check that did not hold, and its sentence; equal ones of several tensors are joined.
 
     Attributes:
         part: what the name of the tensor is followed by: ``_packed`` or ``_scale``, if anything.
@@ -169,7 +169,7 @@ class Checks:
     maker: str = "the source has"
 
     def check(self, name: str, holds: bool, text: str, part: str = "") -> bool:
-        """Note whether a check holds, and what is to be said of the tensor if it does not."""
+        """Note whether a check holds, and the sentence for the tensor if it does not."""
         self.held[name] = holds
         if not holds:
             self.failed.append(_Failure(part, text, located=False))
@@ -185,12 +185,12 @@ class Checks:
             self.failed.append(_Failure("", text, located=True))
 
     def row(self) -> TensorVerification:
-        """What the report has of it."""
+        """Return the row of the report."""
         return TensorVerification(self.name, self.held, self.equals, self.difference)
 
 
 def problems(checks: Sequence[Checks]) -> list[str]:
-    """A sentence for each check that did not hold, or for the same one of repeated layers."""
+    """Return a sentence for each check that did not hold, one for all repeated layers."""
     rows = {row.name: row for row in checks}
     failed: dict[_Failure, list[str]] = {}
     for row in checks:
@@ -207,13 +207,13 @@ def problems(checks: Sequence[Checks]) -> list[str]:
 
 
 def subject(names: Sequence[str], part: str = "") -> str:
-    """What a sentence is about: a tensor, or those of repeated layers."""
+    """Return the subject of a sentence: a tensor, or those of repeated layers."""
     told = label([f"{name}{part}" for name in names])
     return f"tensor {told!r}" if len(names) == 1 else f"each of the tensors {told!r}"
 
 
 def _where(rows: Sequence[Checks]) -> str:
-    """Where tensors first differ, and how much of them does."""
+    """Say where tensors first differ, and in how many values."""
     found = [(row, row.difference) for row in rows if row.difference is not None]
     row, first = found[0]
     place = f"at index {first.index}"
