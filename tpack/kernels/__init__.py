@@ -1,11 +1,11 @@
 """Kernels on packed ternary weights: numpy arrays in, numpy arrays out.
 
 The work is done by a small C extension with one variant per instruction set, chosen when it
-loads; without the extension numpy does the same, slowly (`reference.py`, which is also the
-definition). `selection.native` is the extension itself, for callers who hold addresses and have
+loads; without the extension numpy does the same, slowly (``reference.py``, which is also the
+definition). ``selection.native`` is the extension itself, for callers who hold addresses and have
 checked them.
 
-`group` in every function says what a scale belongs to: 0 the tensor, 1 a row, 2 a column, else
+``group`` in every function says what a scale belongs to: 0 the tensor, 1 a row, 2 a column, else
 that many columns of a row (a multiple of 4); sums and thresholds never belong to a column.
 bfloat16 arrays are uint16 bits.
 """

@@ -41,7 +41,7 @@ def check_floats(array: Array, what: str) -> Array:
 
 
 def check_packed(packed: Array, columns: int) -> npt.NDArray[np.uint8]:
-    """Give packed rows as `(rows, ceil(columns / 4))`, C-contiguous."""
+    """Give packed rows as ``(rows, ceil(columns / 4))``, C-contiguous."""
     if packed.dtype != np.uint8:
         raise ValueError(f"packed: dtype {packed.dtype}, expected uint8.")
     if columns < 0:
@@ -64,14 +64,14 @@ def check_group(group: int) -> int:
 
 
 def scale_shape(rows: int, columns: int, group: int) -> tuple[int, ...]:
-    """Give the shape of the scales: `(1,)`, `(rows, 1)`, `(1, columns)` or `(rows, groups)`."""
+    """Give the shape of scales: ``(1,)``, ``(rows, 1)``, ``(1, columns)`` or ``(rows, groups)``."""
     check_group(group)
     fixed = {TENSOR: (1,), ROW: (rows, 1), COLUMN: (1, columns)}
     return fixed[group] if group in fixed else (rows, -(-columns // group))
 
 
 def check_scale(scale: Array, rows: int, columns: int, group: int) -> Array:
-    """Give the scales C-contiguous, of the shape that `group` calls for."""
+    """Give the scales C-contiguous, of the shape that ``group`` calls for."""
     expected = scale_shape(rows, columns, group)
     if scale.shape != expected:
         raise ValueError(f"scale: shape {scale.shape}, expected {expected} for group {group}.")
@@ -90,9 +90,9 @@ def check_threads(threads: int | None) -> int:
 def infer_group(shape: tuple[int, ...], rows: int, columns: int) -> int:
     """Tell from a scale's shape what a scale belongs to.
 
-    `(1,)` is the tensor, `(rows, 1)` a row and `(1, columns)` a column. For `(rows, groups)` the
-    group is the one of 256, 128, 64 and 32 that gives so many groups, else the smallest multiple
-    of 4 that does.
+    ``(1,)`` is the tensor, ``(rows, 1)`` a row and ``(1, columns)`` a column. For
+    ``(rows, groups)`` the group is the one of 256, 128, 64 and 32 that gives so many
+    groups, else the smallest multiple of 4 that does.
 
     >>> infer_group((8, 32), 8, 4096)
     128

@@ -37,7 +37,7 @@ class Row:
     """One comparison: ours against a baseline, as medians.
 
     Attributes:
-        unit: What `ours` and `baseline` count: "ms" (less is better), "GB/s" or "G/s".
+        unit: What ``ours`` and ``baseline`` count: "ms" (less is better), "GB/s" or "G/s".
         ratio: How many times faster ours is.
         goal: The least ratio wanted, or None.
     """
@@ -148,7 +148,7 @@ class Bench:
         return int(self.packed.ctypes.data) + self.at - size
 
     def product(self, name: str, tokens: int, rows: int, columns: int) -> Call:
-        """Give a call of the extension's product `name` on cold weights."""
+        """Give a call of the extension's product ``name`` on cold weights."""
         function = getattr(self.native, name)
         x, one, out = (int(a.ctypes.data) for a in (self.activations, self.one, self.out))
         size = rows * ((columns + 3) // 4)
@@ -157,7 +157,7 @@ class Bench:
         )
 
     def x(self, tokens: int, columns: int) -> Tensor:
-        """Give the activations that `product` uses, as a tensor."""
+        """Give the activations that ``product`` uses, as a tensor."""
         flat = self.activations.ravel()[: tokens * columns]
         return self.torch.from_numpy(flat.reshape(tokens, columns))
 

@@ -29,10 +29,10 @@ def pack(values: Array, *, threads: int | None = None) -> Bytes:
     """Pack trits four to a byte, each row padded to whole bytes with code 1.
 
     Args:
-        values: `(rows, columns)` int8, float32, float16 or uint16 (bfloat16 bits), each -1, 0 or 1.
+        values: ``(rows, columns)`` int8, float32, float16 or uint16 (bfloat16 bits): -1, 0 or 1.
 
     Returns:
-        `(rows, ceil(columns / 4))`.
+        ``(rows, ceil(columns / 4))``.
 
     Raises:
         ValueError: A value is not a trit; the message names the first and its index.
@@ -65,7 +65,7 @@ def pack(values: Array, *, threads: int | None = None) -> Bytes:
 def unpack(
     packed: Bytes, columns: int, dtype: npt.DTypeLike = np.int8, *, threads: int | None = None
 ) -> Array:
-    """Unpack `(rows, ceil(columns / 4))` to trits `(rows, columns)` of any dtype that `pack` takes.
+    """Unpack ``(rows, ceil(columns / 4))`` to trits ``(rows, columns)``, in a dtype of ``pack``.
 
     Raises:
         ValueError: A code is 3; the message says where.
@@ -100,8 +100,8 @@ def dequantize(
     """Unpack and multiply by the scales.
 
     Args:
-        scale: `(1,)` for group 0, `(rows, 1)` for group 1, `(1, columns)` for group 2, else
-            `(rows, ceil(columns / group))`.
+        scale: ``(1,)`` for group 0, ``(rows, 1)`` for group 1, ``(1, columns)`` for group 2, else
+            ``(rows, ceil(columns / group))``.
         dtype: float32, float16 or uint16 (bfloat16 bits); a scale is rounded to it.
 
     Raises:
@@ -136,7 +136,7 @@ def embedding(
     *,
     threads: int | None = None,
 ) -> Array:
-    """Dequantize the rows that `indices` name: `(*indices.shape, columns)`.
+    """Dequantize the rows that ``indices`` name: ``(*indices.shape, columns)``.
 
     Raises:
         ValueError: An index is not in 0..rows-1; the message names the first and its position.

@@ -34,17 +34,17 @@ def linear(
     *,
     threads: int | None = None,
 ) -> Array:
-    """Multiply by the weight `(out_features, in_features)`: `x @ (scale * trits).T + bias`.
+    """Multiply by the weight ``(out_features, in_features)``: ``x @ (scale * trits).T + bias``.
 
     Args:
-        x: `(tokens, in_features)` float32, float16 or uint16 (bfloat16 bits); sums are in float32.
-        packed: `(out_features, ceil(in_features / 4))`.
-        scale: `(1,)` for group 0, `(out_features, 1)` for group 1, `(1, in_features)` for group 2,
-            else `(out_features, groups)`.
-        bias: `(out_features,)`.
+        x: ``(tokens, in_features)`` float32, float16 or uint16 (bfloat16 bits); sums are float32.
+        packed: ``(out_features, ceil(in_features / 4))``.
+        scale: ``(1,)`` for group 0, ``(out_features, 1)`` for group 1, ``(1, in_features)`` for
+            group 2, else ``(out_features, groups)``.
+        bias: ``(out_features,)``.
 
     Returns:
-        `(tokens, out_features)`, the dtype of x.
+        ``(tokens, out_features)``, the dtype of x.
     """
     return _multiply("linear", reference.linear, x, packed, scale, bias, group, threads)
 
@@ -58,7 +58,7 @@ def bit_linear(
     *,
     threads: int | None = None,
 ) -> Array:
-    """Multiply as `linear` does, by int8 activations: the same bits from every variant.
+    """Multiply as ``linear`` does, by int8 activations: the same bits from every variant.
 
     Each token is quantized by 127 / max|x|, and the sums are of integers. With a scale per column
     they are sums of floats, equal to rounding.
@@ -78,12 +78,12 @@ def linear_columns(
     *,
     threads: int | None = None,
 ) -> Array:
-    """Multiply by the weight `(in_features, out_features)`, packed along its columns: `x @ W`.
+    """Multiply by the weight ``(in_features, out_features)``, packed along its columns: ``x @ W``.
 
     Args:
-        x: `(tokens, in_features)`.
-        packed: `(in_features, ceil(columns / 4))`, where columns is out_features.
-        scale: as in `linear`, where a row is one of the in_features, and a column an output.
+        x: ``(tokens, in_features)``.
+        packed: ``(in_features, ceil(columns / 4))``, where columns is out_features.
+        scale: as in ``linear``, where a row is one of the in_features, and a column an output.
     """
     return _multiply(
         "linear_columns", reference.linear_columns, x, packed, scale, bias, group, threads, columns
@@ -99,10 +99,10 @@ def bit_linear_columns(
     *,
     threads: int | None = None,
 ) -> Array:
-    """Multiply as `linear_columns` does, by int8 activations: the same bits from every variant.
+    """Multiply as ``linear_columns`` does, by int8 activations: the same bits from every variant.
 
     Args:
-        scale: `(1,)`, or `(1, columns)`: one for each output.
+        scale: ``(1,)``, or ``(1, columns)``: one for each output.
     """
 
     def definition(
@@ -127,7 +127,7 @@ def _multiply(
     threads: int | None,
     columns: int | None = None,
 ) -> Array:
-    """Check, then call the extension's function `name` or its definition in numpy.
+    """Check, then call the extension's function ``name`` or its definition in numpy.
 
     columns is None where a packed row is an output; otherwise it is an input, and holds so many.
     """

@@ -21,14 +21,14 @@ Doubles = npt.NDArray[np.float64]
 
 
 def check_weights(weights: Array) -> Array:
-    """Give weights `(rows, columns)` C-contiguous."""
+    """Give weights ``(rows, columns)`` C-contiguous."""
     if weights.ndim != 2:
         raise ValueError(f"weights: shape {weights.shape}, expected two dimensions.")
     return check_floats(weights, "weights")
 
 
 def check_sets(group: int) -> int:
-    """Check what is summed or quantized together: as `check_group`, but for columns."""
+    """Check what is summed or quantized together: as ``check_group``, but for columns."""
     if check_group(group) == COLUMN:
         raise ValueError("group: got 2 (column), expected 0 (tensor), 1 (row) or a multiple of 4.")
     return group
@@ -45,15 +45,15 @@ def check_doubles(array: Doubles, shape: tuple[int, ...], what: str) -> None:
 def survey(
     weights: Array, group: int = 0, sums: Doubles | None = None, *, threads: int | None = None
 ) -> tuple[Floats, Floats]:
-    """Give the largest and the smallest nonzero |w| of each 32 columns, both `(rows, groups)`.
+    """Give the largest and the smallest nonzero |w| of each 32 columns, both ``(rows, groups)``.
 
-    A group is `{-s, 0, s}` exactly when the two are equal or the largest is zero. A group of zeros
-    has smallest inf; an infinity or NaN shows in the largest.
+    A group is ``{-s, 0, s}`` exactly when the two are equal or the largest is zero. A group of
+    zeros has smallest inf; an infinity or NaN shows in the largest.
 
     Args:
-        weights: `(rows, columns)` float32, float16 or uint16 (bfloat16 bits).
+        weights: ``(rows, columns)`` float32, float16 or uint16 (bfloat16 bits).
         group: of the sums: 0, 1 or a multiple of 32.
-        sums: float64, shaped as scales are; |w| is added to it in the same pass, as by `abs_sums`.
+        sums: float64, shaped as scales are; |w| is added in the same pass, as by ``abs_sums``.
     """
     weights, threads = check_weights(weights), check_threads(threads)
     rows, columns = weights.shape
@@ -79,14 +79,14 @@ def survey(
 def column_sizes(
     weights: Array, sizes: Floats | None = None, *, threads: int | None = None
 ) -> Floats | None:
-    """Give the |w| of each column, `(columns,)`, and 0 where all are zero.
+    """Give the |w| of each column, ``(columns,)``, and 0 where all are zero.
 
     Args:
-        weights: `(rows, columns)` float32, float16 or uint16 (bfloat16 bits), none NaN.
+        weights: ``(rows, columns)`` float32, float16 or uint16 (bfloat16 bits), none NaN.
         sizes: those of rows before, by default none; updated in place.
 
     Returns:
-        None where a column has values of two magnitudes, besides zero; `sizes` then are of no use.
+        None where a column has values of two magnitudes besides zero; ``sizes`` is then useless.
     """
     weights, threads = check_weights(weights), check_threads(threads)
     rows, columns = weights.shape
@@ -107,7 +107,7 @@ def column_sizes(
 def abs_sums(
     weights: Array, group: int = 0, sums: Doubles | None = None, *, threads: int | None = None
 ) -> Doubles:
-    """Sum |w| in double per tensor `(1,)`, row `(rows, 1)` or group `(rows, groups)`.
+    """Sum |w| in double per tensor ``(1,)``, row ``(rows, 1)`` or group ``(rows, groups)``.
 
     The order of the additions is fixed, so the result depends on neither threads nor processor:
     chunks of at most 4096 columns of a row or group are added one after the other, and the sums
@@ -115,7 +115,7 @@ def abs_sums(
     groups also between groups, at a multiple of 4096 columns.
 
     Args:
-        weights: `(rows, columns)` float32, float16 or uint16 (bfloat16 bits).
+        weights: ``(rows, columns)`` float32, float16 or uint16 (bfloat16 bits).
         sums: what to add to, in place; zeros by default.
 
     Raises:
@@ -147,8 +147,8 @@ def quantize(
     """Pack code 2 where a weight is above its threshold, 0 where it is below the negative, else 1.
 
     Args:
-        thresholds: float32, 0 or more, shaped as scales are: `(1,)`, `(rows, 1)` or
-            `(rows, groups)`.
+        thresholds: float32, 0 or more, shaped as scales are: ``(1,)``, ``(rows, 1)`` or
+            ``(rows, groups)``.
     """
     return _quantize(weights, thresholds, None, None, group, threads)[0]
 
@@ -162,12 +162,12 @@ def quantize_measured(
     *,
     threads: int | None = None,
 ) -> Bytes:
-    """Pack as `quantize` does, and measure what that loses.
+    """Pack as ``quantize`` does, and measure what that loses.
 
     Args:
         scale: float32, shaped as the thresholds.
-        squares: float64 `(rows, 2)`, to which Σ (w - scale · trit)² and Σ w² of each row are added
-            in place, in an order that is fixed as that of `abs_sums` is. The difference is
+        squares: float64 ``(rows, 2)``, to which Σ (w - scale · trit)² and Σ w² of each row are
+            added in place, in an order that is fixed as that of ``abs_sums`` is. The difference is
             rounded to float32.
     """
     check_doubles(squares, (len(weights), 2), "squares")
@@ -177,7 +177,7 @@ def quantize_measured(
 def quantize_exact(
     weights: Array, scale: Floats, group: int = 0, *, threads: int | None = None
 ) -> tuple[Bytes, int]:
-    """Pack the signs of weights, unpack them again, and compare `scale * trit` with the weights.
+    """Pack the signs of weights, unpack them again, and compare ``scale * trit`` with the weights.
 
     Returns:
         The packed rows, and the flat index of the first weight that differs in any bit, but for

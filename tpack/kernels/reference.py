@@ -1,7 +1,7 @@
 """The kernels in numpy: the readable definition, and the fallback where no extension was built.
 
-Everything here works on whole arrays: packed weights `(rows, ceil(columns / 4))` uint8, floats as
-float32. `group` says what a scale belongs to: 0 the tensor, 1 a row, 2 a column, else that many
+Everything here works on whole arrays: packed weights ``(rows, ceil(columns / 4))`` uint8, floats as
+float32. ``group`` says what a scale belongs to: 0 the tensor, 1 a row, 2 a column, else that many
 columns of a row. The integer results of the extension equal these exactly; so do its floats where
 a docstring fixes the order of operations.
 """
@@ -34,7 +34,7 @@ def float32_to_bfloat16(values: Floats) -> npt.NDArray[np.uint16]:
 
 
 def pack(values: Array) -> tuple[Bytes, int]:
-    """Pack `(rows, columns)` of -1, 0, 1; the second result is the first bad index, or -1."""
+    """Pack ``(rows, columns)`` of -1, 0, 1; the second result is the first bad index, or -1."""
     good = (values == -1) | (values == 0) | (values == 1)
     if not good.all():
         return np.zeros((len(values), 0), np.uint8), int(np.argmin(good.ravel()))
@@ -59,7 +59,7 @@ def unpack(packed: Bytes, columns: int) -> tuple[npt.NDArray[np.int8], int]:
 
 
 def spread_scale(scale: Floats, shape: tuple[int, ...], group: int) -> Floats:
-    """Give each weight its scale: `(rows, columns)`, or something that broadcasts to it."""
+    """Give each weight its scale: ``(rows, columns)``, or something that broadcasts to it."""
     rows, columns = shape
     if group == TENSOR:
         return scale.reshape(1, 1)
@@ -71,7 +71,7 @@ def spread_scale(scale: Floats, shape: tuple[int, ...], group: int) -> Floats:
 
 
 def dequantize(packed: Bytes, columns: int, scale: Floats, group: int) -> tuple[Floats, int]:
-    """Multiply trits by their scales; the second result is that of `unpack`."""
+    """Multiply trits by their scales; the second result is that of ``unpack``."""
     trits, bad = unpack(packed, columns)
     # adding zero turns the -0.0 of a zero trit under a negative scale into 0.0
     return trits * spread_scale(scale, trits.shape, group) + np.float32(0), bad
@@ -85,7 +85,7 @@ def fold(lanes: Array) -> Array:
 
 
 def chunk_sums(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Sum each row in chunks of 4096 columns: `(rows, chunks)`, in a fixed order.
+    """Sum each row in chunks of 4096 columns: ``(rows, chunks)``, in a fixed order.
 
     Within a chunk column i is added to partial sum i % 16; the 16 are then folded in halves.
     """
@@ -102,7 +102,7 @@ def chunk_sums(terms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def add_up(terms: npt.NDArray[np.float64], sums: npt.NDArray[np.float64]) -> None:
-    """Add the columns of `(rows, terms)` to the sums `(rows,)`, one after the other."""
+    """Add the columns of ``(rows, terms)`` to the sums ``(rows,)``, one after the other."""
     for step in range(terms.shape[1]):
         sums += terms[:, step]
 
@@ -121,7 +121,7 @@ def by_group(values: Array, group: int) -> Array:
 
 
 def abs_sums(values: Array, group: int, sums: npt.NDArray[np.float64]) -> None:
-    """Add |w| of the tensor, of each row or of each group to `sums`.
+    """Add |w| of the tensor, of each row or of each group to ``sums``.
 
     Chunks of a row or group are added one after the other, and the rows of a tensor so, too.
     """
@@ -147,7 +147,7 @@ def ranges(values: Array, group: int = RANGE_GROUP) -> tuple[Array, Array]:
 
 
 def column_sizes(values: Array, sizes: Array) -> bool:
-    """Join the |w| of each column to `sizes` `(columns,)`; False where a column has two."""
+    """Join the |w| of each column to ``sizes`` ``(columns,)``; False where a column has two."""
     magnitudes = np.vstack([sizes, np.abs(values)])
     sizes[...] = magnitudes.max(axis=0)
     return bool(((magnitudes == 0) | (magnitudes == sizes)).all())
@@ -166,7 +166,7 @@ def quantize(values: Array, thresholds: Array, group: int) -> Bytes:
 
 
 def square_sums(values: Array, restored: Array, squares: npt.NDArray[np.float64]) -> None:
-    """Add (w - restored)^2 and w^2 of each row to `squares` `(rows, 2)`, chunk after chunk.
+    """Add (w - restored)^2 and w^2 of each row to ``squares`` ``(rows, 2)``, chunk after chunk.
 
     The difference is rounded to the dtype of the values; a square of float32 is exact.
     """
@@ -188,7 +188,7 @@ def absmean_scale(sums: Array, counts: Array, dtype: npt.DTypeLike = np.float32)
 
 
 def absmean_threshold(scale: Array) -> Array:
-    """Give the largest |w| that `round_half_even(w * (1 / scale))` takes to zero.
+    """Give the largest |w| that ``round_half_even(w * (1 / scale))`` takes to zero.
 
     With it, quantizing needs a comparison instead of a product, and the same trits come out. All
     in the dtype of the scale.
@@ -204,7 +204,7 @@ def absmean_threshold(scale: Array) -> Array:
 
 
 def quantize_activations(x: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
-    """Quantize `(tokens, columns)` to int8 per token; also gives the factors `(tokens, 1)`.
+    """Quantize ``(tokens, columns)`` to int8 per token; also gives the factors ``(tokens, 1)``.
 
     factor = 127 / max(|x|, 1e-5); a token that is not finite throughout has factor NaN and zeros.
 
@@ -221,7 +221,7 @@ def quantize_activations(x: Floats) -> tuple[npt.NDArray[np.int8], Floats]:
 def linear(
     x: Floats, trits: npt.NDArray[np.int8], scale: Floats, group: int, bias: Floats | None
 ) -> Floats:
-    """Multiply `(tokens, columns)` by the weights `(rows, columns)`, rounding once at the end."""
+    """Multiply ``(tokens, columns)`` by weights ``(rows, columns)``, rounding once at the end."""
     weight = trits.astype(np.float64) * spread_scale(scale, trits.shape, group)
     y = x.astype(np.float64) @ weight.T
     return (y if bias is None else y + bias).astype(np.float32)
@@ -232,11 +232,11 @@ def bit_linear(
 ) -> Floats:
     """Multiply activations quantized to int8 per token; every float operation is in float32.
 
-    Scales per tensor or row: `((float)sum * scale) / factor + bias`, in this order.
+    Scales per tensor or row: ``((float)sum * scale) / factor + bias``, in this order.
     Groups that are a multiple of 16: the 16 lanes (lane l of block b is columns 256 b + 16 l on)
-    accumulate `(float)sum * scale` block after block, then are folded in halves. Other groups are
-    accumulated one after the other. Then `/ factor + bias`.
-    Scales per column: `linear` of the quantized activations, rounded once, `/ factor + bias`.
+    accumulate ``(float)sum * scale`` block after block, then are folded in halves. Other groups are
+    accumulated one after the other. Then ``/ factor + bias``.
+    Scales per column: ``linear`` of the quantized activations, rounded once, ``/ factor + bias``.
     """
     quantized, factor = quantize_activations(x)
     rows, columns = trits.shape
@@ -268,7 +268,7 @@ def integer_product(
 def linear_columns(
     x: Floats, trits: npt.NDArray[np.int8], scale: Floats, group: int, bias: Floats | None
 ) -> Floats:
-    """Multiply `(tokens, rows)` by weights `(rows, columns)`: `x @ W`, rounded once at the end."""
+    """Multiply ``(tokens, rows)`` by weights ``(rows, columns)``: ``x @ W``, rounding once."""
     weight = trits.astype(np.float64) * spread_scale(scale, trits.shape, group)
     y = x.astype(np.float64) @ weight
     return (y if bias is None else y + bias).astype(np.float32)
@@ -277,5 +277,5 @@ def linear_columns(
 def bit_linear_columns(
     x: Floats, trits: npt.NDArray[np.int8], scale: Floats, bias: Floats | None
 ) -> Floats:
-    """Multiply as `bit_linear` does by weights `(rows, columns)`; one scale, or `(1, columns)`."""
+    """Multiply as ``bit_linear`` does by weights ``(rows, columns)``; scale 1 or 1 x columns."""
     return bit_linear(x, np.ascontiguousarray(trits.T), scale.T, min(scale.ndim - 1, ROW), bias)

@@ -1,6 +1,6 @@
 """Which kernels run: the extension's best variant here, one that was asked for, or numpy.
 
-`TPACK_KERNEL=scalar|avx2|avx512|amx|neon|numpy` forces one for the whole process and fails at
+``TPACK_KERNEL=scalar|avx2|avx512|amx|neon|numpy`` forces one for the whole process and fails at
 import where it cannot be had, so that a benchmark never measures something else in silence.
 """
 
@@ -22,12 +22,12 @@ try:
 except ImportError:
     _loaded = None
 
-# The extension, or None where numpy serves. A fast path reads it at each call: `forced` changes it.
+# The extension, or None where numpy serves. Fast paths read it at each call: ``forced`` changes it.
 native: ModuleType | None = _loaded
 
 
 def available() -> list[str]:
-    """Name the variants that run on this machine, best first; the last is always `numpy`."""
+    """Name the variants that run on this machine, best first; the last is always ``numpy``."""
     return [*(_loaded.variants() if _loaded else []), "numpy"]
 
 
@@ -64,7 +64,7 @@ def select(name: str) -> None:
 
 @contextmanager
 def forced(name: str) -> Iterator[None]:
-    """Use the named variant inside a `with` block (in every thread of the process)."""
+    """Use the named variant inside a ``with`` block (in every thread of the process)."""
     before = variant()
     select(name)
     try:
