@@ -12,7 +12,7 @@ from tpack.codec import illegal_byte, not_a_trit
 from tpack.dtypes import BY_NAME
 from tpack.errors import UsageError
 from tpack.kernels import selection
-from tpack.nn.functional import CODES
+from tpack.nn.extension import CODES
 from tpack.nn.reference import pack_trits, unpack_trits
 
 

@@ -10,7 +10,7 @@ from torch.library import opcheck
 
 import tpack.nn as tn
 from tpack import kernels
-from tpack.nn import functional, reference
+from tpack.nn import extension, functional, reference
 from tpack.pack import pack_ternary, unpack_ternary
 
 ROWS, COLUMNS = 33, 100
@@ -303,13 +303,13 @@ def test_packing_in_c_is_that_of_the_reference(dtype, columns, variant):
 
 
 def test_the_extension_serves_here():
-    assert functional.serves(*case()[:3], "t2") == (kernels.variant() != "numpy")
+    assert extension.serves(*case()[:3], "t2") == (kernels.variant() != "numpy")
 
 
 def test_more_features_than_integer_sums_hold_never_reach_c(monkeypatch):
     x, packed, scales, bias = case()
-    monkeypatch.setattr(functional, "MOST_COLUMNS", COLUMNS - 1)
-    monkeypatch.setattr(functional.selection, "native", object())  # any call of it would fail
+    monkeypatch.setattr(extension, "MOST_COLUMNS", COLUMNS - 1)
+    monkeypatch.setattr(extension.selection, "native", object())  # any call of it would fail
     with torch.no_grad():
         found = tn.ternary_bit_linear(x, packed, scales, bias)
     assert torch.equal(found, reference.ternary_bit_linear(x, packed, scales, bias))

@@ -1,7 +1,7 @@
 """Modules and ops on packed weights, for torch.
 
-``reference`` defines the ops, ``code_check`` checks the packed bytes,
-``modules`` are the layers, ``training`` how they train.
+``reference`` defines the ops, ``extension`` calls the kernels, ``code_check`` checks
+the packed bytes, ``modules`` are the layers, ``training`` how they train.
 Importing this package registers ``torch.ops.tpack.linear`` and
 ``torch.ops.tpack.bit_linear``.
 """

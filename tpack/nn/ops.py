@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tpack.nn import functional, reference
+from tpack.nn import extension, reference
 from tpack.nn.code_check import check_legal
 
 #: Kept alive, also when this module is loaded again: the registration ends with it.
@@ -58,9 +58,9 @@ def _cpu_rows(name: str, define: Any) -> Any:
         group_size: int = 0,
     ) -> Tensor:
         check_legal(packed)
-        if functional.serves(x, packed, scale, "t2"):
+        if extension.serves(x, packed, scale, "t2"):
             outputs = packed.shape[0]
-            found = functional.call(
+            found = extension.call(
                 name, x, packed, scale, bias, x.shape[-1], outputs, group_size
             )
             if found is not None:
@@ -75,8 +75,8 @@ def _cpu_matmul(
     x: Tensor, packed: Tensor, scale: Tensor, columns: int, *, group_size: int = 0
 ) -> Tensor:
     check_legal(packed)
-    if functional.serves(x, packed, scale, "t2"):
-        found = functional.call(
+    if extension.serves(x, packed, scale, "t2"):
+        found = extension.call(
             "linear_columns", x, packed, scale, None, columns, columns, group_size
         )
         if found is not None:
