@@ -22,7 +22,6 @@ from tpack.errors import (
     UnsupportedError as UnsupportedError,
     UsageError as UsageError,
 )
-from tpack.layerdef import LayerDef, Param, Program
 
 if TYPE_CHECKING:
     from tpack.capturing import capture
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from tpack.difference import DiffReport as DiffReport, diff
     from tpack.exporting import export
     from tpack.inspection import InspectionReport as InspectionReport, inspect
+    from tpack.layerdef import LayerDef, Param, Program
     from tpack.pack import pack_ternary, unpack_ternary
     from tpack.report import ConversionReport as ConversionReport
     from tpack.verification import VerificationReport as VerificationReport, verify
@@ -43,6 +43,9 @@ _LAZY = {
     "ConversionReport": "tpack.report",
     "DiffReport": "tpack.difference",
     "InspectionReport": "tpack.inspection",
+    "LayerDef": "tpack.layerdef",
+    "Param": "tpack.layerdef",
+    "Program": "tpack.layerdef",
     "PyTorchCodeGenerator": "tpack.codegen",
     "VerificationReport": "tpack.verification",
     "capture": "tpack.capturing",
