@@ -209,7 +209,7 @@ def _compare_ternary(
 
 
 def _compare_scales(a: Checkpoint, b: Checkpoint, name: str) -> tuple[int, int | None]:
-    """How many scales there are, and how many differ; the coarser ones are repeated."""
+    """Count the scales, and those that differ; the coarser ones are repeated."""
     (one, dtype, own), (two, other_dtype, other) = a.scale(name), b.scale(name)
     entry = a.document.tensors[name]
     if dtype != other_dtype:
@@ -292,7 +292,7 @@ def _compare_kept(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference:
 
 
 def _differ(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where stored elements differ, bit for bit."""
+    """Return where stored elements differ, bit for bit."""
     bits = np.dtype(f"u{a.dtype.itemsize}")
     changed: npt.NDArray[np.bool_] = a.view(bits) != b.view(bits)
     return changed

@@ -151,7 +151,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
 
 
 def _counts(file: Checkpoint, name: str) -> tuple[int, int, int]:
-    """How many trits of a tensor are -1, 0 and +1, padding not counted."""
+    """Count the trits of a tensor that are -1, 0 and +1, without the padding."""
     entry = file.document.tensors[name]
     seen = np.zeros(256, dtype=np.int64)
     for _, packed in file.packed_blocks(name):
@@ -163,6 +163,6 @@ def _counts(file: Checkpoint, name: str) -> tuple[int, int, int]:
 
 @cache
 def _codes_of_bytes(layout: str) -> npt.NDArray[np.int64]:
-    """``(256, 3)``: how often each byte holds each code."""
+    """Return how often each byte holds each code, ``(256, 3)``."""
     codes = LAYOUTS[layout].decode(np.arange(256, dtype=np.uint8)[:, None])
     return np.stack([(codes == code).sum(axis=1) for code in range(3)], axis=1)

@@ -63,13 +63,13 @@ def _check_tensor(what: str, value: object) -> None:
 
 
 def _first(mask: Tensor) -> tuple[int, ...]:
-    """The index of the first true element."""
+    """Return the index of the first true element."""
     flat = mask.flatten().to(torch.uint8).argmax().cpu()
     return tuple(int(i) for i in torch.unravel_index(flat, mask.shape))
 
 
 def _unpacked(packed: Tensor, columns: int) -> Tensor:
-    """Rows of trits, int8; the bytes have been checked."""
+    """Unpack bytes that have been checked to rows of int8 trits."""
     native = selection.native
     if native is None or type(packed) is not Tensor or not packed.is_cpu or not packed.numel():
         return unpack_trits(packed, columns)
@@ -81,7 +81,7 @@ def _unpacked(packed: Tensor, columns: int) -> Tensor:
 
 
 def _packed_in_c(tensor: Tensor) -> Tensor | None:
-    """What the extension packs; None where it does not serve, or a value is not ternary."""
+    """Pack in C; return None if the extension does not serve, or a value is not ternary."""
     native = selection.native
     code = 3 if tensor.dtype == torch.int8 else CODES.get(tensor.dtype)
     if native is None or code is None or type(tensor) is not Tensor or not tensor.is_cpu:

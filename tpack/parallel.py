@@ -39,7 +39,7 @@ class Part:
     stop: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The part, without the rest in memory."""
+        """Copy the part, so that the rest can leave the memory."""
         part = tensor.narrow(self.dim, self.start, self.stop - self.start)
         return part.clone(memory_format=torch.contiguous_format)
 
@@ -106,7 +106,7 @@ def split(module: nn.Module, device_mesh: DeviceMesh, plan: Mapping[str, str]) -
 
 
 def _matches(module: nn.Module, plan: Mapping[str, str]) -> dict[str, str]:
-    """The style of each layer that the plan names."""
+    """Find the layers that a plan names, and the style of each."""
     styles: dict[str, str] = {}
     paths = [path for path, _ in module.named_modules() if path]
     for pattern, style in plan.items():
@@ -125,7 +125,7 @@ def _matches(module: nn.Module, plan: Mapping[str, str]) -> dict[str, str]:
 def _split_layer(
     layer: TernaryLinear, style: str, mesh: DeviceMesh
 ) -> tuple[TernaryLinear, dict[str, Part]]:
-    """The layer of this process, on the meta device, and the parts of the whole that fill it."""
+    """Make the layer of this process, on the meta device; say which parts of the whole fill it."""
     per_byte, group = LAYOUTS[layer.options["layout"]].per_byte, layer.group_size
     scale, bias = layer.weight_scale, layer.bias
     granularity = Scale.of(scale.shape, layer.shape, 1, group)
@@ -158,7 +158,7 @@ def _split_layer(
 
 
 def _share(what: str, size: int, unit: int, mesh: DeviceMesh) -> tuple[int, int]:
-    """The first and the last of equal shares that this process has.
+    """Return where the equal share of this process begins and ends.
 
     Raises:
         UnsupportedError: the shares would not be equal, or not whole units.
@@ -202,7 +202,7 @@ class ColumnLinear(TernaryLinear):
         return self.gathered(super().forward(x))
 
     def gathered(self, y: Tensor) -> Tensor:
-        """The outputs of all processes side by side, if they are wanted."""
+        """Put the outputs of all processes side by side, if they are wanted."""
         if not self.gather:
             return y
         all_outputs = [torch.empty_like(y) for _ in range(self.mesh.size())]
@@ -243,14 +243,14 @@ class RowLinear(TernaryLinear):
         return self.total(self.own(x).float()).to(x.dtype)
 
     def own(self, x: Tensor) -> Tensor:
-        """This process's part of x, where x has all inputs."""
+        """Return this process's part of x, if x has all inputs."""
         if x.shape[-1] == self.in_features * self.mesh.size():
             x = x.narrow(-1, self.in_features * self.mesh.get_local_rank(), self.in_features)
         self.check_width(x)
         return x
 
     def total(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
-        """The sum of all products, divided by a gain that x has, in float32; the bias once."""
+        """Sum the products of all processes in float32, divided by a gain of x; add the bias."""
         y = ternary_linear(x, self.weight_packed, self.weight_scale, **self.options)
         dist.all_reduce(y, group=self.mesh.get_group())
         y = y if gain is None else y / gain

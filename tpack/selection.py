@@ -75,22 +75,22 @@ class Rule:
 
 
 def _wide(shape: Shape) -> bool:
-    """Fewer rows than columns: a gate among few experts, not one of a feed-forward layer."""
+    """Return whether rows are fewer than columns: a gate of few experts, not of a feed-forward."""
     return shape[0] < shape[-1]
 
 
 def _matrix(shape: Shape) -> bool:
-    """Of a linear layer; not of a convolution."""
+    """Return whether it is the weight of a linear layer, not of a convolution."""
     return len(shape) == 2
 
 
 def _depthwise(shape: Shape) -> bool:
-    """A filter of its own for each channel."""
+    """Return whether each channel has a filter of its own."""
     return len(shape) == 2 or shape[1] == 1
 
 
 def _pictures(shape: Shape) -> bool:
-    """The weight of a convolution over pictures or videos."""
+    """Return whether it is the weight of a convolution over pictures or videos."""
     return len(shape) >= 4
 
 
@@ -147,7 +147,7 @@ def keep_reason(
     role: str | None = None,
     others: Mapping[str, Shape] = MappingProxyType({}),
 ) -> str | None:
-    """Why a tensor is kept as it is, or None if it is to be packed.
+    """Return why a tensor is kept as it is, or None if it is to be packed.
 
     Args:
         include: patterns of names; if there are any, only matching tensors are packed, also
@@ -193,7 +193,7 @@ def keep_reason(
 
 
 def split_by_name(name: str, shape: Shape) -> int:
-    """How many leading dimensions index rows, where only a name and a shape can tell.
+    """Return how many leading dimensions index rows, judged by name and shape alone.
 
     Weights of three dimensions are stacks of matrices ``(experts, out, in)``, whose rows are
     those of the matrices, or convolutions ``(out, in, kernel)``, each of whose filters is a row.
@@ -214,7 +214,7 @@ def split_by_name(name: str, shape: Shape) -> int:
 
 
 def unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
-    """Why a tensor that is a weight is kept: for the patterns alone; None if they let it be."""
+    """Return why the patterns alone keep a tensor that is a weight, or None."""
     if any(fnmatchcase(name, pattern) for pattern in exclude):
         return "excluded"
     if include and not any(fnmatchcase(name, pattern) for pattern in include):
@@ -250,7 +250,7 @@ def _reason_by_name(
 
 
 def _heads(name: str, others: Mapping[str, Shape], rule: Rule) -> Iterator[str]:
-    """The modules near the root, of names that fit a rule, whose last matrix a tensor is."""
+    """Return the modules near the root that fit a rule and whose last matrix is this tensor."""
     *owners, last = name.split(".")
     if not owners and last != "weight":
         owners = [last]  # a parameter of the root that bears the name itself
@@ -265,7 +265,7 @@ def _heads(name: str, others: Mapping[str, Shape], rule: Rule) -> Iterator[str]:
 
 
 def _last_inside(module: str, name: str, others: Mapping[str, Shape]) -> str | None:
-    """The last matrix inside a module: by its name, by its number, or by its place."""
+    """Find the last matrix inside a module: by its name, its number, or its place."""
     inside = {n: n.lower().split(".") for n in (name, *others) if n.startswith(f"{module}.")}
     matrices = {
         n: parts
@@ -283,7 +283,7 @@ def _numbers(name: str) -> list[int]:
 
 
 def _is_unembedding(shape: Shape, others: Mapping[str, Shape]) -> bool:
-    """Whether a matrix has the shape of an embedding table of tokens: a head gives as many."""
+    """Return whether a matrix has the shape of a token embedding, as an output head has."""
     return (
         len(shape) == 2
         and shape[0] != shape[1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
-    """A line of text with what would drive a terminal, or turn its letters, as escapes.
+    """Escape what would drive a terminal, or turn its letters, in a line of text.
 
     Example:
         >>> print(printable("a\\x1b[31m\\n → b"))
@@ -16,7 +16,7 @@ def printable(text: str) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes for people.
+    """Spell a number of bytes for people.
 
     Example:
         >>> size(532), size(1_234_567)
@@ -35,7 +35,7 @@ def shape(sizes: Sequence[int]) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """A number and its noun.
+    """Spell a number and its noun.
 
     Example:
         >>> plural(1, "tensor"), plural(0, "tensor")

@@ -1,4 +1,4 @@
-"""Which layers of a model are not only called: whose ``weight`` its own code reads as well.
+"""Find the layers of a model whose ``weight`` its code reads, instead of only calling them.
 
 T5 asks one for its dtype, Mamba multiplies with one itself. Such a layer needs a packed form that
 has a ``weight``. They are found in the compiled methods of the model's classes, as two attributes
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def read_directly(model: nn.Module) -> set[str]:
-    """Paths of the layers whose weight is read outside of them."""
+    """Return the paths of layers whose weight is read outside of them."""
     read = {kind: _names_read(kind) for kind in {type(module) for module in model.modules()}}
     found = set()
     for path, module in model.named_modules():
@@ -26,7 +26,7 @@ def read_directly(model: nn.Module) -> set[str]:
 
 
 def _names_read(kind: type[nn.Module]) -> set[str]:
-    """Attributes of which methods of a class of a model read the ``weight``."""
+    """Return the attributes whose ``weight`` the methods of a class of a model read."""
     found = set()
     for name, method in inspect.getmembers(kind, inspect.isfunction):
         code = inspect.unwrap(method)

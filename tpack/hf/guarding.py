@@ -1,4 +1,4 @@
-"""Packed files are never loaded as if they were plain, whatever config they are loaded with.
+"""Refuse to load packed files as if they were plain, whatever config they are loaded with.
 
 transformers finds a quantizer by the config alone. With another one, given as ``config=`` or
 found in a folder that somebody edited, it would warn, leave the packed weights out, and run the
@@ -20,7 +20,7 @@ from tpack.hf.quantizer import TpackQuantizer, is_packed
 
 
 def refuse_unnoticed() -> None:
-    """Make transformers refuse packed files where the config does not say that they are packed."""
+    """Make transformers refuse packed files if the config does not say that they are packed."""
     load = PreTrainedModel._load_pretrained_model  # noqa: SLF001
     signature = inspect.signature(load)
 
@@ -36,7 +36,7 @@ def refuse_unnoticed() -> None:
 
 
 def _check_plain(paths: Iterable[str]) -> None:
-    """Make sure that files hold no packed weights.
+    """Refuse files that hold packed weights.
 
     Raises:
         UsageError: naming the file that does.

@@ -124,7 +124,7 @@ class TpackQuantizer(HfQuantizer):
 
 
 def is_packed(path: str | Path) -> bool | None:
-    """Whether tpack describes a safetensors file; None if it cannot be read as one."""
+    """Return whether a safetensors file has a description of tpack; None if it cannot be read."""
     try:
         with safe_open(path, "np") as file:
             return "tpack" in (file.metadata() or {})

@@ -97,7 +97,7 @@ def chart_data(facts: Facts) -> dict[str, Any]:
 
 
 def role_labels(roles: list[str]) -> tuple[str, list[str]]:
-    """Short names of roles: what all repeated layers begin with is said once.
+    """Shorten names of roles by what all repeated layers begin with.
 
     Returns:
         That beginning, up to the number of the layer, and a label for each role.

@@ -28,7 +28,7 @@ _COLUMNS = (
 
 
 def render(facts: Facts) -> str:
-    """The page of a checkpoint."""
+    """Return the page of a checkpoint."""
     data = chart_data(facts)
     parts = [
         "<main>",
@@ -91,7 +91,7 @@ def _totals(facts: Facts) -> str:
 
 
 def _trits(facts: Facts) -> str:
-    """The shares of -1, 0 and +1 as one bar, drawn in a viewBox that is 1000 wide."""
+    """Draw the shares of -1, 0 and +1 as one bar, in a viewBox that is 1000 wide."""
     totals = [sum(t.counts[i] for t in facts.inspection.tensors) for i in range(3)]
     if not (count := sum(totals)):
         return '<p class="empty">No tensor of this checkpoint is ternary.</p>'
@@ -135,7 +135,7 @@ def _charts(facts: Facts, stack: str) -> str:
 
 
 def _sources(tensors: Sequence[TernaryInfo]) -> str:
-    """How many weights equal their source, and of how many no source is known."""
+    """Say how many weights equal their source, and for how many no source is known."""
     exact = sum(t.method == "exact" for t in tensors)
     unknown = sum(t.method == UNKNOWN for t in tensors)
     told = f"{exact} of {plural(len(tensors), 'weight')} exact."
@@ -145,7 +145,7 @@ def _sources(tensors: Sequence[TernaryInfo]) -> str:
 
 
 def _by(stack: str) -> str:
-    """What the axes are; labels leave out what all repeated layers begin with."""
+    """Say what the axes are, and what the labels leave out."""
     return f"By layer of <code>{text(stack)}</code>" if stack else "By layer and projection"
 
 

@@ -20,7 +20,7 @@ _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 
 
 def program_section(program: Program | None) -> str:
-    """The tree and the source, or why there are none."""
+    """Show the tree and the source, or why there are none."""
     if program is None:
         return (
             '<p class="empty">This checkpoint has no LayerDefs: the names of its tensors fit no '
@@ -39,7 +39,7 @@ def program_section(program: Program | None) -> str:
 
 
 def _layer(layer: LayerDef, role: str, program: Program, seen: set[str]) -> str:
-    """One layer with its parameters and children; what was shown before is only named."""
+    """Show a layer with its parameters and children; one shown before is only named."""
     head = f'{role}<a href="#source-{text(layer.name)}">{text(layer.name)}</a>'
     if layer.name in seen:
         return f"<li>{head}</li>"
@@ -96,7 +96,7 @@ def _source(source: str) -> str:
 
 
 def _highlight(source: str) -> str:
-    """Python with its keywords, strings and comments marked."""
+    """Mark keywords, strings and comments of Python source."""
     lines = source.splitlines(keepends=True)
     out: list[str] = []
     row, column = 1, 0
