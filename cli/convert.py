@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from tpack.choices import MEANINGS, QUANTIZERS
 from tpack.cli import options
 from tpack.cli.output import (
-    METHODS,
+    TINTS,
     grouped,
     plural,
     print_json,
@@ -23,10 +24,12 @@ from tpack.cli.output import (
     size,
     table,
 )
+from tpack.codec import LAYOUTS
+from tpack.dtypes import KEEP_DTYPES
 
 if TYPE_CHECKING:
+    from tpack.choices import Means
     from tpack.report import ConversionReport, TensorReport
-    from tpack.sources.scaled_codes import Means
 
 
 @click.command()
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--exact", is_flag=True, help="Refuse what is not already ternary.")
 @click.option(
     "--quantize",
-    type=click.Choice(["auto", "absmean", "twn", "mse"]),
+    type=click.Choice(["auto", *QUANTIZERS]),
     default="auto",
     help="For what is not ternary; auto is absmean.",
 )
@@ -44,13 +47,11 @@ if TYPE_CHECKING:
 )
 @click.option("--include", multiple=True, metavar="GLOB", help="Pack these tensors only.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Keep these tensors.")
-@click.option(
-    "--keep-dtype", type=click.Choice(["f32", "f16", "bf16"]), help="For floats that are kept."
-)
-@click.option("--layout", type=click.Choice(["t2", "t5"]), default="t2", help="2 or 1.6 bits.")
+@click.option("--keep-dtype", type=click.Choice(KEEP_DTYPES), help="For floats that are kept.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="t2", help="2 or 1.6 bits.")
 @click.option(
     "--scale-means",
-    type=click.Choice(["multiply", "divide"]),
+    type=click.Choice(MEANINGS),
     help="What scales beside int8 or uint8 weights do, where nothing says it.",
 )
 @click.option("--layerdef", type=click.Path(path_type=Path), help="JSON: the model's LayerDefs.")
@@ -151,7 +152,7 @@ def _table(report: ConversionReport, *, verbose: bool) -> str:
         rows.append((label, shape(first.shape), first.action, how, error, f"{bpw:.2f}"))
     head = ("tensor", "shape", "action", "how", "error", "bpw")
     stream = None if verbose else sys.stderr if report.output is not None else sys.stdout
-    return table(head, rows, right=(4, 5), stream=stream, meanings=METHODS)
+    return table(head, rows, right=(4, 5), stream=stream, meanings=TINTS)
 
 
 def _summary(report: ConversionReport) -> dict[str, str]:

@@ -10,7 +10,7 @@ import click
 
 from tpack.cli import options
 from tpack.cli.output import (
-    METHODS,
+    TINTS,
     grouped,
     plural,
     print_json,
@@ -112,7 +112,7 @@ def _table(report: InspectionReport, *, verbose: bool) -> str:
     ]
     head = ("tensor", "shape", "stored as", "method", "zeros", "bpw")
     stream = None if verbose else sys.stdout
-    return table(head, rows, right=(4, 5), stream=stream, meanings=METHODS)
+    return table(head, rows, right=(4, 5), stream=stream, meanings=TINTS)
 
 
 def _percents(shares: list[float]) -> str:

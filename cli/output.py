@@ -13,11 +13,12 @@ from typing import Any, TextIO
 
 import click
 
+from tpack.choices import QUANTIZERS
 from tpack.grouping import groups, label
 from tpack.text import plural, printable, shape, size
 
 __all__ = [
-    "METHODS",
+    "TINTS",
     "cut",
     "grouped",
     "plural",
@@ -41,9 +42,8 @@ def print_json(data: Any) -> None:
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 
 #: Words of tables that have a colour: what was lossless, and what was not.
-METHODS = MappingProxyType(
-    {"exact": "good", "packed": "good"}
-    | dict.fromkeys(("quantized", "absmean", "twn", "mse"), "warn")
+TINTS = MappingProxyType(
+    {"exact": "good", "packed": "good"} | dict.fromkeys(("quantized", *QUANTIZERS), "warn")
 )
 
 

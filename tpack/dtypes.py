@@ -18,6 +18,11 @@ class DType:
     size: int
     is_float: bool = False
 
+    @property
+    def meaning(self) -> str:
+        """What a shorter name for it stands for."""
+        return self.name
+
 
 DTYPES = (
     DType("complex64", "C64", 8),
@@ -43,6 +48,13 @@ DTYPES = (
 
 BY_NAME = {dtype.name: dtype for dtype in DTYPES}
 BY_CODE = {dtype.code: dtype for dtype in DTYPES}
+
+#: What floats that are not packed may be kept in, by the name that a user gives it.
+KEEP_DTYPES = {
+    "f32": BY_NAME["float32"],
+    "f16": BY_NAME["float16"],
+    "bf16": BY_NAME["bfloat16"],
+}
 
 #: What a scale may be stored in.
 SCALE_DTYPES = ("float32", "float16", "bfloat16")

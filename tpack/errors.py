@@ -18,7 +18,7 @@ the specific part; ``locate`` adds the file and the tensor on the way out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 
@@ -67,6 +67,18 @@ class UsageError(TpackError, ValueError):
 
     code = 2
     kind = "usage"
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UsageError:
+    """Make the error for a name that a table does not have.
+
+    Example:
+        >>> print(unknown("layout", "t3", ["t2", "t5"]))
+        layout 't3' is unknown, expected t2 or t5.
+    """
+    *others, last = known
+    expected = f"{', '.join(others)} or {last}" if others else last
+    return UsageError(f"{what} {name!r:.60} is unknown, expected {expected}.")
 
 
 class InputError(TpackError):

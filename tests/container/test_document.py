@@ -258,7 +258,7 @@ def test_no_value_of_a_weight(field, values):
         rule, tensor, message = refusal(described(tensors={"w": WEIGHT | {field: value}}))
         assert (rule, tensor) == ("R10", "w")
         assert message.startswith(f"has {field} ")
-        assert message.endswith(" in its description.")
+        assert " in its description" in message
 
 
 def test_the_divisor_of_one_scale():

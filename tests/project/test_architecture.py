@@ -15,7 +15,7 @@ CLI = Path(__file__).parents[2] / "cli"
 
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
-    {"errors", "dtypes", "grouping", "report", "text"},
+    {"choices", "dtypes", "errors", "grouping", "report", "text"},
     {"codec", "hfconfig"},
     {"layerdef", "kernels"},
     {"quantize", "container"},

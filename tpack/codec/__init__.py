@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from tpack.codec import t2, t5
 from tpack.codec.shapes import GROUP_SIZES, Scale, rows_and_columns
-from tpack.errors import NotTernaryError, UsageError
+from tpack.errors import NotTernaryError, unknown
 
 __all__ = [
     "GROUP_SIZES",
@@ -47,7 +47,8 @@ class Layout:
     """How the codes of a row lie in bytes.
 
     Attributes:
-        name: what the file calls it.
+        name: what options and files call it.
+        meaning: what it is, in one line.
         per_byte: trits a byte holds.
         encode: codes ``(..., n * per_byte)`` uint8 in 0..2 → bytes ``(..., n)``.
         decode: bytes ``(..., n)`` → codes ``(..., n * per_byte)`` uint8. Total: an invalid
@@ -56,6 +57,7 @@ class Layout:
     """
 
     name: str
+    meaning: str
     per_byte: int
     encode: Callable[[Bytes], Bytes]
     decode: Callable[[Bytes], Bytes]
@@ -66,10 +68,13 @@ class Layout:
         return -(-columns // self.per_byte)
 
 
-#: The layouts by the name that a file gives them.
+#: The layouts by name.
 LAYOUTS = {
-    "t2": Layout("t2", 4, t2.encode, t2.decode, t2.VALID),
-    "t5": Layout("t5", 5, t5.encode, t5.decode, t5.VALID),
+    row.name: row
+    for row in (
+        Layout("t2", "four trits a byte, of two bits each", 4, t2.encode, t2.decode, t2.VALID),
+        Layout("t5", "five trits a byte, in base 3", 5, t5.encode, t5.decode, t5.VALID),
+    )
 }
 
 
@@ -79,10 +84,9 @@ def layout_named(name: str) -> Layout:
     Raises:
         UsageError: there is no such layout.
     """
-    try:
-        return LAYOUTS[name]
-    except KeyError:
-        raise UsageError(f"layout {name!r} is unknown, expected {' or '.join(LAYOUTS)}.") from None
+    if name not in LAYOUTS:
+        raise unknown("layout", name, LAYOUTS)
+    return LAYOUTS[name]
 
 
 def check_trits(values: npt.NDArray[Any]) -> None:

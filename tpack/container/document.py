@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tpack.choices import QUANTIZERS
 from tpack.codec import LAYOUTS, Scale, rows_and_columns
 from tpack.container.header import Entry
 from tpack.container.strictjson import canonical_json, parse_json
@@ -27,7 +28,6 @@ NO_DIGEST = "0" * 64
 _HEX = re.compile(r"[0-9a-f]{64}")
 #: The method of a weight that was saved from a module: what it was before is not known.
 UNKNOWN = "unknown"
-_METHODS = ("exact", "absmean", "twn", "mse", UNKNOWN)
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
@@ -244,13 +244,18 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
     fields = set(TernaryEntry.__dataclass_fields__)
     found = _object(data, f"description of {name!r:.100}", fields)
 
-    def require(good: bool, field_name: str) -> None:
+    def require(good: bool, field_name: str, known: Iterable[str] = ()) -> None:
         if not good:
+            expected = f", expected {' or '.join(known)}" if known else ""
             raise FormatError(
-                f"has {field_name} {found[field_name]!r:.60} in its description.",
+                f"has {field_name} {found[field_name]!r:.60} in its description{expected}.",
                 rule="R10",
                 tensor=name,
             )
+
+    def require_one_of(known: Iterable[str], field_name: str) -> None:
+        names = tuple(known)  # whose membership asks for no hash, as that of a dict does
+        require(found[field_name] in names, field_name, names)
 
     shape, split = found["shape"], found["split"]
     require(
@@ -261,9 +266,9 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
         "shape",
     )
     require(type(split) is int and 0 <= split < len(shape), "split")
-    require(found["layout"] in tuple(LAYOUTS), "layout")
-    require(found["method"] in _METHODS, "method")
-    require(found["source_dtype"] in WEIGHT_DTYPES, "source_dtype")
+    require_one_of(LAYOUTS, "layout")
+    require_one_of(("exact", *QUANTIZERS, UNKNOWN), "method")
+    require_one_of(WEIGHT_DTYPES, "source_dtype")
     error = found["relative_error"]
     if found["method"] == UNKNOWN:
         require(error is None, "relative_error")

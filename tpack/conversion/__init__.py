@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from tpack.choices import Means
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.writer import checkpoint_size, write_checkpoint
 from tpack.conversion.captures import OWN_RULE, captured, masters, packed_note
@@ -33,7 +34,6 @@ from tpack.sources import Source, open_source
 from tpack.sources.description import read_layerdef
 from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
-from tpack.sources.scaled_codes import Means
 
 if TYPE_CHECKING:
     from tpack.capturing import Captured

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tpack.choices import QUANTIZERS
 from tpack.codec import layout_named, rows_and_columns
 from tpack.conversion.options import Options
 from tpack.conversion.plan import Plan
@@ -62,9 +63,9 @@ class Needs:
 
 
 def _at_once(tensor: SourceTensor | PackedTensor, options: Options) -> int:
-    """What a weight needs beside the pieces of it: trits and sums, for ``mse`` all its numbers."""
+    """What a weight needs beside pieces of it: trits and sums, for some methods all its numbers."""
     needed = 2 * tensor.numel
-    if options.quantize == "mse":
+    if options.quantize != "auto" and QUANTIZERS[options.quantize].at_once:
         needed += 2 * tensor.numel * (8 if tensor.dtype == "float64" else 4)
     return needed
 

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from tpack.choices import MEANINGS, QUANTIZERS, Means
 from tpack.codec import Scale, layout_named
-from tpack.errors import UsageError
-from tpack.quantize import METHODS
-from tpack.sources.scaled_codes import MEANINGS, Means
-
-KEEP_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+from tpack.dtypes import KEEP_DTYPES
+from tpack.errors import UsageError, unknown
 
 #: Called with what is being done, and how far it is of how many bytes.
 Progress = Callable[[str, int, int], None]
@@ -34,12 +32,11 @@ class Options:
     def __post_init__(self) -> None:
         for option, value, known in (
             ("keep_dtype", self.keep_dtype, (None, *KEEP_DTYPES)),
-            ("quantize", self.quantize, ("auto", *METHODS)),
+            ("quantize", self.quantize, ("auto", *QUANTIZERS)),
             ("scale_means", self.scale_means, (None, *MEANINGS)),
         ):
             if value not in known:
-                expected = ", ".join(filter(None, known))
-                raise UsageError(f"{option} {value!r} is unknown, expected {expected}.")
+                raise unknown(option, value, filter(None, known))
         for option, patterns in (("include", self.include), ("exclude", self.exclude)):
             if isinstance(patterns, str):  # its letters would be patterns
                 raise UsageError(f"{option} is {patterns!r}, expected a list: [{patterns!r}].")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
-from tpack.conversion.options import KEEP_DTYPES, Options
+from tpack.conversion.options import Options
 from tpack.conversion.others import Others, sort_others, weight_of
-from tpack.dtypes import BY_NAME
+from tpack.dtypes import BY_NAME, KEEP_DTYPES
 from tpack.errors import InputError, UnsupportedError
 from tpack.layerdef import Program, slots
 from tpack.layerdef.completion import match_slots
@@ -326,7 +326,7 @@ def _kept_form(
 ) -> tuple[SourceTensor, str]:
     """A tensor as it is, or in the dtype wished for floats, and why it is kept."""
     plain = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
-    wish = KEEP_DTYPES.get(options.keep_dtype or "", plain.dtype)
+    wish = KEEP_DTYPES[options.keep_dtype].name if options.keep_dtype else plain.dtype
     if wish != plain.dtype and BY_NAME[plain.dtype].is_float and BY_NAME[plain.dtype].size > 1:
         return plain.cast(wish), f"{reason}, {plain.dtype} to {wish}"
     return plain, reason

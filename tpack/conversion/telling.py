@@ -7,12 +7,12 @@ import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from tpack.choices import QUANTIZERS
 from tpack.conversion.cases import Left, first_offence
 from tpack.conversion.packing import Batch
 from tpack.conversion.plan import Plan
 from tpack.errors import NotTernaryError
 from tpack.grouping import Place, groups, label
-from tpack.quantize import METHODS
 from tpack.text import plural
 
 #: Groups of names in one warning; ``-v`` and JSON have them all.
@@ -37,7 +37,8 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
             f"no weight of the source is ternary: {plural(len(rounded), 'weight')} "
             f"{'was' if len(rounded) == 1 else 'were'} rounded by absmean, with relative error "
             f"{low if low == high else f'{low}–{high}'}. That is right only for masters of BitNet "
-            "b1.58, which are rounded so as they run. For other models see --quantize twn or mse, "
+            "b1.58, which are rounded so as they run. For other models see --quantize "
+            f"{' or '.join(name for name in QUANTIZERS if name != 'absmean')}, "
             "and --scale row or group:N; --exact refuses to round."
         )
     if rescaled := sorted(set(lossy) - set(rounded)):
@@ -60,7 +61,7 @@ def _left(left: Mapping[str, Left], of: int, plan: Plan) -> str:
     ]
     lines += _recognised(left)
     lines.append(
-        f"--quantize {'|'.join(METHODS)} rounds them, --exclude keeps them without a warning."
+        f"--quantize {'|'.join(QUANTIZERS)} rounds them, --exclude keeps them without a warning."
     )
     return " ".join(lines)
 
@@ -109,7 +110,7 @@ def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
     else:
         value = index = None
         detail = " ".join(_recognised(refused))
-        advice += f", or round with --quantize {'|'.join(METHODS)}"
+        advice += f", or round with --quantize {'|'.join(QUANTIZERS)}"
     if len(refused) == 1 and refused[first].text:
         why = refused[first]
         return NotTernaryError(
@@ -132,7 +133,7 @@ def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
     sentences = [
         f"holds no ternary weight that was to be packed: {_names(left)} ({kinds}).",
         *_recognised(left),
-        f"Round with --quantize {'|'.join(METHODS)}, or name others with --include.",
+        f"Round with --quantize {'|'.join(QUANTIZERS)}, or name others with --include.",
     ]
     return NotTernaryError(" ".join(sentences), tensors=tuple(left))
 

@@ -16,9 +16,20 @@ from torch import Tensor
 
 from tpack.codec import Scale
 
-#: From |w| ``(sets, size)``, padded with zeros, and the number of weights in each set
-#: ``(sets, 1)``: scales ``(sets, 1)`` and which weights are kept.
-Choice = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Method:
+    """The form of a quantizer for training.
+
+    Attributes:
+        choose: from |w| ``(sets, size)``, padded with zeros, and the number of weights
+            in each set ``(sets, 1)``: scales ``(sets, 1)`` and which weights are kept.
+        over_zeros: whether the scale is a mean over zeros too, so that it is smaller
+            than that of the ternary weight it is computed from.
+    """
+
+    choose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    over_zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +37,7 @@ class Rule:
     """How a weight becomes ternary.
 
     Attributes:
-        method: ``absmean``, ``twn`` or ``mse``.
+        method: a name of ``METHODS``.
         granularity: what shares one scale.
         shape: logical shape of the weight.
         split: leading dims that index rows.
@@ -60,13 +71,13 @@ class Rule:
     def master(self, weight: Tensor) -> Tensor:
         """A master, in the logical shape, that ``ternary`` takes to a given weight.
 
-        absmean takes the mean over zeros too, so there the weight is divided by the
+        A method that takes the mean over zeros too needs the weight divided by the
         share of nonzeros in each set; the others leave ternary weights as they are.
 
         Args:
             weight: ``(rows…, columns)``.
         """
-        if self.method == "absmean":
+        if METHODS[self.method].over_zeros:
             sets, count = self._sets(weight)
             nonzero = (sets != 0).sum(-1, keepdim=True)
             weight = self._rows(sets * (count / nonzero.clamp(min=1)))
@@ -76,7 +87,7 @@ class Rule:
         """Trits ``(sets, size)`` as floats, scales ``(sets, 1)`` in their dtype."""
         wide = master if master.dtype == torch.float64 else master.float()
         sets, count = self._sets(wide)
-        scale, kept = CHOICES[self.method](sets.abs(), count)
+        scale, kept = METHODS[self.method].choose(sets.abs(), count)
         return sets.sign() * kept, scale.to(self.dtype)
 
     @property
@@ -140,4 +151,9 @@ def _mse(size: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(least == 0, 1, scale), (size >= least) & (size > 0)
 
 
-CHOICES: dict[str, Choice] = {"absmean": _absmean, "twn": _twn, "mse": _mse}
+#: The forms of ``tpack.choices.QUANTIZERS``; one that is not here is refused by name.
+METHODS = {
+    "absmean": Method(_absmean, over_zeros=True),
+    "twn": Method(_twn),
+    "mse": Method(_mse),
+}

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from tpack.codec import GROUP_SIZES, Scale
-from tpack.errors import InputError, UsageError, locate
+from tpack.errors import InputError, UsageError, locate, unknown
 from tpack.nn.code_check import check_legal
 from tpack.nn.reference import dequantize, pack_trits
-from tpack.nn.ternarization import CHOICES, Rule
+from tpack.nn.ternarization import METHODS, Rule
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -134,10 +134,8 @@ def unfreeze(module: Module, method: str = "absmean", scale: str = "auto") -> Mo
         >>> sorted(freeze(layer).state_dict())
         ['bias', 'weight_packed', 'weight_scale']
     """
-    if method not in CHOICES:
-        raise UsageError(
-            f"method {method!r} is unknown, expected {', '.join(CHOICES)}."
-        )
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
     wanted = None if scale == "auto" else Scale.parse(scale)
     found = []
     for prefix, owner in module.named_modules():

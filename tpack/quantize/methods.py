@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import Scale
-from tpack.errors import UsageError
+from tpack.errors import unknown
 from tpack.kernels.reference import absmean_scale, absmean_threshold
 from tpack.quantize.fitting import Fit, make_fit, spread
 from tpack.quantize.pieces import Piece, in_pieces
@@ -101,7 +101,7 @@ def _whole(weight: Weight, granularity: Scale) -> Iterator[Array]:
         yield from sizes.T
 
 
-#: The quantizers by the name that options and files give them.
+#: The functions of ``tpack.choices.QUANTIZERS``.
 METHODS: dict[str, Callable[[Weight, Scale, Statistics], Fit]] = {
     "absmean": absmean,
     "twn": twn,
@@ -116,7 +116,7 @@ def method_named(name: str) -> Callable[[Weight, Scale, Statistics], Fit]:
         UsageError: there is no such method.
     """
     if name != "auto" and name not in METHODS:
-        raise UsageError(f"method {name!r} is unknown, expected auto, {', '.join(METHODS)}.")
+        raise unknown("method", name, ("auto", *METHODS))
     return METHODS["absmean" if name == "auto" else name]
 
 

@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from tpack.choices import MEANINGS, Means
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import InputError, TpackError, UnsupportedError
 from tpack.quantize import widen
@@ -25,11 +26,6 @@ from tpack.sources.packed_systems import BITNET, PLAIN_BYTES
 from tpack.sources.source import PackedTensor, SourceTensor
 
 Tensors = Mapping[str, SourceTensor | PackedTensor]
-Means = Literal["multiply", "divide"]
-
-#: What the option ``scale_means`` may be.
-MEANINGS: tuple[Means, ...] = ("multiply", "divide")
-
 #: The system of a weight that would be read if its codes were trits.
 _BYTES = "a system of 8-bit integers with scales"
 
