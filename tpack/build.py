@@ -39,7 +39,7 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
-from tpack.layerdef.names import is_position
+from tpack.layerdef.members import Member, Members, members_of
 from tpack.layerdef.ops import OPS, PACKED_OPS, Op, torch_name
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
 
@@ -109,8 +109,11 @@ class BuiltModule(PackedModule):
         self.ternary_groups = {}  # type: ignore[misc]
         for param in lowered.stored:
             _store(self, param)
-        for name, child in _children(program, lowered):
-            self.add_module(name, child)
+        tree = members_of(lowered.children)
+        for position, member in enumerate(tree.places):
+            self.add_module(str(position), _member(program, member))
+        for name, member in tree.named.items():
+            self.add_module(name, _member(program, member))
         self._tpack_steps = _compile(lowered)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -193,38 +196,17 @@ def constant(param: Param) -> Tensor:
 _RESULT = "return"
 
 
-def _children(program: Program, lowered: Lowered) -> list[tuple[str, nn.Module]]:
-    children: dict[str, Any] = {}
-    for param in lowered.children:
-        copies = [_child(program, param) for _ in range(param.repeat or 1)]
-        module = copies[0] if param.repeat is None else nn.ModuleList(copies)
-        _place(children, param.name.split("."), module)
-    children = {name: _container(child) for name, child in children.items()}
-    positions = [int(name) for name in children if is_position(name)]
-    for position in range(max(positions, default=0)):  # generated source fills gaps likewise
-        children.setdefault(str(position), nn.Identity())
-    # a list of layers is filled before anything else is added, in generated source too
-    last = len(children) + len(positions)
-    return sorted(children.items(), key=lambda item: int(item[0]) if is_position(item[0]) else last)
-
-
-def _place(children: dict[str, Any], path: list[str], module: nn.Module) -> None:
-    """Put a child where its dotted name says."""
-    *above, last = path
-    for name in above:
-        children = children.setdefault(name, {})
-    children[last] = module
-
-
-def _container(child: Any) -> nn.Module:
-    """A child, or the list or dict of layers that dotted names draw."""
-    if isinstance(child, nn.Module):
-        return child
-    members = {name: _container(item) for name, item in child.items()}
-    if not is_position(next(iter(members))):
-        return nn.ModuleDict(members)
-    count = max(map(int, members)) + 1
-    return nn.ModuleList([members.get(str(i)) or nn.Identity() for i in range(count)])
+def _member(program: Program, member: Member | None) -> nn.Module:
+    """The module of a member of a layer: a child, a list or dict of them, or a gap."""
+    if member is None:
+        return nn.Identity()
+    if isinstance(member, Members):
+        if named := member.named:
+            return nn.ModuleDict({name: _member(program, one) for name, one in named.items()})
+        return nn.ModuleList([_member(program, one) for one in member.places])
+    if member.repeat is None:
+        return _child(program, member)
+    return nn.ModuleList([_child(program, member) for _ in range(member.repeat)])
 
 
 def _child(program: Program, param: Param) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -35,7 +36,7 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
-from tpack.layerdef.names import is_position
+from tpack.layerdef.members import Member, Members, members_of
 from tpack.layerdef.ops import OpParam
 
 _BODY = INDENT * 2
@@ -119,8 +120,7 @@ class _Class:
         self.layer = layer
         self.used: set[str] = set()
         self.ternary = [p for p in lowered.stored if p.param_type == "TernaryTensor"]
-        positions = [child for child in lowered.children if is_position(child.name)]
-        self.positions = {int(child.name): child for child in positions}
+        self.tree = members_of(lowered.children)
         self.lines = [*self.head(), *self.init()]
         if lowered.body or not silent:
             self.lines += ["", *self.forward()]
@@ -130,7 +130,7 @@ class _Class:
         if self.ternary:
             bases.append("PackedModule")
             self.used.add("PackedModule")
-        if self.positions:
+        if self.tree.listed:
             bases.append("nn.ModuleList")
         lines = [f"class {self.lowered.name}({', '.join(bases) or 'nn.Module'}):"]
         if self.ternary:
@@ -164,30 +164,27 @@ class _Class:
 
     def init(self) -> list[str]:
         lines = [f"{INDENT}def __init__(self) -> None:"]
-        if self.positions:
-            texts = {position: self.child(child) for position, child in self.positions.items()}
-            args: tuple[Text, ...] = (self.listed(texts),)
-            lines += lay_out(Call("super().__init__", args), _BODY)
-        else:
-            lines.append(f"{_BODY}super().__init__()")
+        args: tuple[Text, ...] = (self.listed(self.tree.places),) if self.tree.listed else ()
+        lines += lay_out(Call("super().__init__", args), _BODY)
         for param in self.lowered.stored:
             lines += self.stored(param)
-        children: dict[str, Any] = {}
-        for child in self.lowered.children:
-            if not is_position(child.name):
-                place(children, child)
-        for name, below in children.items():
-            lines += lay_out(self.members(below), _BODY, f"self.{name} = ")
+        for name, member in self.tree.named.items():
+            lines += lay_out(self.member(member), _BODY, f"self.{name} = ")
         return lines
 
-    def members(self, child: Any) -> Text:
-        """A child, or the list or dict of layers that dotted names draw."""
-        if isinstance(child, Param):
-            return self.child(child)
-        inner = {name: self.members(below) for name, below in child.items()}
-        if is_position(next(iter(inner))):
-            return Call("nn.ModuleList", (self.listed({int(k): v for k, v in inner.items()}),))
-        return Call("nn.ModuleDict", (Pairs(tuple(inner.items())),))
+    def member(self, member: Member | None) -> Text:
+        """A member of a layer: a child, a list or dict of them, or a gap."""
+        if member is None:
+            return "nn.Identity()"
+        if isinstance(member, Members):
+            if named := member.named:
+                pairs = tuple((name, self.member(one)) for name, one in named.items())
+                return Call("nn.ModuleDict", (Pairs(pairs),))
+            return Call("nn.ModuleList", (self.listed(member.places),))
+        one = self.constructor(member)
+        if member.repeat is None:
+            return one
+        return Call("nn.ModuleList", (Generator(one, f"for _ in range({member.repeat})"),))
 
     def stored(self, param: Param) -> list[str]:
         if param.param_type == "TernaryTensor":
@@ -242,13 +239,6 @@ class _Class:
     def sizes(self, shape: tuple[int, ...]) -> tuple[Text, ...]:
         return _numbers(shape) or ("()",)
 
-    def child(self, child: Param) -> Text:
-        one = self.constructor(child)
-        if child.repeat is None:
-            return one
-        loop = f"for _ in range({child.repeat})"
-        return Call("nn.ModuleList", (Generator(one, loop),))
-
     def constructor(self, child: Param) -> Text:
         row = BUILTIN.get(child.layer or "")
         if row is None:
@@ -264,12 +254,10 @@ class _Class:
             args.append(Keyword(param.name, text) if param.keyword else text)
         return Call(row.spelling, tuple(args))
 
-    def listed(self, members: dict[int, Text]) -> Text:
-        """The layers at numbered positions; a gap is an Identity."""
+    def listed(self, members: Sequence[Member | None]) -> Text:
+        """The members of a list; equal ones in a row are a loop."""
         items: list[Text] = []
-        every = (members.get(i, "nn.Identity()") for i in range(max(members) + 1))
-        runs = groupby(every)
-        for one, run in runs:
+        for one, run in groupby(map(self.member, members)):
             count = len(list(run))
             if count > 2:
                 items.append(f"*({one} for _ in range({count}))")
@@ -315,14 +303,6 @@ class _Class:
             lines += comments.commented(statement, printer.statement(statement, _BODY), _BODY)
         self.used |= printer.used
         return lines
-
-
-def place(children: dict[str, Any], child: Param) -> None:
-    """Put a child where its dotted name says."""
-    *above, last = child.name.split(".")
-    for name in above:
-        children = children.setdefault(name, {})
-    children[last] = child
 
 
 def _returned(value: object) -> str:

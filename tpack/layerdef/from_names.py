@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from tpack.errors import LayerDefError
+from tpack.layerdef.members import repeated
 from tpack.layerdef.names import check_attribute, check_identifier, is_identifier, is_position
 from tpack.layerdef.nodes import (
     FunctionCall,
@@ -131,9 +132,8 @@ class _Namer:
             str(i) for i in range(len(module.children))
         ]:
             items = [self.child(key, below) for key, below in module.children.items()]
-            first = replace(items[0], name=name)
-            if all(replace(item, name=name) == first for item in items) and not first.repeat:
-                return replace(first, repeat=len(items))
+            if (whole := repeated(name, items)) is not None:
+                return whole
         return Param(name, "Layer", layer=self.layer(module, class_name(module.path)))
 
 

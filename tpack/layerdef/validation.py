@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tpack.errors import LayerDefError
+from tpack.layerdef.members import members_of
 from tpack.layerdef.names import (
     CONTAINER_NAMES,
     check_class_name,
     check_identifier,
     check_word,
-    is_position,
 )
 from tpack.layerdef.nodes import (
     Assignment,
@@ -99,7 +99,7 @@ def _check_instances(program: Program) -> None:
         if name in above:
             raise LayerDefError(f"contains itself through {' → '.join(above)}.", node=name)
         if name not in sizes:
-            size = _Size(1 + _gaps(layers[name]), 0, 0)
+            size = _Size(1 + members_of(layers[name].params).gaps, 0, 0)
             for param in layers[name].params:
                 if param.param_type != "Layer":
                     size = size.plus(_Size(0, 1, 0), 1)
@@ -139,17 +139,6 @@ class _Size(NamedTuple):
         )
 
 
-def _gaps(layer: LayerDef) -> int:
-    """Places in its lists of layers that no parameter fills; an Identity stands there."""
-    lists: dict[str, set[int]] = {}
-    for param in layer.params:
-        parts = param.name.split(".")
-        for i, part in enumerate(parts):
-            if is_position(part):
-                lists.setdefault(".".join(parts[:i]), set()).add(int(part))
-    return sum(max(filled) + 1 - len(filled) for filled in lists.values())
-
-
 class _Checker:
     """Checks one layer: parameters first, then the body against them."""
 
@@ -183,21 +172,17 @@ class _Checker:
 
     def check_containers(self) -> None:
         """Check that dotted names draw lists of positions and dicts of identifiers."""
-        members: dict[str, set[str]] = {}
-        for name in self.params:
-            parts = name.split(".")
-            for i in range(1, len(parts)):
-                members.setdefault(".".join(parts[:i]), set()).add(parts[i])
-        for container, names in members.items():
-            node = f"{self.layer.name}.{container}"
-            if container in self.params:
+        for path, container in members_of(self.layer.params).containers():
+            node = f"{self.layer.name}.{path}"
+            if path in self.taken:
                 raise LayerDefError("is a parameter, and has parameters of its own.", node=node)
-            if len(set(map(is_position, names))) > 1 or names & CONTAINER_NAMES:
+            names = container.held.keys()
+            if (container.listed and container.named) or names & CONTAINER_NAMES:
                 raise LayerDefError(
                     f"holds {', '.join(sorted(names)[:5])}, expected positions or identifiers.",
                     node=node,
                 )
-            self.taken.add(container)
+            self.taken.add(path)
 
     def check_body(self) -> None:
         """Check the statements; none are the natural affine map, checked when it is expanded."""
