@@ -113,6 +113,32 @@ def test_lists_that_are_no_loops():
     assert read_again(layer(body, params=named)).by_name["L"].params[:2] == tuple(named)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("m.1", "m.3"),
+        ("m.0.a", "m.1.a"),
+        ("m.0.0", "m.0.1", "m.1.0", "m.1.2"),
+        ("m.0.a", "m.2.b"),
+        ("1", "3"),
+    ],
+)
+def test_lists_with_gaps_and_lists_in_lists(names):
+    members = [Param(name, "Layer", **NORM) for name in names]
+    body = X
+    for name in reversed(names):
+        body = LayerCall(name, [body])
+    assert read_again(layer(Return(body), params=members)).by_name["L"].params[:-1] == tuple(
+        members
+    )
+
+
+def test_loops_in_lists():
+    members = [Param(f"m.{i}", "Layer", repeat=2 + i, **NORM) for i in range(2)]
+    body = Return(LayerCall("m.1", [LayerCall("m.0", [X])]))
+    assert read_again(layer(body, params=members)).by_name["L"].params[:2] == tuple(members)
+
+
 def test_loops_with_more_arguments_and_twice():
     block = LayerDef(
         "B", [INPUT, Param("y", "Tensor")], [Return(BinaryOp("*", BinaryOp("+", X, Y), X))]

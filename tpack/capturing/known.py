@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from tpack.capturing.graph import Value
 from tpack.capturing.scopes import Scope
 from tpack.errors import LayerDefError
 from tpack.layerdef import FunctionCall, Identifier, Literal, Param, Return, Tuple
@@ -151,14 +150,12 @@ def _finished(
     return name, {key: value for key, value in args.items() if value != declared[key]}
 
 
-def constant_param(value: Value, name: str) -> Param:
-    """A tensor that is in no state dict as a Constant.
+def constant_param(data: torch.Tensor, name: str) -> Param:
+    """Describe a tensor that is in no state dict as a Constant.
 
     Raises:
         LayerDefError: it has too many elements, or values that are not finite.
     """
-    data = value.data
-    assert data is not None
     dtype = str(data.dtype).removeprefix("torch.")
     shape = tuple(data.shape)
     if (base := _rotary_base(data)) is not None:
@@ -168,12 +165,12 @@ def constant_param(value: Value, name: str) -> Param:
         raise LayerDefError(
             f"holds {data.numel()} numbers that are in no state dict, expected at most "
             f"{MAX_VALUES}. Register the buffer as persistent.",
-            node=value.name,
+            node=name,
         )
     numbers = data.double() if data.dtype.is_floating_point else data.long()
     values = tuple(numbers.reshape(-1).tolist())
     if not all(map(math.isfinite, values)):
-        raise LayerDefError("holds infinity or NaN, expected finite numbers.", node=value.name)
+        raise LayerDefError("holds infinity or NaN, expected finite numbers.", node=name)
     return Param(name, "Constant", shape, dtype=dtype, formula="values", args={"values": values})
 
 

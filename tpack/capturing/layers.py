@@ -27,7 +27,8 @@ from tpack.layerdef import (
     validate,
 )
 from tpack.layerdef.from_names import class_name
-from tpack.layerdef.names import is_identifier, is_position
+from tpack.layerdef.members import collapsed, members_of, repeated
+from tpack.layerdef.names import is_identifier
 
 
 def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str] = ()) -> Program:
@@ -159,15 +160,13 @@ class _Maker:
 
     def made(self, path: str, children: dict[str, _Draft], *, whole: bool) -> _Draft:
         params = self.stored(path)
-        listed = {name: draft.param(name) for name, draft in children.items()}
+        listed = [draft.param(name) for name, draft in children.items()]
         uncalled = self.uncalled(path)
-        taken = {p.name for p in params} | {n.partition(".")[0] for n in (*listed, *uncalled)}
+        taken = {p.name for p in params} | {n.partition(".")[0] for n in (*children, *uncalled)}
         scopes = self.scopes[path]
         steps = {scope: self.items(scope, path, children) for scope in scopes}
-        loops = chained(listed, list(steps.values()))
-        for name, members in loops.items():
-            first = listed[members[0]]
-            listed = _replaced(listed, members, replace_name(first, name, len(members)))
+        for loop in chained(listed, list(steps.values())):
+            listed = collapsed(listed, loop)
         bodies = []
         for scope in scopes:
             result = self.graph.result if whole else _result(scope)
@@ -175,7 +174,7 @@ class _Maker:
             bodies.append(body)
         if any(body != bodies[0] for body in bodies):
             raise _DifferError(path)
-        every = [*params, *uncalled.values(), *listed.values()]
+        every = [*params, *uncalled.values(), *listed]
         notes = reduce(Annotations.agreed, (body.notes for body in bodies))
         return self.named(path, every, replace(bodies[0], notes=notes), whole=whole)
 
@@ -185,9 +184,8 @@ class _Maker:
             found = builtin_layer(params, body, self.scopes[path][0])
             if found is not None:
                 return _Draft(found[0], tuple(found[1].items()), outputs=body.outputs)
-            if (copies := _copies(params, body)) is not None:
-                one = copies[0]
-                return _Draft(str(one.layer), one.args, len(copies), body.outputs)
+            if (loop := _repeated(params, body)) is not None:
+                return _Draft(str(loop.layer), loop.args, loop.repeat, body.outputs)
         inputs = [Param(name, "Tensor") for name in body.inputs]
         key = (tuple(params), tuple(inputs), tuple(body.statements))
         if key not in self.known:
@@ -221,8 +219,11 @@ class _Maker:
             for name in self.tensors[path]
             if "." not in self.relative(name, path)
         ]
-        constants = self.constants.get(path, [])
-        return found + [constant_param(one, self.relative(one.name, path)) for one in constants]
+        for value in self.constants.get(path, []):
+            assert value.data is not None
+            constant = constant_param(value.data, value.name)
+            found.append(replace(constant, name=self.relative(value.name, path)))
+        return found
 
     def param(self, name: str, relative: str) -> Param:
         tensor = self.graph.stored[name]
@@ -295,21 +296,6 @@ class _Maker:
         return made
 
 
-def replace_name(param: Param, name: str, repeat: int) -> Param:
-    """The member of a list as the list."""
-    return replace(param, name=name, repeat=repeat)
-
-
-def _replaced(listed: dict[str, Param], members: Collection[str], whole: Param) -> dict[str, Param]:
-    made: dict[str, Param] = {}
-    for name, param in listed.items():
-        if name in members:
-            made.setdefault(whole.name, whole)
-        else:
-            made[name] = param
-    return made
-
-
 def _result(scope: Scope) -> Any:
     return scope.outputs[0] if len(scope.outputs) == 1 else tuple(scope.outputs)
 
@@ -321,16 +307,11 @@ def _line(value: Value, scope: Scope) -> str:
     return "" if is_loop(line) else line
 
 
-def _copies(params: list[Param], body: Body) -> list[Param] | None:
-    """The members of a module that only applies its equal members in order."""
-    members = [param for param in params if is_position(param.name)]
-    if len(params) < 2 or len(members) != len(params) or len(body.inputs) != 1:
-        return None
-    if any(replace(param, name="0") != replace(params[0], name="0") for param in params):
-        return None
-    if params[0].repeat is not None or [p.name for p in params] != list(
-        map(str, range(len(params)))
-    ):
+def _repeated(params: list[Param], body: Body) -> Param | None:
+    """The repeated child that a module is which only applies its equal members in order."""
+    tree = members_of(params)
+    whole = repeated("", tree.places)
+    if whole is None or not len(params) == len(tree.listed) > 1 or len(body.inputs) != 1:
         return None
     at = Identifier(body.inputs[0])
     calls = []
@@ -346,4 +327,4 @@ def _copies(params: list[Param], body: Body) -> list[Param] | None:
         if isinstance(statement, Return):
             break
         at = Identifier(getattr(statement, "target", ""))
-    return params if calls == [param.name for param in params] else None
+    return whole if calls == [str(i) for i in range(len(params))] else None

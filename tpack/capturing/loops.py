@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from itertools import pairwise
 
 from tpack.capturing.graph import Value
 from tpack.capturing.statements import Child, Item
 from tpack.layerdef import Param
-from tpack.layerdef.names import is_position
+from tpack.layerdef.members import repeats
 
 
-def chained(params: Mapping[str, Param], calls: list[list[Item]]) -> dict[str, list[str]]:
-    """The lists of layers that are only ever applied in order, by name.
+def chained(params: list[Param], calls: list[list[Item]]) -> list[Param]:
+    """Find the lists of equal layers that are only ever applied in order, as repeated children.
 
     Args:
         params: the children of a layer.
         calls: what each call of the layer computes; the calls of such a list become one item.
     """
-    found = {}
-    for name, members in _lists(params).items():
-        runs = [_run(members, items) for items in calls]
+    found = []
+    for name, whole in repeats(params).items():
+        members = [f"{name}.{i}" for i in range(whole.repeat or 0)]
+        runs = [_run(members, items) for items in calls] if len(members) > 1 else [None]
         if all(run is not None for run in runs):
             for items, run in zip(calls, runs, strict=True):
                 assert run is not None
                 _collapse(name, items, run)
-            found[name] = members
+            found.append(whole)
     return found
-
-
-def _lists(params: Mapping[str, Param]) -> dict[str, list[str]]:
-    """Lists whose members are equal."""
-    lists: dict[str, list[str]] = {}
-    for name in params:
-        container, _, last = name.rpartition(".")
-        if container and is_position(last):
-            lists.setdefault(container, []).append(name)
-    return {
-        name: members
-        for name, members in lists.items()
-        if len(members) > 1
-        and members == [f"{name}.{i}" for i in range(len(members))]
-        and len({replace(params[member], name="") for member in members}) == 1
-        and params[members[0]].repeat is None
-    }
 
 
 def _run(members: list[str], items: list[Item]) -> list[Item] | None:

@@ -7,13 +7,14 @@ import, in standalone form too.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 
 from torch import nn
 
 from tpack.layerdef import LayerDef, Param, Program, as_program
 from tpack.layerdef.builtin import BUILTIN
-from tpack.readback.forward import ApartError, read_forward
+from tpack.layerdef.members import collapsed, repeats
+from tpack.readback.forward import Forward
 from tpack.readback.stored import constructed_with, stored_params
 
 __all__ = ["read_program"]
@@ -50,37 +51,22 @@ class _Reader:
         return layer.name
 
     def definition(self, module: nn.Module, name: str) -> LayerDef:
-        apart: set[str] = set()
-        while True:
-            params = [*stored_params(module), *self.children(module, apart)]
-            try:
-                inputs, body = read_forward(module, {param.name: param for param in params})
-            except ApartError as error:
-                apart.add(str(error))
-                continue
-            return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
+        forward = Forward(module)
+        children = list(self.children(module))
+        for whole in repeats(children).values():
+            if forward.loops(whole) is not None:
+                children = collapsed(children, whole)
+        params = [*stored_params(module), *children]
+        inputs, body = forward.read({param.name: param for param in params})
+        return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
 
-    def children(self, module: nn.Module, apart: set[str]) -> list[Param]:
-        return [
-            param
-            for name, child in module.named_children()
-            for param in self.child_params(name, child, apart)
-        ]
-
-    def child_params(self, name: str, child: nn.Module, apart: set[str]) -> list[Param]:
-        """A child; of a list or dict, its members, where they are not one repeated child."""
-        if type(child) is nn.Identity:
-            return []
-        if type(child) is nn.ModuleList and name not in apart:
-            copies = [self.child(name, item) for item in child]
-            if all(copy == copies[0] for copy in copies):
-                return [replace(copies[0], repeat=len(copies))]
-        if type(child) in (nn.ModuleList, nn.ModuleDict):
-            members = child.named_children()
-            return [
-                p for key, one in members for p in self.child_params(f"{name}.{key}", one, apart)
-            ]
-        return [self.child(name, child)]
+    def children(self, module: nn.Module, above: str = "") -> Iterator[Param]:
+        """The children of a module, those in lists and dicts under dotted names."""
+        for name, child in module.named_children():
+            if type(child) in (nn.ModuleList, nn.ModuleDict):
+                yield from self.children(child, f"{above}{name}.")
+            elif type(child) is not nn.Identity:  # which fills a gap
+                yield self.child(f"{above}{name}", child)
 
     def child(self, name: str, module: nn.Module) -> Param:
         row = _BUILTIN.get(type(module).__name__)

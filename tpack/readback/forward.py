@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -43,86 +42,86 @@ _METHODS = {op.spelling[1:]: op for op in OPS.values() if op.spelling.startswith
 _OURS = {op.spelling: op for op in OPS.values() if op.spelling.isidentifier()}
 
 
-class ApartError(Exception):
-    """The layers of a list are not applied in order: each is a child of its own."""
-
-
-def read_forward(
-    module: nn.Module, params: dict[str, Param]
-) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
-    """The inputs and statements of one forward.
-
-    Args:
-        params: of the module, by name.
+class Forward:
+    """The trace of one forward.
 
     Raises:
-        ApartError: with the name of a list whose layers are not one repeated child.
-        LayerDefError: it does something that no LayerDef says.
+        LayerDefError: it does something that LayerDef cannot express.
     """
-    names: dict[str, Any] = type(module).forward.__globals__
-    ours = {names[name]: op for name, op in (PACKED_OPS | _OURS).items() if name in names}
-    tracer = Tracer(tuple(ours), type(module).forward.__code__)
-    try:
-        graph = tracer.trace(module)
-    except NotImplementedError:
-        return (), (Unspecified(),)
-    except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
-        raise LayerDefError(
-            f"forward does what no LayerDef says: {error}. Give save a layerdef.",
-            node=type(module).__name__,
-        ) from error
-    return _Body(type(module).__name__, params, ours, tracer.wishes).read(graph)
+
+    def __init__(self, module: nn.Module) -> None:
+        self.name = type(module).__name__
+        names: dict[str, Any] = type(module).forward.__globals__
+        self.ours = {names[name]: op for name, op in (PACKED_OPS | _OURS).items() if name in names}
+        tracer = Tracer(tuple(self.ours), type(module).forward.__code__)
+        try:
+            self.nodes = list(tracer.trace(module).nodes)
+        except NotImplementedError:
+            self.nodes = []
+        except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
+            raise LayerDefError(
+                f"forward does what no LayerDef says: {error}. Give save a layerdef.",
+                node=self.name,
+            ) from error
+        self.wishes = tracer.wishes
+
+    def loops(self, whole: Param) -> list[list[fx.Node]] | None:
+        """The calls of each loop over a repeated child; None if not all its calls are loops."""
+        count = whole.repeat or 1
+        prefix = f"{whole.name}."
+        calls = [
+            node
+            for node in self.nodes
+            if node.op == "call_module" and str(node.target).startswith(prefix)
+        ]
+        runs = [calls[start : start + count] for start in range(0, len(calls), count)]
+        return runs if all(_is_loop(whole.name, run, count) for run in runs) else None
+
+    def read(self, params: dict[str, Param]) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
+        """The inputs and statements.
+
+        Args:
+            params: of the module, by name; all calls of repeated ones are loops.
+
+        Raises:
+            LayerDefError: it does something that LayerDef cannot express.
+        """
+        if not self.nodes:  # the order of calls is not known
+            return (), (Unspecified(),)
+        return _Body(self, params).read()
 
 
 class _Body:
-    def __init__(
-        self,
-        name: str,
-        params: dict[str, Param],
-        ours: dict[Callable[..., Any], Op],
-        wishes: dict[fx.Node, str],
-    ) -> None:
-        self.name = name
+    def __init__(self, forward: Forward, params: dict[str, Param]) -> None:
+        self.forward = forward
+        self.name = forward.name
         self.params = params
-        self.ours = ours
-        self.wishes = wishes
+        self.ours = forward.ours
+        self.wishes = forward.wishes
         self.values: dict[fx.Node, Expression] = {}
         self.statements: list[Statement] = []
         self.last: dict[fx.Node, int] = {}
         self.holders: dict[str, fx.Node] = {}
 
-    def read(self, graph: fx.Graph) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
-        nodes = list(graph.nodes)
+    def read(self) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
+        nodes = self.forward.nodes
         for i, node in enumerate(nodes):
             for part in node.all_input_nodes:
                 self.last[part] = i
         inputs = [node for node in nodes if node.op == "placeholder"]
         self.holders = {str(node.target): node for node in inputs}
         self.values = {node: Identifier(str(node.target)) for node in inputs}
-        runs = self.runs(nodes)
+        wholes = [param for param in self.params.values() if param.repeat is not None]
+        loops = [run for whole in wholes for run in self.forward.loops(whole) or ()]
+        run_of = {node: run for run in loops for node in run}
         for i, node in enumerate(nodes):
             if node.op == "output":
                 self.statements.append(Return(self.value(node.args[0])))
             elif node.op != "placeholder" and node.users and node not in self.values:
-                run = runs.get(node, [node])
+                run = run_of.get(node, [node])
                 if node is run[-1]:  # the last call of a loop stands for all
                     self.take(node, self.node(run[0]), i)
         return tuple(str(node.target) for node in inputs), tuple(self.statements)
-
-    def runs(self, nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
-        """The calls of repeated children, each with all calls of its loop."""
-        found: dict[fx.Node, list[fx.Node]] = {}
-        for name, param in self.params.items():
-            if param.repeat is None:
-                continue
-            prefix = f"{name}."
-            calls = [n for n in nodes if n.op == "call_module" and str(n.target).startswith(prefix)]
-            for start in range(0, len(calls), param.repeat):
-                run = calls[start : start + param.repeat]
-                if not _is_loop(name, run, param.repeat):
-                    raise ApartError(name)
-                found |= dict.fromkeys(run, run)
-        return found
 
     def take(self, node: fx.Node, value: Expression, at: int) -> None:
         """Put the value of a node into a statement, or let it wait for the one that uses it."""

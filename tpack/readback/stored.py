@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tpack.capturing.graph import CONSTANT, Value
 from tpack.capturing.known import constant_param
 from tpack.codec.shapes import Scale, default_split
 from tpack.layerdef import Param
@@ -45,9 +44,7 @@ def stored_params(module: nn.Module) -> list[Param]:
     ):
         for name, tensor in tensors:
             if name in unsaved:
-                value = Value(CONSTANT, {}, tuple(tensor.shape), tensor.dtype, name=name)
-                value.data = tensor.detach().cpu()
-                found.append(constant_param(value, name))
+                found.append(constant_param(tensor.detach().cpu(), name))
             elif name not in hidden:
                 found.append(Param(name, kind, tuple(tensor.shape), dtype=_dtype(tensor)))
     return found
