@@ -76,9 +76,13 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UsageError:
         >>> print(unknown("layout", "t3", ["t2", "t5"]))
         layout 't3' is unknown, expected t2 or t5.
     """
-    *others, last = known
-    expected = f"{', '.join(others)} or {last}" if others else last
-    return UsageError(f"{what} {name!r:.60} is unknown, expected {expected}.")
+    return UsageError(f"{what} {name!r:.60} is unknown, expected {either(known)}.")
+
+
+def either(names: Iterable[str]) -> str:
+    """Join names: ``a, b or c``."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 class InputError(TpackError):

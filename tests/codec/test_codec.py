@@ -223,11 +223,6 @@ def test_scale_refuses_other_text(text):
 SCALES = ["tensor", "row", "column", "group:64", "group:32", "group:48"]
 
 
-def test_scales_order_from_coarse_to_fine():
-    order = ["tensor", "row", "group:256", "group:128", "group:64", "group:32"]
-    assert [str(s) for s in sorted(map(Scale.parse, reversed(order)))] == order
-
-
 @pytest.mark.parametrize("coarse", SCALES)
 @pytest.mark.parametrize("fine", SCALES)
 def test_a_scale_can_be_repeated_where_no_finer_set_is_cut(coarse, fine):

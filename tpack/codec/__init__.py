@@ -23,10 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import t2, t5
-from tpack.codec.shapes import GROUP_SIZES, Scale, rows_and_columns
+from tpack.codec.shapes import GRANULARITIES, GROUP_SIZES, Scale, rows_and_columns
 from tpack.errors import NotTernaryError, unknown
 
 __all__ = [
+    "GRANULARITIES",
     "GROUP_SIZES",
     "LAYOUTS",
     "Layout",

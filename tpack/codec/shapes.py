@@ -6,18 +6,43 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, get_args
+from typing import Self
 
-from tpack.errors import UsageError
+from tpack.errors import UsageError, unknown
 
 #: The usual group sizes, which the shape of a scale alone tells; coarsest first.
 GROUP_SIZES = (256, 128, 64, 32)
 
-Kind = Literal["tensor", "column", "row", "group"]
-#: What may share a scale: all weights, those of a column, of a row, of some columns of a row.
-KINDS: tuple[Kind, ...] = get_args(Kind)
+_NUMBERED = re.compile(r"([a-z]+):([1-9][0-9]{0,8})")
 
-_GROUP = re.compile(r"group:([1-9][0-9]{0,8})")
+
+@dataclass(frozen=True)
+class Granularity:
+    """Which weights of a matrix share a scale.
+
+    Attributes:
+        name: what options and files call it, with ``N`` for a number of columns.
+        meaning: what has a scale of its own, in one line.
+        by_row: whether each row has its own scales, or all rows share them.
+        width: how many columns share a scale; 0 for all, None for ``N``.
+    """
+
+    name: str
+    meaning: str
+    by_row: bool
+    width: int | None
+
+
+#: The granularities by name.
+GRANULARITIES = {
+    row.name: row
+    for row in (
+        Granularity("tensor", "one scale for all weights", by_row=False, width=0),
+        Granularity("row", "one for each row", by_row=True, width=0),
+        Granularity("column", "one for each column", by_row=False, width=1),
+        Granularity("group:N", "one for each N columns of a row", by_row=True, width=None),
+    )
+}
 
 
 def default_split(rank: int) -> int:
@@ -37,33 +62,33 @@ def rows_and_columns(shape: Sequence[int], split: int) -> tuple[int, int]:
     return math.prod(shape[:split]), math.prod(shape[split:])
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Scale:
-    """Which weights share one scale. Ordered from coarse to fine, but for ``column``.
+    """Which weights share one scale.
 
     A tensor's scale can be repeated for rows or for columns, a row's for groups; a column and a
     row have no common refinement (``can_repeat``).
 
     Attributes:
-        rank: place in ``KINDS``; only there to order.
-        group_size: columns a group, negated so that smaller groups are finer; 0 unless group.
+        granularity: a row of ``GRANULARITIES``.
+        group_size: columns that share a scale within a row; 0 unless the kind is group.
     """
 
-    rank: int
-    _group: int = 0
+    granularity: Granularity
+    group_size: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``tensor``, ``column``, ``row`` or ``group:N``.
+        """Read ``tensor``, ``row``, ``column`` or ``group:N``.
 
         Raises:
             UsageError: anything else.
         """
-        if text in KINDS[:-1]:
-            return cls(KINDS.index(text))
-        if match := _GROUP.fullmatch(text):
-            return cls(KINDS.index("group"), -int(match[1]))
-        raise UsageError(f"scale {text!r} is unknown, expected tensor, row, column or group:N.")
+        match = _NUMBERED.fullmatch(text)
+        row = GRANULARITIES.get(f"{match[1]}:N" if match else text)
+        if row is None or (row.width is None) != bool(match):
+            raise unknown("scale", text, GRANULARITIES)
+        return cls(row, int(match[2]) if match else 0)
 
     @classmethod
     def of(
@@ -87,9 +112,10 @@ class Scale:
         columns = math.prod(shape[split:])
         even = [columns // groups for groups in scale_shape[-1:] if 0 < groups <= columns]
         sizes = [group_size] if group_size else [*GROUP_SIZES, *even]
-        groups = [f"group:{size}" for size in sizes]
-        for text in groups if group_size else ["tensor", "row", "column", *groups]:
-            found = cls.parse(text)
+        rows = GRANULARITIES.values()
+        groups = [cls(row, size) for row in rows if row.width is None for size in sizes]
+        others = [] if group_size else [cls(row) for row in rows if row.width is not None]
+        for found in (*others, *groups):
             if found.shape(shape, split) == tuple(scale_shape):
                 return found
         raise UsageError(
@@ -98,17 +124,17 @@ class Scale:
         )
 
     @property
-    def kind(self) -> Kind:
-        """Which of ``KINDS`` it is."""
-        return KINDS[self.rank]
+    def kind(self) -> str:
+        """The name without a number: ``tensor``, ``row``, ``column`` or ``group``."""
+        return self.granularity.name.partition(":")[0]
 
     @property
-    def group_size(self) -> int:
-        """Columns that share a scale within a row; 0 unless the kind is group."""
-        return -self._group
+    def width(self) -> int:
+        """Columns that share a scale; 0 for all."""
+        return self.group_size if self.granularity.width is None else self.granularity.width
 
     def __str__(self) -> str:
-        return f"group:{self.group_size}" if self.kind == "group" else self.kind
+        return f"{self.kind}:{self.group_size}" if self.group_size else self.kind
 
     def can_repeat(self, finer: Scale) -> bool:
         """Whether each set of ``finer`` lies in one set of this granularity.
@@ -119,11 +145,8 @@ class Scale:
             >>> Scale.parse("column").can_repeat(Scale.parse("group:32"))
             False
         """
-        if self.kind == "group" and finer.kind == "group":
-            return self.group_size % finer.group_size == 0
-        if "column" in (self.kind, finer.kind):
-            return self.kind in ("tensor", finer.kind)
-        return self <= finer
+        rows = finer.granularity.by_row or not self.granularity.by_row
+        return rows and (not self.width or (finer.width > 0 and self.width % finer.width == 0))
 
     def common(self, other: Scale) -> Scale | None:
         """The coarsest granularity to which a scale at either can be repeated, if there is one.
@@ -136,8 +159,8 @@ class Scale:
         """
         if self.can_repeat(other) or other.can_repeat(self):
             return other if self.can_repeat(other) else self
-        if self.kind == other.kind == "group":
-            return Scale(self.rank, -math.gcd(self.group_size, other.group_size))
+        if self.granularity == other.granularity:
+            return Scale(self.granularity, math.gcd(self.group_size, other.group_size))
         return None
 
     def shape(self, shape: Sequence[int], split: int) -> tuple[int, ...]:
@@ -149,11 +172,8 @@ class Scale:
             >>> Scale.parse("column").shape((64, 300), 1)
             (1, 300)
         """
-        if self.kind == "tensor":
+        by_row, width = self.granularity.by_row, self.width
+        if not by_row and not width:
             return (1,)
-        if self.kind == "row":
-            return (*shape[:split], 1)
-        columns = math.prod(shape[split:])
-        if self.kind == "column":
-            return (*(1,) * split, columns)
-        return (*shape[:split], -(-columns // self.group_size))
+        sets = -(-math.prod(shape[split:]) // width) if width else 1
+        return (*(shape[:split] if by_row else (1,) * split), sets)

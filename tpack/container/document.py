@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tpack.choices import QUANTIZERS
-from tpack.codec import LAYOUTS, Scale, rows_and_columns
+from tpack.codec import GRANULARITIES, LAYOUTS, Scale, rows_and_columns
 from tpack.container.header import Entry
 from tpack.container.strictjson import canonical_json, parse_json
 from tpack.dtypes import SCALE_DTYPES, WEIGHT_DTYPES
-from tpack.errors import FormatError, LayerDefError, UsageError
+from tpack.errors import FormatError, LayerDefError, UsageError, either
 from tpack.layerdef import Program, slots, validate
 from tpack.layerdef.params import MAX_RANK
 from tpack.layerdef.serialization import MAX_DEPTH
@@ -246,7 +246,7 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
 
     def require(good: bool, field_name: str, known: Iterable[str] = ()) -> None:
         if not good:
-            expected = f", expected {' or '.join(known)}" if known else ""
+            expected = f", expected {either(known)}" if known else ""
             raise FormatError(
                 f"has {field_name} {found[field_name]!r:.60} in its description{expected}.",
                 rule="R10",
@@ -284,11 +284,11 @@ def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
             "divisor",
         )
         found["divisor"] = float(divisor)
-    require(isinstance(found["scale"], str), "scale")
+    require(isinstance(found["scale"], str), "scale", GRANULARITIES)
     try:
         Scale.parse(found["scale"])
     except UsageError:
-        require(False, "scale")
+        require(False, "scale", GRANULARITIES)
     return TernaryEntry(**{**found, "shape": tuple(shape)})
 
 

@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Mapping
 
-from tpack.codec import LAYOUTS, Scale
+from tpack.codec import GRANULARITIES, LAYOUTS, Scale
 from tpack.dtypes import BY_NAME, SCALE_DTYPES
-from tpack.errors import LayerDefError, UsageError
+from tpack.errors import LayerDefError, UsageError, either
 from tpack.layerdef.builtin import BUILTIN, Builtin
 from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
 from tpack.layerdef.names import check_attribute, check_identifier, is_position
@@ -164,11 +164,13 @@ def _check_ternary(param: Param, path: str) -> None:
         )
     if not isinstance(param.scale, str) or not _is_scale(param.scale):
         raise LayerDefError(
-            f"scale {param.scale!r:.40} is unknown, expected tensor, row, column or group:N.",
+            f"scale {param.scale!r:.40} is unknown, expected {either(GRANULARITIES)}.",
             node=path,
         )
     if param.layout not in LAYOUTS:
-        raise LayerDefError(f"layout {param.layout!r:.40} is unknown.", node=path)
+        raise LayerDefError(
+            f"layout {param.layout!r:.40} is unknown, expected {either(LAYOUTS)}.", node=path
+        )
     if type(param.rows_split) is not int or not 0 <= param.rows_split < len(param.shape):
         raise LayerDefError(
             f"split {param.split} leaves no column of shape {param.shape}.", node=path

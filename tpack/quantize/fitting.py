@@ -97,11 +97,9 @@ def spread(values: Array, granularity: Scale, first: int, count: int, columns: i
     Returns:
         An array that broadcasts against ``(count, columns)``.
     """
-    if granularity.kind == "tensor":
-        return values.reshape(1, 1)
-    if granularity.kind == "column":
-        return values.reshape(1, -1)
-    rows = values.reshape(-1, values.shape[-1])[first : first + count]
-    if granularity.kind == "row":
-        return rows
-    return np.repeat(rows, granularity.group_size, axis=1)[:, :columns]
+    rows = values.reshape(-1, values.shape[-1])
+    if granularity.granularity.by_row:
+        rows = rows[first : first + count]
+    return (
+        np.repeat(rows, granularity.width, axis=1)[:, :columns] if granularity.width > 1 else rows
+    )
