@@ -40,7 +40,7 @@ from tpack.layerdef import (
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.members import Member, Members, members_of
-from tpack.layerdef.ops import OPS, PACKED_OPS, Op, torch_name
+from tpack.layerdef.ops import OPS, PACKED_OPS, Op, OpParam, torch_name
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
 
 Values = dict[str, Any]
@@ -311,16 +311,7 @@ class _Compiler:
             value = given.get(param.name, Literal(param.default))
             if value == Literal(param.default):
                 continue
-            step = self.expression(value)
-            if param.kind == "dtype":
-                assert isinstance(value, Literal)
-                dtype = getattr(torch, str(value.value))
-                step = lambda *_, dtype=dtype: dtype  # noqa: E731
-            elif param.kind == "device":
-                step = lambda *at, step=step: step(*at).device  # noqa: E731
-            elif isinstance(value, Literal) and isinstance(value.value, str):
-                number = float(value.value) if param.kind == "value" else value.value
-                step = lambda *_, number=number: number  # noqa: E731
+            step = self.argument(param, value)
             if param.keyword or len(positional) < op.params.index(param):
                 named[torch_name(op.name, param.name)] = step
             else:
@@ -332,6 +323,21 @@ class _Compiler:
             *[step(module, values) for step in positional],
             **{name: step(module, values) for name, step in named.items()},
         )
+
+    def argument(self, param: OpParam, value: Expression) -> Step:
+        """Compute an argument of an op: words are dtypes or infinity, a tensor gives its device."""
+        step = self.expression(value)
+        match param.kind, value:
+            case "dtype", Literal(str(word)):
+                dtype = getattr(torch, word)
+                return lambda *_: dtype
+            case "value", Literal(str(word)):
+                number = float(word)
+                return lambda *_: number
+            case "device", _:
+                return lambda module, values: step(module, values).device
+            case _:
+                return step
 
 
 def _slice(x: Tensor, dim: int, start: int = 0, end: int | None = None, step: int = 1) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from tpack.codegen.printer import (
@@ -35,7 +35,7 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.names import is_position
 from tpack.layerdef.ops import BINARY, COMPARISON, OPS, PACKED_OPS, UNARY, OpParam, torch_name
-from tpack.layerdef.walking import with_parts
+from tpack.layerdef.walking import parts, with_part, with_parts
 
 #: Binds tighter than any operator.
 _ATOM = 10
@@ -92,17 +92,14 @@ class ExpressionPrinter:
         self, statement: Assignment | Unpack | Return, indent: str, before: str
     ) -> list[str]:
         """Name the largest part of a value that cannot break, and go on with the rest."""
-        parts = [
-            (len(str(self.text(part))), rebuild, part)
-            for part, rebuild in _parts(statement.value)
-            if not isinstance(part, Identifier | Literal | Tuple)
-        ]
-        if not parts:  # names alone are too long
-            return self.broken(statement.value, indent, before)
-        _, rebuild, part = max(parts, key=lambda item: item[0])
+        whole = statement.value
+        found = dict(_parts(whole))
+        if not found:  # names alone are too long
+            return self.broken(whole, indent, before)
+        path = max(found, key=lambda path: len(str(self.text(found[path]))))
         name = self.fresh()
-        first = self.statement(Assignment(name, part), indent)
-        rest = replace(statement, value=rebuild(Identifier(name)))
+        first = self.statement(Assignment(name, found[path]), indent)
+        rest = replace(statement, value=with_part(whole, path, Identifier(name)))
         return [*first, *self.statement(rest, indent)]
 
     def broken(self, value: Expression, indent: str, before: str) -> list[str]:
@@ -288,47 +285,11 @@ def _is_simple(node: Expression) -> bool:
 
 
 def _parts(
-    node: Expression,
-) -> Iterator[tuple[Expression, Callable[[Expression], Expression]]]:
-    """The parts of a value, each with a function that puts another in its place."""
-    match node:
-        case UnaryOp(_, operand):
-            yield operand, lambda new: replace(node, operand=new)
-        case BinaryOp(_, left, right):
-            yield left, lambda new: replace(node, left=new)
-            yield right, lambda new: replace(node, right=new)
-        case FunctionCall(function, args, kwargs):
-            for i, (name, value) in enumerate(kwargs):
-
-                def rebuild(new: Expression, i: int = i, name: str = name) -> Expression:
-                    return FunctionCall(
-                        function, args, [*kwargs[:i], (name, new), *kwargs[i + 1 :]]
-                    )
-
-                yield value, rebuild
-                if isinstance(value, Tuple):
-                    yield from _inside(value, rebuild)
-        case LayerCall(layer, args):
-            for i, value in enumerate(args):
-                yield (
-                    value,
-                    lambda new, i=i: LayerCall(layer, [*args[:i], new, *args[i + 1 :]]),  # type: ignore[misc]
-                )
-        case Tuple():
-            yield from _inside(node, lambda new: new)
-        case Dict(pairs):
-            for i, (name, item) in enumerate(pairs):
-                yield (
-                    item,
-                    lambda new, i=i, name=name: Dict([*pairs[:i], (name, new), *pairs[i + 1 :]]),  # type: ignore[misc]
-                )
-
-
-def _inside(
-    node: Tuple, rebuild: Callable[[Expression], Expression]
-) -> Iterator[tuple[Expression, Callable[[Expression], Expression]]]:
-    for i, item in enumerate(node.items):
-        yield (
-            item,
-            lambda new, i=i: rebuild(Tuple([*node.items[:i], new, *node.items[i + 1 :]])),  # type: ignore[misc]
-        )
+    node: Expression, above: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[int, ...], Expression]]:
+    """The parts of a value that may be statements of their own, by their path in it."""
+    for i, part in enumerate(parts(node)):
+        if isinstance(part, Tuple):
+            yield from _parts(part, (*above, i))
+        elif not isinstance(part, Identifier | Literal):
+            yield (*above, i), part

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tpack.errors import LayerDefError
@@ -76,8 +77,8 @@ def _conv2d(args: Args) -> tuple[Param, ...]:
     return _weight(args, outputs, inputs, *kernel, bias=outputs * args["bias"])
 
 
-def _norm(args: Args) -> tuple[Param, ...]:
-    size = next(args[n] for n in ("num_features", "num_channels", "normalized_shape") if n in args)
+def _norm(size_name: str, args: Args) -> tuple[Param, ...]:
+    size = args[size_name]
     affine = args.get("affine", True) and args.get("elementwise_affine", True)
     shape = (size,) if isinstance(size, int) else size
     weight, bias = (Param(n, "Tensor", shape, dtype=args["dtype"]) for n in ("weight", "bias"))
@@ -87,13 +88,13 @@ def _norm(args: Args) -> tuple[Param, ...]:
 
 
 def _rms_norm(args: Args) -> tuple[Param, ...]:
-    return _norm({**args, "bias": False})
+    return _norm("normalized_shape", {**args, "bias": False})
 
 
 def _batch_norm(args: Args) -> tuple[Param, ...]:
     size = (args["num_features"],)
     return (
-        *_norm(args),
+        *_norm("num_features", args),
         Param("running_mean", "Buffer", size, dtype=args["dtype"]),
         Param("running_var", "Buffer", size, dtype=args["dtype"]),
         Param("num_batches_tracked", "Buffer", (), dtype="int64"),
@@ -119,7 +120,7 @@ _ROWS = (
     ("Linear", "nn.Linear", _LINEAR + _DTYPE, _linear),
     ("Embedding", "nn.Embedding", _EMBEDDING + _DTYPE, _embedding),
     ("Conv2d", "nn.Conv2d", _CONV + _DTYPE, _conv2d),
-    ("LayerNorm", "nn.LayerNorm", _LAYER_NORM + _DTYPE, _norm),
+    ("LayerNorm", "nn.LayerNorm", _LAYER_NORM + _DTYPE, partial(_norm, "normalized_shape")),
     (
         "RMSNorm",
         "nn.RMSNorm",
@@ -130,7 +131,7 @@ _ROWS = (
         "GroupNorm",
         "nn.GroupNorm",
         f"num_groups:int num_channels:int *eps:float=1e-05 *affine:bool=True{_DTYPE}",
-        _norm,
+        partial(_norm, "num_channels"),
     ),
     ("BatchNorm1d", "nn.BatchNorm1d", _BATCH_NORM + _DTYPE, _batch_norm),
     ("BatchNorm2d", "nn.BatchNorm2d", _BATCH_NORM + _DTYPE, _batch_norm),

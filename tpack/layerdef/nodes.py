@@ -8,6 +8,7 @@
     Expression = Identifier | Literal | Tuple | Dict | UnaryOp | BinaryOp | FunctionCall | LayerCall
 
 Nodes may be built from lists; they store tuples, so they are hashable and compare by value.
+A constructor that makes them writes to ``vars(self)``, since the fields of a node are frozen.
 Building one checks nothing: ``validate`` does, with the path of the offending node.
 """
 
@@ -24,6 +25,11 @@ from tpack.codec.shapes import Scale, default_split
 Arg = bool | int | float | str | tuple[int | float, ...]
 #: The shape of a tensor as a reader is told it, in numbers, and names for sizes that are free.
 Sizes = tuple[int | str, ...]
+
+
+def _pairs(items: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+    pairs = items.items() if isinstance(items, Mapping) else items
+    return tuple((name, value) for name, value in pairs)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Tuple:
     items: tuple[Expression, ...]
 
     def __init__(self, items: Sequence[Expression]) -> None:
-        object.__setattr__(self, "items", tuple(items))
+        vars(self).update(items=tuple(items))
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,7 @@ class Dict:
     items: tuple[tuple[str, Expression], ...]
 
     def __init__(self, items: Mapping[str, Expression] | Sequence[tuple[str, Expression]]) -> None:
-        pairs = items.items() if isinstance(items, Mapping) else items
-        object.__setattr__(self, "items", tuple((name, value) for name, value in pairs))
+        vars(self).update(items=_pairs(items))
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,7 @@ class FunctionCall:
         args: Sequence[Expression] = (),
         kwargs: Mapping[str, Expression] | Sequence[tuple[str, Expression]] = (),
     ) -> None:
-        pairs = kwargs.items() if isinstance(kwargs, Mapping) else kwargs
-        object.__setattr__(self, "function", function)
-        object.__setattr__(self, "args", tuple(args))
-        object.__setattr__(self, "kwargs", tuple((name, value) for name, value in pairs))
+        vars(self).update(function=function, args=tuple(args), kwargs=_pairs(kwargs))
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,7 @@ class LayerCall:
     args: tuple[Expression, ...]
 
     def __init__(self, layer: str, args: Sequence[Expression] = ()) -> None:
-        object.__setattr__(self, "layer", layer)
-        object.__setattr__(self, "args", tuple(args))
+        vars(self).update(layer=layer, args=tuple(args))
 
 
 #: What computes a value.
@@ -133,9 +134,7 @@ class Assignment:
     sizes: Sizes | None = None
 
     def __init__(self, target: str, value: Expression, sizes: Sequence[Any] | None = None) -> None:
-        object.__setattr__(self, "target", target)
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "sizes", None if sizes is None else tuple(sizes))
+        vars(self).update(target=target, value=value, sizes=None if sizes is None else tuple(sizes))
 
 
 @dataclass(frozen=True)
@@ -155,9 +154,7 @@ class Unpack:
         value: Expression,
         sizes: Sequence[Sequence[Any] | None] | None = None,
     ) -> None:
-        object.__setattr__(self, "targets", tuple(targets))
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "sizes", _each(sizes))
+        vars(self).update(targets=tuple(targets), value=value, sizes=_each(sizes))
 
 
 @dataclass(frozen=True)
@@ -173,8 +170,7 @@ class Return:
     def __init__(
         self, value: Expression, sizes: Sequence[Sequence[Any] | None] | None = None
     ) -> None:
-        object.__setattr__(self, "value", value)
-        object.__setattr__(self, "sizes", _each(sizes))
+        vars(self).update(value=value, sizes=_each(sizes))
 
 
 def _each(sizes: Sequence[Sequence[Any] | None] | None) -> tuple[Sizes | None, ...] | None:
@@ -244,26 +240,23 @@ class Param:
         formula: str | None = None,
         sizes: Sequence[Any] | None = None,
     ) -> None:
-        pairs = args.items() if isinstance(args, Mapping) else args
-        frozen = tuple(
-            (key, tuple(value) if isinstance(value, list) else value) for key, value in pairs
+        frozen = (
+            (key, tuple(value) if isinstance(value, list) else value) for key, value in _pairs(args)
         )
-        values = (
-            ("name", name),
-            ("param_type", param_type),
-            ("shape", None if shape is None else tuple(shape)),
-            ("dtype", dtype),
-            ("scale", scale),
-            ("layout", layout),
-            ("split", split),
-            ("layer", layer),
-            ("repeat", repeat),
-            ("args", tuple(sorted(frozen))),
-            ("formula", formula),
-            ("sizes", None if sizes is None else tuple(sizes)),
+        vars(self).update(
+            name=name,
+            param_type=param_type,
+            shape=None if shape is None else tuple(shape),
+            dtype=dtype,
+            scale=scale,
+            layout=layout,
+            split=split,
+            layer=layer,
+            repeat=repeat,
+            args=tuple(sorted(frozen)),
+            formula=formula,
+            sizes=None if sizes is None else tuple(sizes),
         )
-        for field_name, value in values:
-            object.__setattr__(self, field_name, value)
 
     @property
     def is_input(self) -> bool:
@@ -307,9 +300,7 @@ class LayerDef:
     body: tuple[Statement, ...] = field(default=())
 
     def __init__(self, name: str, params: Sequence[Param], body: Sequence[Statement] = ()) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "params", tuple(params))
-        object.__setattr__(self, "body", tuple(body))
+        vars(self).update(name=name, params=tuple(params), body=tuple(body))
 
     @cached_property
     def by_name(self) -> dict[str, Param]:
@@ -342,8 +333,7 @@ class Program:
     root: str
 
     def __init__(self, layers: Sequence[LayerDef], root: str) -> None:
-        object.__setattr__(self, "layers", tuple(layers))
-        object.__setattr__(self, "root", root)
+        vars(self).update(layers=tuple(layers), root=root)
 
     @cached_property
     def by_name(self) -> dict[str, LayerDef]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
 
 from tpack.layerdef.nodes import (
     BinaryOp,
@@ -59,6 +60,24 @@ def with_parts(node: Expression, change: Callable[[Expression], Expression]) -> 
             return Dict([(name, change(item)) for name, item in pairs])
         case _:
             return node
+
+
+def with_part(node: Expression, path: Sequence[int], new: Expression) -> Expression:
+    """Put a new expression in the place of a part.
+
+    Args:
+        path: number of the part among ``parts(node)``, of its part among the parts of that, …
+
+    Example:
+        >>> with_part(BinaryOp("+", Identifier("x"), Identifier("y")), [1], Identifier("z"))
+        BinaryOp(operator='+', left=Identifier(name='x'), right=Identifier(name='z'))
+    """
+    if not path:
+        return new
+    numbers = count()
+    return with_parts(
+        node, lambda part: with_part(part, path[1:], new) if next(numbers) == path[0] else part
+    )
 
 
 def results(value: Expression, name: str = "") -> Iterator[tuple[str, Expression]]:
