@@ -29,6 +29,7 @@ from tpack.layerdef import (
 from tpack.layerdef.from_names import class_name
 from tpack.layerdef.members import collapsed, members_of, repeated
 from tpack.layerdef.names import is_identifier
+from tpack.layerdef.tensors import kept_param
 
 
 def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str] = ()) -> Program:
@@ -231,9 +232,8 @@ class _Maker:
         if name in self.ternary:
             split = 2 if name in self.stacks else None
             return Param(relative, "TernaryTensor", tuple(tensor.shape), dtype=dtype, split=split)
-        trained = tensor.dtype.is_floating_point and name not in self.graph.buffers
-        kind = "Tensor" if trained else "Buffer"
-        return Param(relative, kind, tuple(tensor.shape), dtype=dtype)
+        trained = name not in self.graph.buffers
+        return kept_param(relative, tuple(tensor.shape), dtype, trained=trained)
 
     def uncalled(self, path: str) -> dict[str, Param]:
         """Modules that are never called, but hold tensors."""

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tpack.codec import Scale
-from tpack.codec.shapes import default_split
 from tpack.container import digest
 from tpack.container.document import NO_DIGEST, Document, Shard, program_digest
 from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch
 from tpack.conversion.running import about_experts, about_forward
-from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError
 from tpack.layerdef import Param, Program, validate
 from tpack.layerdef.completion import Found, complete
 from tpack.layerdef.from_names import mirror
-from tpack.layerdef.tensors import Slot
+from tpack.layerdef.tensors import Slot, kept_param, ternary_param
 from tpack.sources import Source
 
 
@@ -74,7 +72,7 @@ def _mirrored(
 ) -> Program | None:
     """The program that the names of the state dict draw; None if they are no names."""
     stored = [
-        Slot(name, _param(name, found[name], splits.get(name), options))
+        Slot(name, _param(name, found[name], splits.get(name), options, source.trained.get(name)))
         for name in source.tensors
         if name in found
     ]
@@ -88,17 +86,9 @@ def _mirrored(
     return program
 
 
-def _param(name: str, found: Found, split: int | None, options: Options) -> Param:
-    if found.scale is not None:
-        usual = default_split(len(found.shape))
-        return Param(
-            name,
-            "TernaryTensor",
-            found.shape,
-            dtype=found.dtype,
-            scale=str(found.scale),
-            layout=options.layout,
-            split=None if split == usual else split,
-        )
-    trained = BY_NAME[found.dtype].is_float and "running_" not in name
-    return Param(name, "Tensor" if trained else "Buffer", found.shape, dtype=found.dtype)
+def _param(
+    name: str, found: Found, split: int | None, options: Options, trained: bool | None
+) -> Param:
+    if found.scale is None or split is None:
+        return kept_param(name, found.shape, found.dtype, trained=trained)
+    return ternary_param(name, found.shape, found.dtype, found.scale, options.layout, split)

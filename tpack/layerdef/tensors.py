@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from tpack.codec.shapes import Scale, default_split
+from tpack.dtypes import BY_NAME
 from tpack.layerdef.builtin import BUILTIN, stored_by
 from tpack.layerdef.names import is_position
 from tpack.layerdef.nodes import LayerDef, Param, Program
@@ -25,6 +27,44 @@ class Slot:
     name: str
     param: Param
     home: tuple[str, str, str] = ("", "", "")
+
+
+def kept_param(
+    name: str, shape: tuple[int, ...], dtype: str, *, trained: bool | None = None
+) -> Param:
+    """Describe a stored tensor that is not packed, as a Tensor or as a Buffer.
+
+    Args:
+        name: of the tensor; dotted names are read to their last part.
+        trained: whether the source says that it is a parameter. None where nothing but the name
+            can tell: torch's norms call their statistics ``running_mean`` and ``running_var``.
+
+    Example:
+        >>> kept_param("bn.running_mean", (4,), "float32").param_type
+        'Buffer'
+        >>> kept_param("running_net.weight", (4,), "float32").param_type
+        'Tensor'
+    """
+    if trained is None:
+        trained = "running_" not in name.rpartition(".")[2]
+    kind = "Tensor" if trained and BY_NAME[dtype].is_float else "Buffer"
+    return Param(name, kind, shape, dtype=dtype)
+
+
+def ternary_param(
+    name: str, shape: tuple[int, ...], dtype: str, scale: Scale, layout: str, split: int
+) -> Param:
+    """Describe a packed weight; ``dtype`` is that of its scale."""
+    usual = split == default_split(len(shape))
+    return Param(
+        name,
+        "TernaryTensor",
+        shape,
+        dtype=dtype,
+        scale=str(scale),
+        layout=layout,
+        split=None if usual else split,
+    )
 
 
 def slots(program: Program) -> Iterator[Slot]:

@@ -7,9 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from tpack.capturing.known import constant_param
-from tpack.codec.shapes import Scale, default_split
+from tpack.codec.shapes import Scale
 from tpack.layerdef import Param
 from tpack.layerdef.ops import OpParam
+from tpack.layerdef.tensors import kept_param, ternary_param
 
 
 def stored_params(module: nn.Module) -> list[Param]:
@@ -26,27 +27,20 @@ def stored_params(module: nn.Module) -> list[Param]:
     for name, shape in shapes.items():
         packed, scale = getattr(module, f"{name}_packed"), getattr(module, f"{name}_scale")
         split = packed.dim() - 1
-        found.append(
-            Param(
-                name,
-                "TernaryTensor",
-                shape,
-                dtype=_dtype(scale),
-                scale=str(Scale.of(scale.shape, shape, split, groups.get(name, 0))),
-                layout=layouts.get(name, "t2"),
-                split=None if split == default_split(len(shape)) else split,
-            )
-        )
+        granularity = Scale.of(scale.shape, shape, split, groups.get(name, 0))
+        layout = layouts.get(name, "t2")
+        found.append(ternary_param(name, shape, _dtype(scale), granularity, layout, split))
     unsaved = module._non_persistent_buffers_set  # noqa: SLF001
-    for kind, tensors in (
-        ("Tensor", module.named_parameters(recurse=False)),
-        ("Buffer", module.named_buffers(recurse=False)),
+    for trained, tensors in (
+        (True, module.named_parameters(recurse=False)),
+        (False, module.named_buffers(recurse=False)),
     ):
         for name, tensor in tensors:
             if name in unsaved:
                 found.append(constant_param(tensor.detach().cpu(), name))
             elif name not in hidden:
-                found.append(Param(name, kind, tuple(tensor.shape), dtype=_dtype(tensor)))
+                shape = tuple(tensor.shape)
+                found.append(kept_param(name, shape, _dtype(tensor), trained=trained))
     return found
 
 

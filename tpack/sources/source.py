@@ -206,6 +206,8 @@ class Source:
         int8_inputs: weights of linear layers that round their inputs to int8, per token.
         roles: what is known of a tensor by more than its name: ``layer`` for the weight of a
             module that multiplies with it, else a role as ``capturing.Captured.roles`` has them.
+        trained: whether a tensor is a parameter of its module, by name; empty where the source
+            does not say it.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
         path: of a file or folder; None for what is in memory.
@@ -228,6 +230,7 @@ class Source:
     floats: Mapping[str, str] = field(default_factory=dict)
     int8_inputs: frozenset[str] = frozenset()
     roles: Mapping[str, str] = field(default_factory=dict)
+    trained: Mapping[str, bool] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     nbytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)

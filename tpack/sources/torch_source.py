@@ -149,9 +149,12 @@ def state_dict_source(
     """
     notes: list[str] = []
     roles: dict[str, str] = {}
+    trained: dict[str, bool] = {}
     if isinstance(data, torch.nn.Module):
         roles = dict(_roles(data))
+        parameters = {name for name, _ in data.named_parameters(remove_duplicate=False)}
         data = data.state_dict()
+        trained = {name: name in parameters for name in data}
     if not isinstance(data, Mapping):
         raise InputError(
             f"holds {type(data).__name__}, expected a state dict. Save model.state_dict()."
@@ -192,6 +195,7 @@ def state_dict_source(
     notes += stripped + [f"{alias} shares the storage of {name}" for alias, name in aliases.items()]
     size = sum(tensor.nbytes for tensor in found.values())
     roles = {names[name]: role for name, role in roles.items() if name in names}
+    trained = {names[name]: it for name, it in trained.items() if name in names}
     return Source(
         label,
         found,
@@ -199,6 +203,7 @@ def state_dict_source(
         notes=notes,
         warnings=_warning(lost),
         roles=roles,
+        trained=trained,
         nbytes=size,
     )
 
