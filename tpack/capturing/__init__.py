@@ -31,7 +31,7 @@ from tpack.capturing.patterns import find_patterns
 from tpack.capturing.positions import rewrite_positions
 from tpack.capturing.roles import find_roles
 from tpack.capturing.rounding import measured_weights, rounded_weights, with_packed
-from tpack.capturing.simplification import merge_equal, simplify
+from tpack.capturing.simplification import simplify
 from tpack.capturing.torch_export import export, fixed_sizes
 from tpack.container import Piece
 from tpack.layerdef import Program
@@ -142,7 +142,7 @@ class Captured:
         packed = self.rounded if ternary is None else ternary
         graph = with_packed(self.graph, packed)
         simplify(graph)
-        merge_equal(graph)
+        graph.merge_equal()
         return make_program(graph, packed, self.stacks)
 
     @cached_property
@@ -203,10 +203,10 @@ def trace(
     simplify(graph)
     rewrite_positions(graph)
     simplify(graph)
-    merge_equal(graph)
+    graph.merge_equal()
     find_patterns(graph)
     simplify(graph)
-    merge_equal(graph)
+    graph.merge_equal()
     example = None
     if program.example_inputs is not None:
         args, kwargs = program.example_inputs

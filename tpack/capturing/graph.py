@@ -6,7 +6,7 @@ expressions over the free sizes of the inputs; they are no values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -104,11 +104,14 @@ class Graph:
     sizes: dict[sympy.Symbol, str]
     aliases: dict[str, str] = field(default_factory=dict)
 
-    def rewrite(self, change: Callable[[Value], Value | None]) -> None:
+    def rewrite(self, change: Callable[[Value], Value | None]) -> bool:
         """Replace values: each is handed over with its arguments already replaced.
 
         What ``change`` returns stands for the value from then on; values that it makes from
         new ones are put before it.
+
+        Returns:
+            Whether a value was replaced.
         """
         known: dict[Value, Value] = {}
         done: dict[Value, None] = {}
@@ -136,6 +139,16 @@ class Graph:
         self.result = renew(self.result)
         self.values = list(done)
         self.prune()
+        return bool(known)
+
+    def merge_equal(self) -> None:
+        """Compute once what one module call computes twice."""
+        first: dict[Hashable, Value] = {}
+
+        def merged(value: Value) -> Value:
+            return first.setdefault((value.op, value.calls, value.dtype, _key(value.args)), value)
+
+        self.rewrite(merged)
 
     def prune(self) -> None:
         """Drop values that nothing uses."""
@@ -176,6 +189,15 @@ def map_values(arg: Arg, change: Callable[[Value], Arg]) -> Arg:
     if isinstance(arg, dict):
         return {name: map_values(item, change) for name, item in arg.items()}
     return arg
+
+
+def _key(arg: Arg) -> Hashable:
+    """What is equal for equal arguments."""
+    if isinstance(arg, dict):
+        return tuple((name, _key(item)) for name, item in sorted(arg.items()))
+    if isinstance(arg, tuple):
+        return tuple(map(_key, arg))
+    return id(arg) if isinstance(arg, Value) else (type(arg), arg)
 
 
 def same_size(first: Size, second: Size) -> bool:

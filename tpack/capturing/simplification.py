@@ -13,7 +13,7 @@ import sympy
 import torch
 
 from tpack.capturing.cells import lstm_cell
-from tpack.capturing.graph import CONSTANT, ITEM, Graph, Value, same_size, same_sizes
+from tpack.capturing.graph import CONSTANT, ITEM, Arg, Graph, Value, same_size, same_sizes
 from tpack.capturing.shapes import reshaped
 from tpack.layerdef.ops import BINARY
 
@@ -23,23 +23,22 @@ _END = 1 << 62
 
 def simplify(graph: Graph) -> None:
     """Apply the rules to a graph until nothing changes."""
-    while True:
-        before = len(graph.values), [value.op for value in graph.values]
-        graph.rewrite(_simpler)
-        if before == (len(graph.values), [value.op for value in graph.values]):
-            return
+    while graph.rewrite(_simpler):
+        pass
 
 
 def _simpler(value: Value) -> Value | None:
-    for name, arg in value.args.items():
-        if (
-            isinstance(arg, Value)
-            and (number := scalar(arg)) is not None
-            and _takes_number(value, name)
-        ):
-            value.args[name] = number
+    args = {name: _number(value, name, arg) for name, arg in value.args.items()}
+    if args != value.args:
+        return value.like(value.op, args)
     rule = _RULES.get(value.op)
     return rule(value) if rule is not None else None
+
+
+def _number(value: Value, name: str, arg: Arg) -> Arg:
+    """An argument, or the number that it always is where the op takes a number."""
+    number = scalar(arg) if isinstance(arg, Value) and _takes_number(value, name) else None
+    return arg if number is None else number
 
 
 def scalar(value: Value) -> float | None:
@@ -219,25 +218,6 @@ def _all(arg: Any) -> Any:
     if arg.op in ("zeros", "ones"):
         return int(arg.op == "ones")
     return arg.args["value"] if arg.op == "full" else None
-
-
-def merge_equal(graph: Graph) -> None:
-    """Compute once what one module call computes twice."""
-    known: dict[Any, Value] = {}
-
-    def change(value: Value) -> Value | None:
-        key = (value.op, value.calls, value.dtype, _key(value.args))
-        return known.setdefault(key, value)
-
-    graph.rewrite(change)
-
-
-def _key(arg: Any) -> Any:
-    if isinstance(arg, dict):
-        return tuple((name, _key(item)) for name, item in sorted(arg.items()))
-    if isinstance(arg, tuple):
-        return tuple(map(_key, arg))
-    return id(arg) if isinstance(arg, Value) else (type(arg), arg)
 
 
 def _both(value: Value) -> Value | None:
