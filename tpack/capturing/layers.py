@@ -13,7 +13,7 @@ from tpack.capturing.graph import CONSTANT, Graph, Value, values_in
 from tpack.capturing.known import builtin_layer, constant_param
 from tpack.capturing.loops import chained
 from tpack.capturing.names import free_name, is_loop
-from tpack.capturing.scopes import CycleError, Scope, make_scopes
+from tpack.capturing.scopes import NoLayerError, Scope, make_scopes
 from tpack.capturing.statements import Body, Child, Item, write_body
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
@@ -42,25 +42,20 @@ def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str]
     Raises:
         LayerDefError: a name that no LayerDef may use, or a structure that none says.
     """
-    dissolved: frozenset[str] = frozenset()
+    dissolved: set[str] = set()
     while True:
         try:
-            root = make_scopes(graph, dissolved)
-            maker = _Maker(graph, root, {*ternary}, {*stacks})
+            maker = _Maker(graph, make_scopes(graph, dissolved), {*ternary}, {*stacks})
             name = maker.draft("", whole=True).layer
-        except (_DifferError, CycleError) as error:
-            if str(error) in dissolved or not str(error):
-                raise LayerDefError("is called in ways that differ.", node=str(error)) from error
-            dissolved |= {str(error)}
-            continue
-        layers = [annotated(one, maker.notes[one.name]) for one in maker.layers.values()]
-        program = Program(layers, name)
-        validate(program)
-        return program
-
-
-class _DifferError(Exception):
-    """Calls of one module compute different things: they are written out where they happen."""
+            break
+        except NoLayerError as error:
+            if not error.path:  # the root is always a layer
+                raise LayerDefError("is called in ways that differ.") from error
+            dissolved.add(error.path)
+    layers = [annotated(one, maker.notes[one.name]) for one in maker.layers.values()]
+    program = Program(layers, name)
+    validate(program)
+    return program
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ class _Maker:
             body = write_body(scope, steps[scope], result, taken, self.graph.sizes)
             bodies.append(body)
         if any(body != bodies[0] for body in bodies):
-            raise _DifferError(path)
+            raise NoLayerError(path)
         every = [*params, *uncalled.values(), *listed]
         notes = reduce(Annotations.agreed, (body.notes for body in bodies))
         return self.named(path, every, replace(bodies[0], notes=notes), whole=whole)

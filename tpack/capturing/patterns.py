@@ -43,7 +43,7 @@ def _with_number(value: Arg, op: str, number: float | None = None) -> tuple[Valu
     """The value and the number of ``value op number``, in either order where op has none."""
     if not _is(value, op):
         return None
-    for part, other in _sides(value) if op in "+*" else _sides(value)[:1]:
+    for part, other in _sides(value) if op in ("+", "*") else _sides(value)[:1]:
         found = _number(other)
         if isinstance(part, Value) and found is not None and number in (None, found):
             return part, found

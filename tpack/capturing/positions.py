@@ -88,6 +88,10 @@ def _attention(value: Value, reader: Formulas) -> Value | None:
     return None
 
 
+class _UnwritableError(Exception):
+    """A formula, or a part of it, that no op computes."""
+
+
 class _Writer:
     """Writes a formula as values in the place of one.
 
@@ -106,7 +110,7 @@ class _Writer:
             return self.filled(formula)
         try:
             made = self.term(formula)
-        except KeyError:  # a formula that no op says
+        except _UnwritableError:
             return None
         if not isinstance(made, Value):
             return None
@@ -154,7 +158,9 @@ class _Writer:
             return (
                 found if isinstance(formula, sympy.Ne) else self.made("~", {"x": found}, torch.bool)
             )
-        word = _WRITTEN[type(formula)]
+        word = _WRITTEN.get(type(formula))
+        if word is None:
+            raise _UnwritableError
         sides = {"x": self.term(formula.args[0]), "y": self.term(formula.args[1])}
         return self.made(word, sides, torch.bool)
 
@@ -179,7 +185,7 @@ class _Writer:
     def made(self, op: str, args: dict[str, Value | int], dtype: torch.dtype) -> Value:
         parts = [arg for arg in args.values() if isinstance(arg, Value)]
         if not parts:
-            raise KeyError(op)
+            raise _UnwritableError
         return self.place.like(op, dict(args), shape=_broadcast(parts), dtype=dtype, asked={})
 
     def leaf(self, formula: AppliedUndef) -> Value:
@@ -187,7 +193,7 @@ class _Writer:
         made = self.leaves[formula.name]
         dims = [INDICES.index(arg) if arg in INDICES else -1 for arg in formula.args]
         if -1 in dims or dims != sorted(set(dims)):
-            raise KeyError(formula)
+            raise _UnwritableError
         rank = len(self.place.shape)
         for position, dim in enumerate(range(dims[0], rank)):
             if dim not in dims:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import sympy
@@ -66,11 +66,28 @@ class Scope:
                 yield item
 
 
-def make_scopes(graph: Graph, dissolved: frozenset[str] = frozenset()) -> Scope:
-    """The scope of the root, with those inside it.
+class NoLayerError(Exception):
+    """A module cannot be one layer: its calls are to be written out where they happen.
+
+    They compute different things, or need results of each other.
+
+    Attributes:
+        path: of the module.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+def make_scopes(graph: Graph, dissolved: Collection[str] = ()) -> Scope:
+    """Make the scope of the root, with those inside it.
 
     Args:
-        dissolved: paths of modules whose calls are to be written out where they happen.
+        dissolved: paths of modules whose calls are written out where they happen.
+
+    Raises:
+        NoLayerError: calls of one module need results of each other.
     """
     keep = _kept(graph, dissolved)
     root_call = next((v.calls[0] for v in graph.values if v.calls), Call("", 0, "Model"))
@@ -89,7 +106,7 @@ def make_scopes(graph: Graph, dissolved: frozenset[str] = frozenset()) -> Scope:
     return root
 
 
-def _kept(graph: Graph, dissolved: frozenset[str]) -> Callable[[Value, int], bool]:
+def _kept(graph: Graph, dissolved: Collection[str]) -> Callable[[Value, int], bool]:
     """Which calls become layers: of modules with tensors, and of ones that compute a lot."""
     used = {
         part.name
@@ -128,7 +145,7 @@ def _order(scope: Scope) -> None:
             return
         if item in waiting:
             assert isinstance(item, Scope)
-            raise CycleError(item.path)
+            raise NoLayerError(item.path)
         waiting.add(item)
         for value in _inside(item):
             for part in values_in(tuple(value.args.values())):
@@ -142,10 +159,6 @@ def _order(scope: Scope) -> None:
             _order(item)
         place(item)
     scope.items = list(done)
-
-
-class CycleError(Exception):
-    """Calls of one module that need results of each other: it cannot be one layer."""
 
 
 def _inside(item: Value | Scope) -> Iterable[Value]:
