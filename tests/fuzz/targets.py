@@ -21,10 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import gguf_files
 import numpy as np
 import random_trees
 import safetensors
+import seeds
 from drawing import Draw
 from source_names import strangers
 
@@ -45,9 +45,6 @@ from tpack.sources import PackedTensor, Source, SourceTensor, open_source
 from tpack.sources.dialects import adapt
 from tpack.sources.folder_source import read_config
 from tpack.verification import verify
-
-HERE = Path(__file__).parent
-CORPUS = HERE.parent / "corpus"
 
 Target = Callable[[bytes], None]
 
@@ -280,35 +277,6 @@ _NAMES = (
     *("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.up_proj.weight_scale"),
 )
 _STORED = ("uint8", "int32", "uint32", "float32", "float16", "bfloat16", "int64", "int8")
-_CONFIGS: tuple[Any, ...] = (
-    {"quantization_config": {"quant_method": "bitnet"}},
-    {"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear"}},
-    {
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "config_groups": {
-                "g": {"weights": {"num_bits": 2, "symmetric": True, "strategy": "tensor"}}
-            },
-        }
-    },
-    {
-        "quantization_config": {
-            "quant_method": "compressed-tensors",
-            "config_groups": {
-                "g": {
-                    "weights": {
-                        "num_bits": 2,
-                        "symmetric": True,
-                        "strategy": "group",
-                        "group_size": 32,
-                    }
-                }
-            },
-        }
-    },
-    {"quantization": {"bits": 2, "group_size": 32}},
-    {"hidden_size": 16, "intermediate_size": 8},
-)
 
 
 def _adapt(draw: Draw, config: Mapping[str, Any]) -> None:
@@ -338,7 +306,7 @@ def _stored(name: str, dtype: str, shape: tuple[int, ...], content: bytes) -> So
 def dialects(data: bytes) -> None:
     """The dialects of others, on tensors and configs drawn from bytes."""
     draw = Draw(data)
-    found = json.loads(json.dumps(draw.one(_CONFIGS)))
+    found = json.loads(json.dumps(draw.one(seeds.CONFIGS)))
     place = found
     for _ in range(draw.below(6)):  # somewhere inside of it, one value becomes another
         keys = list(place)
@@ -451,102 +419,18 @@ def _filled(draw: Draw, count: int, dtype: Any) -> np.ndarray[Any, Any]:
 # ---- the table
 
 
-def _json_seeds() -> Iterator[bytes]:
-    yield from (b"{}", b'{"a":[1,-2.5e3,true,null,"\\ud83d\\ude00"]}', b'[[[["\\\\"]]]]')
-    yield b'{"__metadata__":{"format":"pt"},"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
-
-
-def _files() -> Iterator[bytes]:
-    for path in sorted(CORPUS.glob("*/*.safetensors")):
-        yield path.read_bytes()
-
-
-def _programs() -> Iterator[bytes]:
-    for path in sorted((CORPUS / "accept").glob("*.safetensors")):
-        with Checkpoint(path) as file:
-            if file.document.program is not None:
-                yield canonical_json(file.document.program.to_dict()).encode()
-    for seed in range(40):
-        random = np.random.default_rng(seed).bytes(200)
-        yield canonical_json(random_trees.program(Draw(random))).encode()
-
-
-def _random(count: int = 8, size: int = 120) -> Iterator[bytes]:
-    for seed in range(count):
-        yield np.random.default_rng(seed).bytes(size)
-
-
-def _indices() -> Iterator[bytes]:
-    yield b'{"metadata":{"total_size":1},"weight_map":{"t":"a.safetensors","u":"b.safetensors"}}'
-    yield b'{"weight_map":{"t":"../a.safetensors"}}'
-
-
-def _configs() -> Iterator[bytes]:
-    for found in _CONFIGS:
-        yield json.dumps(found).encode()
-        yield json.dumps(hfconfig.packed_config(found)).encode()
-
-
-def _gguf_seeds() -> Iterator[bytes]:
-    metadata = [
-        ("general.architecture", "string", "llama"),
-        ("llama.attention.head_count", "uint32", 2),
-        ("llama.attention.head_count_kv", "uint32", 1),
-        ("a", "array", ("string", ["x", "ß"])),
-        ("b", "array", ("array", [("float32", [1.0, float("inf")])])),
-        ("c", "uint64", 2**64 - 1),
-        ("d", "bool", True),
-    ]
-    tensors = [
-        ("token_embd.weight", (2, 256), 0, bytes(2048)),
-        ("blk.0.attn_q.weight", (4, 256), 35, bytes(4 * 66)),
-        ("blk.0.ffn_up.weight", (2, 256), 34, bytes(2 * 54)),
-        ("blk.0.ffn_down.weight", (2, 64), 42, bytes(2 * 18)),
-        ("x.weight", (1, 128), 36, bytes(64)),
-    ]
-    yield gguf_files.container(metadata, tensors)
-    for name, shape, number, content in tensors:
-        yield gguf_files.container(metadata[:3], [(name, shape, number, content)])
-    yield gguf_files.container([("general.alignment", "uint32", 64)], [], version=2)
-
-
-def _gguf_json_seeds() -> Iterator[bytes]:
-    yield b'["uint32",7]'
-    yield b'["array",["string",["a",{"hex":"ff"}]]]'
-    yield b'["array",["float32",[1.5,"0000807f"]]]'
-    yield b'["uint64","ffffffffffffffff"]'
-
-
-_FORMAT_WORDS = (
-    *('"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"tpack"', '"format"', '"pt"'),
-    *('"U8"', '"F32"', '"BF16"', '"I64"', '"F8_E8M0"', '"C64"', "NaN", "Infinity", "\\ud800"),
-    *("9223372036854775807", "9223372036854775808", "1e999", "-0", "true", "null", "[", "{", ":"),
-)
-_TREE_WORDS = (
-    *('"node"', '"root"', '"layers"', '"params"', '"body"', '"name"', '"param_type"', '"shape"'),
-    *('"TernaryTensor"', '"Tensor"', '"Buffer"', '"Constant"', '"Layer"', '"formula"', '"args"'),
-    *('"Return"', '"Assignment"', '"Unpack"', '"targets"', '"value"', '"Identifier"', '"Tuple"'),
-    *('"FunctionCall"', '"function"', '"kwargs"', '"LayerCall"', '"BinaryOp"', '"Dict"', '"items"'),
-    *('"values"', '"rotary_frequencies"', '"Unspecified"', '"repeat"', '"split"', '"layer"', '"x"'),
-)
-_CONFIG_WORDS = (
-    *('"quantization_config"', '"quant_method"', '"bitnet"', '"tpack"', '"compressed-tensors"'),
-    *('"config_groups"', '"weights"', '"num_bits"', '"quantization"', '"bits"', '"replaced"'),
-    *('"linear_class"', '"quantization_mode"', '"transformers_weights"', '"weight_map"', "../"),
-)
-
 TARGETS = {
-    "json": Fuzzed(strict_json, _json_seeds, _FORMAT_WORDS),
-    "header": Fuzzed(header, _files, _FORMAT_WORDS),
-    "checkpoint": Fuzzed(checkpoint, _files, (*_FORMAT_WORDS, *_TREE_WORDS)),
-    "layerdef": Fuzzed(layerdef, _programs, _TREE_WORDS),
-    "codegen": Fuzzed(codegen, lambda: _random(64, 300), longest=600),
-    "index": Fuzzed(index, _indices, _CONFIG_WORDS, 1024),
-    "config": Fuzzed(config, _configs, _CONFIG_WORDS, 2048),
-    "gguf": Fuzzed(gguf, _gguf_seeds, ("GGUF", "general.architecture", "general.alignment")),
-    "gguf_json": Fuzzed(gguf_json, _gguf_json_seeds, longest=1024),
-    "dialects": Fuzzed(dialects, lambda: _random(32), longest=400),
-    "packing": Fuzzed(packing, _random, longest=160),
+    "json": Fuzzed(strict_json, seeds.json_texts, seeds.FORMAT_WORDS),
+    "header": Fuzzed(header, seeds.files, seeds.FORMAT_WORDS),
+    "checkpoint": Fuzzed(checkpoint, seeds.files, (*seeds.FORMAT_WORDS, *seeds.TREE_WORDS)),
+    "layerdef": Fuzzed(layerdef, seeds.programs, seeds.TREE_WORDS),
+    "codegen": Fuzzed(codegen, lambda: seeds.random(64, 300), longest=600),
+    "index": Fuzzed(index, seeds.indices, seeds.CONFIG_WORDS, 1024),
+    "config": Fuzzed(config, seeds.configs, seeds.CONFIG_WORDS, 2048),
+    "gguf": Fuzzed(gguf, seeds.gguf, ("GGUF", "general.architecture", "general.alignment")),
+    "gguf_json": Fuzzed(gguf_json, seeds.gguf_json, longest=1024),
+    "dialects": Fuzzed(dialects, lambda: seeds.random(32), longest=400),
+    "packing": Fuzzed(packing, seeds.random, longest=160),
     "scales": Fuzzed(scales, lambda: iter([b"\x08group:128\2\3\4\5\6", b"\3row\1\2"]), longest=64),
-    "kernels": Fuzzed(kernels, _random, longest=600),
+    "kernels": Fuzzed(kernels, seeds.random, longest=600),
 }

@@ -9,6 +9,7 @@ import pytest
 FUZZ = Path(__file__).parents[1] / "fuzz"
 sys.path.insert(0, str(FUZZ))
 
+import seeds  # noqa: E402
 import targets  # noqa: E402
 from drawing import Draw  # noqa: E402
 
@@ -16,8 +17,8 @@ from drawing import Draw  # noqa: E402
 @pytest.mark.parametrize("name", targets.TARGETS)
 def test_seeds(name):
     fuzzed = targets.TARGETS[name]
-    seeds = list(fuzzed.seeds())
-    for seed in seeds[:: max(1, len(seeds) // 20)]:
+    inputs = list(fuzzed.seeds())
+    for seed in inputs[:: max(1, len(inputs) // 20)]:
         fuzzed.function(seed)
     for blob in (b"", b"\0" * 40, b"\xff" * 40):
         fuzzed.function(blob)
@@ -30,7 +31,7 @@ def test_most_trees_that_are_drawn_are_accepted():
     from tpack.layerdef import Program, validate
 
     accepted = 0
-    for seed in targets._random(100, 300):
+    for seed in seeds.random(100, 300):
         try:
             validate(Program.from_dict(random_trees.program(Draw(seed))))
             accepted += 1

@@ -1,0 +1,134 @@
+"""Inputs and words that fuzzing begins with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gguf_files
+import numpy as np
+import random_trees
+from drawing import Draw
+
+from tpack import hfconfig
+from tpack.container import Checkpoint
+from tpack.container.strictjson import canonical_json
+
+CORPUS = Path(__file__).parents[1] / "corpus"
+
+CONFIGS: tuple[Any, ...] = (
+    {"quantization_config": {"quant_method": "bitnet"}},
+    {"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear"}},
+    {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "g": {"weights": {"num_bits": 2, "symmetric": True, "strategy": "tensor"}}
+            },
+        }
+    },
+    {
+        "quantization_config": {
+            "quant_method": "compressed-tensors",
+            "config_groups": {
+                "g": {
+                    "weights": {
+                        "num_bits": 2,
+                        "symmetric": True,
+                        "strategy": "group",
+                        "group_size": 32,
+                    }
+                }
+            },
+        }
+    },
+    {"quantization": {"bits": 2, "group_size": 32}},
+    {"hidden_size": 16, "intermediate_size": 8},
+)
+
+
+def json_texts() -> Iterator[bytes]:
+    yield from (b"{}", b'{"a":[1,-2.5e3,true,null,"\\ud83d\\ude00"]}', b'[[[["\\\\"]]]]')
+    yield b'{"__metadata__":{"format":"pt"},"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+
+
+def files() -> Iterator[bytes]:
+    for path in sorted(CORPUS.glob("*/*.safetensors")):
+        yield path.read_bytes()
+
+
+def programs() -> Iterator[bytes]:
+    for path in sorted((CORPUS / "accept").glob("*.safetensors")):
+        with Checkpoint(path) as file:
+            if file.document.program is not None:
+                yield canonical_json(file.document.program.to_dict()).encode()
+    for seed in range(40):
+        drawn = np.random.default_rng(seed).bytes(200)
+        yield canonical_json(random_trees.program(Draw(drawn))).encode()
+
+
+def random(count: int = 8, size: int = 120) -> Iterator[bytes]:
+    for seed in range(count):
+        yield np.random.default_rng(seed).bytes(size)
+
+
+def indices() -> Iterator[bytes]:
+    yield b'{"metadata":{"total_size":1},"weight_map":{"t":"a.safetensors","u":"b.safetensors"}}'
+    yield b'{"weight_map":{"t":"../a.safetensors"}}'
+
+
+def configs() -> Iterator[bytes]:
+    for found in CONFIGS:
+        yield json.dumps(found).encode()
+        yield json.dumps(hfconfig.packed_config(found)).encode()
+
+
+def gguf() -> Iterator[bytes]:
+    metadata = [
+        ("general.architecture", "string", "llama"),
+        ("llama.attention.head_count", "uint32", 2),
+        ("llama.attention.head_count_kv", "uint32", 1),
+        ("a", "array", ("string", ["x", "ß"])),
+        ("b", "array", ("array", [("float32", [1.0, float("inf")])])),
+        ("c", "uint64", 2**64 - 1),
+        ("d", "bool", True),
+    ]
+    tensors = [
+        ("token_embd.weight", (2, 256), 0, bytes(2048)),
+        ("blk.0.attn_q.weight", (4, 256), 35, bytes(4 * 66)),
+        ("blk.0.ffn_up.weight", (2, 256), 34, bytes(2 * 54)),
+        ("blk.0.ffn_down.weight", (2, 64), 42, bytes(2 * 18)),
+        ("x.weight", (1, 128), 36, bytes(64)),
+    ]
+    yield gguf_files.container(metadata, tensors)
+    for name, shape, number, content in tensors:
+        yield gguf_files.container(metadata[:3], [(name, shape, number, content)])
+    yield gguf_files.container([("general.alignment", "uint32", 64)], [], version=2)
+
+
+def gguf_json() -> Iterator[bytes]:
+    yield b'["uint32",7]'
+    yield b'["array",["string",["a",{"hex":"ff"}]]]'
+    yield b'["array",["float32",[1.5,"0000807f"]]]'
+    yield b'["uint64","ffffffffffffffff"]'
+
+
+FORMAT_WORDS = (
+    *('"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"tpack"', '"format"', '"pt"'),
+    *('"U8"', '"F32"', '"BF16"', '"I64"', '"F8_E8M0"', '"C64"', "NaN", "Infinity", "\\ud800"),
+    *("9223372036854775807", "9223372036854775808", "1e999", "-0", "true", "null", "[", "{", ":"),
+)
+TREE_WORDS = (
+    *('"node"', '"root"', '"layers"', '"params"', '"body"', '"name"', '"param_type"', '"shape"'),
+    *('"TernaryTensor"', '"Tensor"', '"Buffer"', '"Constant"', '"Layer"', '"formula"', '"args"'),
+    *('"Return"', '"Assignment"', '"Unpack"', '"targets"', '"value"', '"Identifier"', '"Tuple"'),
+    *('"FunctionCall"', '"function"', '"kwargs"', '"LayerCall"', '"BinaryOp"', '"Dict"', '"items"'),
+    *('"values"', '"rotary_frequencies"', '"Unspecified"', '"repeat"', '"split"', '"layer"', '"x"'),
+)
+CONFIG_WORDS = (
+    *('"quantization_config"', '"quant_method"', '"bitnet"', '"tpack"', '"compressed-tensors"'),
+    *('"config_groups"', '"weights"', '"num_bits"', '"quantization"', '"bits"', '"replaced"'),
+    *('"linear_class"', '"quantization_mode"', '"transformers_weights"', '"weight_map"', "../"),
+)
