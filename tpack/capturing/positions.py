@@ -158,11 +158,11 @@ class _Writer:
             return (
                 found if isinstance(formula, sympy.Ne) else self.made("~", {"x": found}, torch.bool)
             )
-        word = _WRITTEN.get(type(formula))
-        if word is None:
+        comparison = _WRITTEN.get(type(formula))
+        if comparison is None:
             raise _UnwritableError
         sides = {"x": self.term(formula.args[0]), "y": self.term(formula.args[1])}
-        return self.made(word, sides, torch.bool)
+        return self.made(comparison, sides, torch.bool)
 
     def sum(self, formula: sympy.Add) -> Value:
         """Positive terms first, then what is taken away."""
