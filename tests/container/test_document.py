@@ -8,13 +8,12 @@ from copy import deepcopy
 
 import pytest
 from corpus import make
+from descriptions import HEX, SHARD, WEIGHT, described, parsed, refusal, stored
 from hypothesis import given, settings, strategies as st
 
 from tpack.container import Checkpoint, Document, TernaryEntry, digest
-from tpack.container.document import Shard, parse_document, program_digest
-from tpack.container.header import Entry
-from tpack.errors import FormatError, LayerDefError, TpackError
-from tpack.layerdef import Identifier, LayerDef, Param, Program, Return
+from tpack.container.document import Shard, parse_document
+from tpack.errors import FormatError, TpackError
 
 
 def opened(name):
@@ -136,51 +135,6 @@ def test_infinite_literals_of_the_program_are_refused(number):
 
 
 # ---- one value changed in a small description
-
-HEX = "0123456789abcdef" * 4
-WEIGHT = {
-    "shape": [3, 10],
-    "split": 1,
-    "layout": "t2",
-    "scale": "row",
-    "method": "absmean",
-    "source_dtype": "float16",
-    "relative_error": 0.25,
-    "sha256": HEX,
-    "scale_sha256": HEX[::-1],
-    "divisor": None,
-}
-
-
-def described(**fields):
-    """A description of a weight ``w`` and a kept ``b``, with other fields."""
-    return {
-        "version": 1,
-        "program": None,
-        "tensors": {"w": WEIGHT},
-        "kept": {"b": HEX},
-        "aliases": {},
-        "shard": None,
-        "metadata": {},
-        "sha256": HEX,
-    } | fields
-
-
-def stored(**tensors):
-    """The entries of a file: name → (dtype, shape)."""
-    found = {"w_packed": ("uint8", (3, 3)), "w_scale": ("float32", (3, 1)), "b": ("int64", (5,))}
-    return {name: Entry(name, *said, 0, 0) for name, said in (found | tensors).items()}
-
-
-def parsed(data, entries=None):
-    return parse_document(json.dumps(data), stored() if entries is None else entries)
-
-
-def refusal(data, entries=None):
-    """Rule, tensor and message of an error."""
-    with pytest.raises(FormatError) as caught:
-        parsed(data, entries)
-    return caught.value.rule, caught.value.tensor, caught.value.message
 
 
 def test_a_small_description():
@@ -378,9 +332,6 @@ def test_what_is_described_is_there(name):
     assert refusal(described(), entries) == ("R12", name, "is missing.")
 
 
-SHARD = {"number": 2, "of": 3, "program_sha256": HEX}
-
-
 @pytest.mark.parametrize(
     "change", [{}, {"number": 1}, {"number": 3}, {"number": 1, "of": 2**31 - 1}]
 )
@@ -413,89 +364,8 @@ def test_fields_of_shards():
     assert refusal(described(shard=1))[2] == "shard is not an object."
 
 
-# ---- the program
-
-LAYER = LayerDef(
-    "L",
-    [
-        Param("w", "TernaryTensor", [3, 10], scale="row"),
-        Param("b", "Buffer", [5], dtype="int64"),
-        Param("x", "Tensor"),
-    ],
-    [Return(Identifier("x"))],
-)
-
-
-def with_program(*params, **fields):
-    layer = LAYER if not params else LayerDef("L", [*params, LAYER.params[2]], LAYER.body)
-    return described(program=Program([layer], "L").to_dict(), **fields)
-
-
-def test_a_program_stores_what_the_file_has():
-    assert parsed(with_program())[0].program == Program([LAYER], "L")
-    parsed(with_program(shard=SHARD))
-    parsed(with_program(LAYER.params[0], shard=SHARD))  # checked once all shards are known
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"shape": [3, 11]},
-        {"shape": [3, 2, 5]},
-        {"scale": "tensor"},
-        {"layout": "t5"},
-        {"dtype": "float16"},
-        {"split": 0},
-    ],
-)
-def test_a_program_with_another_weight(change):
-    weight = Param(
-        **{"name": "w", "param_type": "TernaryTensor", "shape": [3, 10], "scale": "row"} | change
-    )
-    with pytest.raises(LayerDefError, match="in the LayerDefs") as caught:
-        parsed(with_program(weight, LAYER.params[1]))
-    assert caught.value.tensor == "w"
-
-
-@pytest.mark.parametrize(
-    ("other", "tensor"),
-    [
-        (Param("b", "Buffer", [6], dtype="int64"), "b"),
-        (Param("b", "Buffer", [5], dtype="int32"), "b"),
-        (Param("w", "Buffer", [5], dtype="int64"), "w"),
-        (Param("c", "Buffer", [5], dtype="int64"), "c"),
-        (Param("b", "TernaryTensor", [5]), "b"),
-        (Param("w_packed", "Buffer", [3, 3], dtype="uint8"), "w_packed"),
-    ],
-)
-def test_a_program_with_another_tensor(other, tensor):
-    params = [other] if other.name in ("w", "w_packed") else [LAYER.params[0], other]
-    with pytest.raises(LayerDefError, match=r"is (not stored so|\(.*) in the file") as caught:
-        parsed(with_program(*params))
-    assert caught.value.tensor == tensor
-
-
-@pytest.mark.parametrize(("left_out", "name"), [(0, "w"), (1, "b")])
-def test_a_program_that_leaves_a_tensor_out(left_out, name):
-    params = [param for i, param in enumerate(LAYER.params[:2]) if i != left_out]
-    assert refusal(with_program(*params)) == ("R13", name, "is in no LayerDef.")
-
-
-def test_the_first_of_several_tensors_that_are_left_out_is_named():
-    program = Program([LayerDef("L", [LAYER.params[2]], LAYER.body)], "L")
-    found = refusal(described(program=program.to_dict()))
-    assert found == ("R13", "b", "is in no LayerDef.")
-
-
 @pytest.mark.parametrize("text", ["{", '{"\ud800": 1}', '{"a": 1, "a": 2}', '{"version": NaN}'])
 def test_what_is_no_json_is_called_a_description(text):
     with pytest.raises(FormatError, match=r"^description ") as caught:
         parse_document(text, {})
     assert caught.value.rule == "R8"
-
-
-def test_the_digest_of_a_program():
-    program = Program([LAYER], "L")
-    text = json.dumps(program.to_dict(), sort_keys=True, separators=(",", ":"))
-    assert program_digest(program) == hashlib.sha256(text.encode()).hexdigest()
-    assert program_digest(None) == hashlib.sha256(b"null").hexdigest()
