@@ -42,7 +42,7 @@ TESTS = {
     "tpack/codec/shapes.py": "codec",
     "tpack/codec/t2.py": "codec",
     "tpack/codec/t5.py": "codec",
-    "tpack/container/atomic.py": "atomic container",
+    "tpack/container/atomic.py": "atomic new_file",
     "tpack/container/rereading.py": "atomic",
     "tpack/container/document.py": "document document_program",
     "tpack/container/header.py": "header",

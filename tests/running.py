@@ -86,3 +86,8 @@ def from_text(source, name):
     namespace = {"__name__": "generated"}
     exec(compile(source, "generated.py", "exec"), namespace)
     return namespace[name]().eval()
+
+
+def same(left: Tensor, right: Tensor) -> None:
+    """Check that two results are equal, bit for bit."""
+    torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)

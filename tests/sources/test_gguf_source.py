@@ -1,55 +1,24 @@
-"""GGUF files as a source: values, names, metadata, and everything that is refused."""
+"""GGUF files as a source: values, granularities, names, metadata."""
 
 import struct
 import subprocess
 import sys
-import textwrap
 
 import gguf
 import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf_files import HEADS, KEYS, container, interleave, string, values, write_model
+from gguf_files import HEADS, KEYS, container, interleave, values, write_model
+from gguf_sources import EVERYTHING, LLAMA, plain, put, ternary
 
 import tpack
 from tpack import codec
 from tpack.dialects import gguf_blocks, gguf_names, gguf_values
-from tpack.errors import InputError, NotTernaryError, TpackError, UnsupportedError
+from tpack.errors import InputError, NotTernaryError, UnsupportedError
 from tpack.quantize import widen
 from tpack.sources import PackedTensor, open_source
 from tpack.sources.gguf_reader import GgufFile
-
-LLAMA = (
-    ("general.architecture", "string", "llama"),
-    ("llama.attention.head_count", "uint32", HEADS),
-    ("llama.attention.head_count_kv", "uint32", KEYS),
-)
-
-
-def plain(tensor):
-    """The values of a tensor."""
-    dense = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
-    return widen(dense.read(0, dense.numel), dense.dtype).reshape(tensor.shape)
-
-
-def put(tmp_path, data, name="m.gguf"):
-    path = tmp_path / name
-    path.write_bytes(data)
-    return path
-
-
-def ternary(kind, number, shape=(4, 256), scales=None, seed=0, name="w"):
-    """A tensor of blocks for ``container``, and its values."""
-    rng = np.random.default_rng(seed)
-    rows, columns = int(np.prod(shape[:-1])), shape[-1]
-    trits = rng.integers(-1, 2, (rows, columns)).astype(np.int8)
-    if scales is None:
-        scales = rng.uniform(0.1, 2, (rows, columns // kind.weights))
-    scales = np.broadcast_to(scales, (rows, columns // kind.weights)).astype(np.float16)
-    data = gguf_blocks.pack_blocks(kind, codec.pack(trits), scales).tobytes()
-    wanted = np.repeat(scales.astype(np.float32), kind.weights, 1) * trits
-    return (name, shape, number, data), wanted.reshape(shape)
 
 
 def i2_s(shape=(4, 128), scale=0.3, seed=0, name="w"):
@@ -361,35 +330,6 @@ def test_bitnet_in_gguf_gives_bit_linear(tmp_path):
 
 # ---- metadata
 
-EVERYTHING = (
-    ("a.u8", "uint8", 255),
-    ("a.i8", "int8", -128),
-    ("a.u16", "uint16", 65535),
-    ("a.i16", "int16", -32768),
-    ("a.u32", "uint32", 2**32 - 1),
-    ("a.i32", "int32", -(2**31)),
-    ("a.u64", "uint64", 2**64 - 1),
-    ("a.i64", "int64", -(2**63)),
-    ("a.f32", "float32", 0.1),
-    ("a.f64", "float64", 0.1),
-    ("a.inf", "float32", float("inf")),
-    ("a.zero", "float32", -0.0),
-    ("a.tiny", "float32", 1e-45),
-    ("a.bool", "bool", 1),
-    ("a.text", "string", "ßĠ\0\U0001f600"),
-    ("a.bytes", "string", b"\xff\xfe"),
-    ("a.empty", "string", ""),
-    ("a.none", "array", ("uint32", [])),
-    ("a.numbers", "array", ("int16", [1, -2, 3])),
-    ("a.floats", "array", ("float64", [float("nan"), -1e300, 0.5])),
-    ("a.texts", "array", ("string", ["a", "", b"\x80"])),
-    (
-        "a.nested",
-        "array",
-        ("array", [("array", [("uint8", [1]), ("string", ["x"])]), ("int8", [])]),
-    ),
-)
-
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_metadata_survives_as_json(tmp_path, version):
@@ -449,203 +389,6 @@ def test_a_changed_file_is_found(tmp_path):
 def test_json_that_is_no_value(data):
     with pytest.raises(InputError, match="no value of GGUF metadata"):
         gguf_values.from_json(data)
-
-
-# ---- refusals
-
-
-def one(name="w", shape=(1, 256), number=35, data=bytes(66), *offset):
-    return (name, shape, number, data, *offset)
-
-
-REFUSED = [
-    (container((), [one(number=18, data=bytes(98))]), UnsupportedError, r"type 18 \(IQ3_XXS\)"),
-    (container((), [one(number=38)]), UnsupportedError, r"TL1 of bitnet\.cpp\), which"),
-    (container((), [one(number=39)]), UnsupportedError, r"MXFP4, or TL2 of bitnet\.cpp\), which"),
-    (container((), [one(number=999)]), UnsupportedError, r"type 999 \(unknown\)"),
-    (container(version=1), UnsupportedError, "version 1, expected 2 or 3"),
-    (container(version=4), UnsupportedError, "version 4"),
-    (container(version=3 << 24), UnsupportedError, "big-endian"),
-    (container((("split.count", "uint16", 2),)), UnsupportedError, "one of 2 parts"),
-    (container((("general.alignment", "uint32", 48),)), InputError, "expected a power of 2"),
-    (container((("general.alignment", "uint32", 0),)), InputError, "expected a power of 2"),
-    (container((("general.alignment", "uint32", 2**31),)), InputError, "expected a power of 2"),
-    (container((("general.alignment", "string", "32"),)), InputError, "expected a power of 2"),
-    (container((("k", "uint8", 1), ("k", "uint8", 1))), InputError, "key 'k' twice"),
-    (container(((b"\xff", "uint8", 1),)), InputError, "key that is not UTF-8"),
-    (container((), [(b"\xff", (1,), 0, bytes(4))]), InputError, "name that is not UTF-8"),
-    (container((), [one("__metadata__", (1,), 0, bytes(4))]), InputError, "cannot hold"),
-    (container((), [one(), one()]), InputError, "two tensors of one name"),
-    (container((), [one(shape=(1, 255))]), InputError, "multiple of 256 columns in TQ2_0"),
-    (container((), [one(shape=(0, 256))]), InputError, "expected rows"),
-    (container((), [one(shape=(256, 0))]), InputError, "expected rows"),
-    (container((), [one(shape=())]), InputError, "expected rows"),
-    (container((), [one(shape=(1, 1, 1, 1, 256))]), InputError, "announces 5 dimensions"),
-    (container((), [one(shape=(2**40, 2**40))]), InputError, "beyond any file"),
-    (container((), [one(shape=(2**50, 256))]), InputError, "takes"),
-    (container((), [one("a"), one("b", (1, 256), 35, bytes(66), 32)]), InputError, "takes 66"),
-    (container((), [one("a", (1, 256), 35, bytes(66), 16)]), InputError, "multiple of 32"),
-    (container((), [one("a", (1, 256), 35, bytes(66), 2**63)]), InputError, "are there"),
-    (container((), [one(shape=(1, 128), number=36, data=bytes(32))]), InputError, "takes 64"),
-    (
-        container((), [one(data=b"\xff" * 64 + b"\0\x3c")]),
-        InputError,
-        "illegal code in block 0 of row 0",
-    ),
-    (container((), [one(data=bytes(64) + b"\0\x7c")]), InputError, "scale inf in block 0"),
-    (
-        container(
-            (), [one(shape=(1, 128), number=36, data=bytes(32) + b"\0\0\xc0\x7f" + bytes(28))]
-        ),
-        InputError,
-        "scale nan, expected a finite",
-    ),
-    (
-        container(
-            (("a", "array", ("array", [("array", [("array", [("array", [("int8", [])])])])])),)
-        ),
-        InputError,
-        "nests arrays deeper than 4",
-    ),
-    (b"GGUF", InputError, "ends at byte 4"),
-    (b"GGML" + bytes(60), InputError, "does not begin with GGUF"),
-    (b"", InputError, "ends at byte 0"),
-    (container()[:8] + struct.pack("<QQ", 2**63, 0), InputError, "announces 9223372036854775808"),
-    (container()[:8] + struct.pack("<QQ", 0, 2**62), InputError, "metadata keys"),
-    (container()[:16] + struct.pack("<Q", 1) + string("k") + b"\x0d" + bytes(99), InputError, "13"),
-]
-
-
-@pytest.mark.parametrize(("data", "error", "words"), REFUSED)
-def test_refused(tmp_path, data, error, words):
-    path = put(tmp_path, data)
-    with pytest.raises(error, match=words) as caught:
-        tpack.convert(path, tmp_path / "out.safetensors")
-    assert caught.value.file == str(path)
-    assert caught.value.code == 3
-    assert not (tmp_path / "out.safetensors").exists()
-
-
-def test_a_refusal_names_the_tensor(tmp_path):
-    data = container(LLAMA, [("blk.0.attn_v.weight", (1, 256), 18, bytes(98))])
-    with pytest.raises(UnsupportedError) as caught:
-        open_source(put(tmp_path, data))
-    assert caught.value.tensor == "blk.0.attn_v.weight"
-    assert "--token-embedding-type f16" in str(caught.value)
-
-
-def test_an_illegal_code_names_tensor_row_and_block(tmp_path):
-    (name, shape, number, data), _ = ternary(gguf_blocks.TQ2_0, 35, (6, 512))
-    bad = bytearray(data)
-    bad[4 * 132 + 66 + 5] = 0xC0
-    path = put(tmp_path, container((), [(name, shape, number, bytes(bad))]))
-    with pytest.raises(InputError, match=r"tensor 'w' holds an illegal code in block 1 of row 4"):
-        tpack.convert(path, tmp_path / "o.safetensors")
-
-
-SMALL = container(
-    EVERYTHING[:3] + EVERYTHING[-5:],
-    [
-        ternary(gguf_blocks.TQ2_0, 35, (2, 256), name="a")[0],
-        ternary(gguf_blocks.Q2_0, 42, (2, 64), name="b")[0],
-        ("c", (3,), 0, bytes(12)),
-    ],
-)
-
-
-def test_a_file_cut_at_every_byte_is_refused(tmp_path):
-    path = tmp_path / "m.gguf"
-    whole = len(SMALL) - 20  # the last padding is not needed
-    for size in range(len(SMALL)):
-        path.write_bytes(SMALL[:size])
-        try:
-            with open_source(path) as source:
-                for tensor in source.tensors.values():
-                    plain(tensor)
-        except InputError:
-            assert size < whole, size
-        else:
-            assert size >= whole, size
-
-
-def test_any_changed_byte_is_read_or_refused(tmp_path):
-    path = tmp_path / "m.gguf"
-    rng = np.random.default_rng(0)
-    for place in range(len(SMALL)):
-        changed = bytearray(SMALL)
-        changed[place] ^= int(rng.integers(1, 256))
-        path.write_bytes(changed)
-        try:
-            with open_source(path) as source:
-                for tensor in source.tensors.values():
-                    plain(tensor)
-        except TpackError:
-            pass
-
-
-def test_a_file_that_shrinks_while_it_is_read(tmp_path):
-    path = put(tmp_path, SMALL)
-    with open_source(path) as source:
-        with path.open("r+b") as file:
-            file.truncate(len(SMALL) - 64)
-        with pytest.raises(InputError, match="truncated while it was read"):
-            plain(source.tensors["c"])
-
-
-def big(head, unit, size=10_000_000):
-    """A file of ten million bytes that repeats a unit."""
-    return head + unit * ((size - len(head)) // len(unit))
-
-
-def announced(kind, count):
-    return (
-        container()[:16] + struct.pack("<Q", 1) + string("k") + struct.pack("<IIQ", 9, kind, count)
-    )
-
-
-HOSTILE = {
-    "strings": big(announced(8, 1_200_000), string("")),
-    "long strings": big(announced(8, 900_000), string("ab")),
-    "bytes": big(announced(0, 9_000_000), b"a"),
-    "a million bytes": big(announced(0, 1_900_000), b"a"),
-    "arrays": big(announced(9, 800_000), struct.pack("<IQ", 0, 0)),
-    "some arrays": big(announced(9, 60_000), struct.pack("<IQ", 0, 0)),
-    "nested arrays": big(announced(9, 1), struct.pack("<IQ", 9, 1)),
-    "keys": b"GGUF"
-    + struct.pack("<IQQ", 3, 0, 65_000)
-    + b"".join(string(f"{n:08}") + b"\0\0\0\0\0" for n in range(65_000)),
-    "tensors": b"GGUF"
-    + struct.pack("<IQQ", 3, 16_000, 0)
-    + b"".join(string(f"{n:08}") + struct.pack("<IQIQ", 1, 0, 0, 0) for n in range(16_000))
-    + bytes(64),
-    "a name": container()[:8] + struct.pack("<QQQ", 1, 0, 9_000_000) + bytes(9_000_100),
-    # with this the gguf package never comes back
-    "49 bytes": announced(9, 2**60)[:49].ljust(49, b"\0"),
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_headers_are_cheap(tmp_path, name):
-    path = put(tmp_path, HOSTILE[name])
-    code = textwrap.dedent(f"""
-        import resource, time
-        from tpack.sources.gguf_source import open_gguf
-        from tpack.errors import TpackError
-        from pathlib import Path
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-        try:
-            open_gguf(Path({str(path)!r}))
-        except TpackError:
-            pass
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(time.process_time() - start, (after - before) / 1024)
-    """)
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    seconds, megabytes = map(float, done.stdout.split())
-    assert seconds < 2
-    assert megabytes < 256
 
 
 # ---- dispatch
