@@ -6,12 +6,12 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tpack.choices import MEANINGS, QUANTIZERS
 from tpack.cli import options
 from tpack.cli.output import (
     TINTS,
@@ -24,61 +24,32 @@ from tpack.cli.output import (
     size,
     table,
 )
-from tpack.codec import LAYOUTS
-from tpack.dtypes import KEEP_DTYPES
 
 if TYPE_CHECKING:
-    from tpack.choices import Means
     from tpack.report import ConversionReport, TensorReport
 
 
-@click.command()
+def _fields() -> tuple[Field[Any], ...]:
+    from tpack.options import Options
+
+    return fields(Options)
+
+
+@click.command(cls=options.Described, described=_fields)
 @click.argument("source")
 @click.option("-o", "--output", metavar="PATH", help="Default: beside SOURCE.")
-@click.option("--exact", is_flag=True, help="Refuse what is not already ternary.")
-@click.option(
-    "--quantize",
-    type=click.Choice(["auto", *QUANTIZERS]),
-    default="auto",
-    help="For what is not ternary; auto is absmean.",
-)
-@click.option(
-    "--scale", default="auto", metavar="auto|tensor|row|column|group:N", help="What shares a scale."
-)
-@click.option("--include", multiple=True, metavar="GLOB", help="Pack these tensors only.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Keep these tensors.")
-@click.option("--keep-dtype", type=click.Choice(KEEP_DTYPES), help="For floats that are kept.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="t2", help="2 or 1.6 bits.")
-@click.option(
-    "--scale-means",
-    type=click.Choice(MEANINGS),
-    help="What scales beside int8 or uint8 weights do, where nothing says it.",
-)
 @click.option("--layerdef", type=click.Path(path_type=Path), help="JSON: the model's LayerDefs.")
-@click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted folder.")
-@options.force
 @options.as_json
 @options.quiet
 @options.verbose
 def convert(
     source: str,
     output: str | None,
-    exact: bool,
-    quantize: str,
-    scale: str,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    keep_dtype: str | None,
-    layout: str,
-    scale_means: Means | None,
     layerdef: Path | None,
-    dry_run: bool,
-    resume: bool,
-    force: bool,
     as_json: bool,
     quiet: bool,
     verbose: bool,
+    **chosen: Any,
 ) -> None:
     """Convert a checkpoint to packed ternary safetensors.
 
@@ -95,23 +66,7 @@ def convert(
     from tpack.conversion import convert as run
 
     with progress(quiet=quiet or as_json) as advance:
-        report = run(
-            source,
-            output,
-            exact=exact,
-            quantize=quantize,
-            scale=scale,
-            include=include,
-            exclude=exclude,
-            keep_dtype=keep_dtype,
-            layout=layout,
-            scale_means=scale_means,
-            layerdef=layerdef,
-            dry_run=dry_run,
-            resume=resume,
-            force=force,
-            progress=advance,
-        )
+        report = run(source, output, layerdef=layerdef, progress=advance, **chosen)
     if as_json:
         print_json(report.to_dict())
         return
@@ -129,7 +84,7 @@ def convert(
     for note in report.notes:
         click.echo(printable(f"note: {note}"), err=True)
     summary = _summary(report)
-    if dry_run:
+    if chosen["dry_run"]:
         summary["needs"] = f"at most {size(report.memory)} of memory, {size(report.disk)} of disk"
     if report.output is not None:
         summary["next"] = shlex.join(["tpack", "verify", report.output, "--against", str(source)])

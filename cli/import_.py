@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import click
-
+from tpack.cli import options
 from tpack.cli.convert import convert
 
-import_ = click.Command(
+import_ = options.Described(
     "import",
+    described=convert.described,
     callback=convert.callback,
     params=convert.params,
     short_help="Convert what another system has packed; the same as convert.",

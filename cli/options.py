@@ -1,8 +1,10 @@
-"""Options that several commands share."""
+"""Options that several commands share, and those that the fields of a record describe."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,44 @@ class CheckpointPath(click.Path):
                 )
             value = str(value).removeprefix(scheme[0])
         return super().convert(value, param, ctx)
+
+
+class Described(click.Command):
+    """A command with an option for each field that ``tpack.options.option`` made.
+
+    The fields are asked for when an option is: ``tpack --help`` needs no tables, and tables may
+    get rows until then.
+    """
+
+    def __init__(
+        self, *args: Any, described: Callable[[], Iterable[Field[Any]]], **more: Any
+    ) -> None:
+        super().__init__(*args, **more)
+        self.described = described
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """List the command's own options, with the others before ``--json``."""
+        own = super().get_params(ctx)
+        at = [each.name for each in own].index("as_json")
+        return [*own[:at], *(_option(e) for e in self.described() if e.metadata), *own[at:]]
+
+
+def _option(each: Field[Any]) -> click.Option:
+    """Make the option of a field: a flag, a list, one of some names, or a text."""
+    from tpack.options import names
+
+    about, known = each.metadata, names(each)
+    choice = click.Choice(known) if known and about["read"] is None else None
+    short = [f"-{about['letter']}"] if about["letter"] else []
+    return click.Option(
+        [*short, f"--{each.name.replace('_', '-')}"],
+        default=each.default,
+        is_flag=isinstance(each.default, bool),
+        multiple=each.default == (),
+        type=choice,
+        metavar=about["form"] or (None if choice else "|".join(known) or None),
+        help=about["text"],
+    )
 
 
 checkpoint = CheckpointPath()

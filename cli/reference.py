@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from tpack import errors
 from tpack.cli.main import COMMANDS, cli
+from tpack.cli.options import Described
 from tpack.errors import TpackError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.ops import OPS, REQUIRED, OpParam
@@ -31,7 +33,18 @@ def cli_reference() -> str:
         assert command is not None
         context = click.Context(command, parent=group, info_name=name)
         parts.append(f"## tpack {name}\n\n```text\n{command.get_help(context)}\n```\n")
+        if isinstance(command, Described) and name != "import":
+            parts += _choices(command)
     return "\n".join(parts)
+
+
+def _choices(command: Described) -> Iterator[str]:
+    """The meanings of the names that options take, a table each."""
+    for each in command.described():
+        if table := each.metadata.get("among"):
+            yield f"| `--{each.name.replace('_', '-')}` | |\n|---|---|"
+            yield from (f"| `{name}` | {_escape(row.meaning)} |" for name, row in table.items())
+            yield ""
 
 
 _EXIT_CODES = (

@@ -15,11 +15,11 @@ from shards import contents
 
 import tpack
 from tpack.conversion import folder as folder_module
-from tpack.conversion.options import Options
 from tpack.errors import (
     NotTernaryError,
     StorageError,
 )
+from tpack.options import Options
 
 # ---- interrupted
 

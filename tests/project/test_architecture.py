@@ -19,7 +19,7 @@ LAYERS = (
     {"codec", "hfconfig"},
     {"layerdef", "kernels"},
     {"quantize", "container"},
-    {"codegen", "dialects", "selection"},
+    {"codegen", "dialects", "options", "selection"},
     {"sources"},
     {"nn"},
     {"build", "pack", "parallel"},

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -22,13 +22,13 @@ from tpack.conversion.cases import Cases
 from tpack.conversion.description import describe
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.needs import Needs, check_room
-from tpack.conversion.options import Options, Progress
 from tpack.conversion.packing import pack_batch
 from tpack.conversion.plan import make_plan
 from tpack.conversion.ranks import Ranks
 from tpack.conversion.telling import check_refused, warnings
 from tpack.errors import UsageError, locate
 from tpack.layerdef import LayerDef, Program
+from tpack.options import Options, Progress
 from tpack.report import ConversionReport
 from tpack.sources import Source, open_source
 from tpack.sources.description import read_layerdef
@@ -94,17 +94,8 @@ def convert(
         TpackError: see ``tpack.errors``; nothing is left behind, but for what ``resume`` takes
             up.
     """
-    options = Options(
-        exact,
-        quantize,
-        scale,
-        include,
-        exclude,
-        keep_dtype,
-        layout,
-        scale_means,
-        progress or (lambda *_: None),
-    )
+    given = locals() | {"progress": progress or (lambda *_: None)}
+    options = Options(**{each.name: given[each.name] for each in fields(Options)})
     program = None if layerdef is None else read_layerdef(layerdef)
     trace = None
     if program is None:
@@ -128,12 +119,7 @@ def convert(
                     f"several processes cannot share {address}: each has its own temporary copy. "
                     "Convert in one process, or on a disk that they share."
                 )
-            report = convert_folder(
-                Folder(opened, options, program, target),
-                dry_run=dry_run,
-                resume=resume,
-                force=force,
-            )
+            report = convert_folder(Folder(opened, options, program, target))
         else:
             if resume:
                 raise UsageError(
@@ -155,9 +141,7 @@ def convert(
                     opened.roles = trace.roles()
                     opened.rounded = trace.rounded
                     opened.floats = dict.fromkeys(trace.measured, OWN_RULE)
-                report = _convert_file(
-                    opened, options, program, trace, None if dry_run else target, force=force
-                )
+                report = _convert_file(opened, options, program, trace, target)
         if place is not destination and report.output:
             report = replace(report, output=str(destination))
         return report
@@ -180,9 +164,7 @@ def _convert_file(
     options: Options,
     program: Program | None,
     trace: Captured | None,
-    target: Path | None,
-    *,
-    force: bool,
+    target: Path,
 ) -> ConversionReport:
     """Convert a source into one file, or only measure it.
 
@@ -194,9 +176,9 @@ def _convert_file(
     if trace is not None:
         plan.restrict(trace.program(plan.weights))
     needs = Needs.of(plan, source, options)
-    if target is not None:
+    if not options.dry_run:
         check_room(target.parent, needs)
-    with _spool(None if target is None else target.parent) as spool:
+    with _spool(None if options.dry_run else target.parent) as spool:
         batch = pack_batch(Cases(plan), source.tensors, spool, source.label)
         check_refused([batch], plan)
         if trace is not None:
@@ -215,15 +197,20 @@ def _convert_file(
             done += count
             options.progress("writing", done, total)
 
-        if target is None:
+        if options.dry_run:
             size = checkpoint_size(document, pieces, source.metadata)
         else:
             check_room(target.parent, needs.left(spool.tell()))
             size = write_checkpoint(
-                target, document, pieces, metadata=source.metadata, force=force, progress=advance
+                target,
+                document,
+                pieces,
+                metadata=source.metadata,
+                force=options.force,
+                progress=advance,
             )
     return ConversionReport(
-        None if target is None else str(target),
+        None if options.dry_run else str(target),
         source.nbytes,
         size,
         tuple(batch.reports(source, source.tensors)),

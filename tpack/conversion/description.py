@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from tpack.codec import Scale
 from tpack.container import digest
 from tpack.container.document import NO_DIGEST, Document, Shard, program_digest
-from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch
 from tpack.conversion.running import about_experts, about_forward
 from tpack.errors import LayerDefError
@@ -15,6 +14,7 @@ from tpack.layerdef import Param, Program, validate
 from tpack.layerdef.completion import Found, complete
 from tpack.layerdef.from_names import mirror
 from tpack.layerdef.tensors import Slot, kept_param, ternary_param
+from tpack.options import Options
 from tpack.sources import Source
 
 

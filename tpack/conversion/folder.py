@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ from tpack.conversion.card import model_card
 from tpack.conversion.cases import Cases
 from tpack.conversion.description import describe
 from tpack.conversion.needs import Needs, check_room
-from tpack.conversion.options import Options
 from tpack.conversion.packing import Batch, pack_batch
 from tpack.conversion.partial import Work
 from tpack.conversion.plan import Plan, everything_kept, make_plan
@@ -41,6 +39,7 @@ from tpack.conversion.ranks import Ranks
 from tpack.conversion.telling import check_refused, warnings
 from tpack.errors import ExistsError, InputError, NotTernaryError, StorageError, TpackError, locate
 from tpack.layerdef import Program
+from tpack.options import Options
 from tpack.report import ConversionReport, TensorReport
 from tpack.sources import Source
 
@@ -94,23 +93,23 @@ def _state(path: Path) -> list[Any]:
     return [path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest]
 
 
-def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) -> ConversionReport:
+def convert_folder(folder: Folder) -> ConversionReport:
     """Convert a folder into a folder with the same sharding.
 
     Raises:
-        ExistsError: the output exists, and ``force`` is not given.
+        ExistsError: the output exists, and the options do not force.
         StorageError: another process converts to the same target; no room; I/O errors.
         TpackError: as ``convert``.
     """
-    source, target = folder.source, folder.target
+    source, target, options = folder.source, folder.target, folder.options
     with locate(file=source.label):
         plan = (
             everything_kept(source)
             if folder.as_it_is
-            else make_plan(source, folder.options, folder.program)
+            else make_plan(source, options, folder.program)
         )
-    needs = Needs.of(plan, source, folder.options)
-    if dry_run:
+    needs = Needs.of(plan, source, options)
+    if options.dry_run:
         return _measure(folder, plan, needs)
     ranks = Ranks() if folder.place else Ranks.here()
     work = Work.of(target, folder.work, folder.key, folder.asked)
@@ -120,7 +119,7 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
         exists = target.exists()  # asked first: another process may finish at this moment
         if ranks.of > 1 and work.is_done(target):
             return _late(folder, work, ranks, needs)
-        if exists and not force:
+        if exists and not options.force:
             raise ExistsError("exists already. Use --force to replace it.", file=target)
         check_room(target.parent, needs)
         with ExitStack() as stack:
@@ -129,15 +128,15 @@ def convert_folder(folder: Folder, *, dry_run: bool, resume: bool, force: bool) 
                 raise StorageError("is being written by another process.", file=target)
             if not stack.enter_context(work.lock(f"rank-{ranks.number}")):
                 raise StorageError(f"is being written by another rank {ranks.number}.", file=target)
-            if ranks.of == 1 and not resume:
+            if ranks.of == 1 and not options.resume:
                 work.clear()
             work.enter(ranks.number)
             try:
                 own = _pack_own(folder, plan, work, ranks, stack)
-                report = _finish(folder, plan, work, needs, own, shared=ranks.of > 1, force=force)
+                report = _finish(folder, plan, work, needs, own, shared=ranks.of > 1)
             except TpackError as error:
                 # a source that is refused is refused again; a disk may have room another time
-                if ranks.of == 1 and not resume and not isinstance(error, StorageError):
+                if ranks.of == 1 and not options.resume and not isinstance(error, StorageError):
                     work.remove()
                 raise
         if ranks.of > 1:
@@ -175,13 +174,18 @@ def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionRep
         asked = options.exact or options.quantize != Options().quantize
         part = Folder(
             source,
-            replace(options, exact=options.exact or not asked),
+            replace(
+                options,
+                exact=options.exact or not asked,
+                dry_run=work is None,
+                resume=False,
+                force=False,
+            ),
             None,
             target,
             place,
             work.folder / f"part-{place}" if work else None,
         )
-        convert = partial(convert_folder, dry_run=work is None, resume=False, force=False)
         try:
             make_plan(source, part.options, None)
         except InputError:  # no weights to pack among its tensors
@@ -190,11 +194,11 @@ def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionRep
             pass
         with locate(file=source.label):
             try:
-                reports[place] = convert(part)
+                reports[place] = convert_folder(part)
             except NotTernaryError:
                 if options.exact:
                     raise
-                reports[place] = convert(replace(part, as_it_is=True))
+                reports[place] = convert_folder(replace(part, as_it_is=True))
     return reports
 
 
@@ -236,7 +240,6 @@ def _finish(
     own: Mapping[int, Batch],
     *,
     shared: bool,
-    force: bool,
 ) -> ConversionReport | None:
     """Write the output if all shards are packed and nobody else does."""
     count = len(folder.source.shards)
@@ -263,7 +266,7 @@ def _finish(
         _write_beside(folder, batches, reports, parts, sizes, out)
         if shared:
             work.mark_done()
-        work.publish(folder.target, force=force)
+        work.publish(folder.target, force=folder.options.force)
         sync_folder(folder.target.parent)
     report = ConversionReport(
         str(folder.target),

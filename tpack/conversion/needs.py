@@ -10,10 +10,10 @@ from pathlib import Path
 
 from tpack.choices import QUANTIZERS
 from tpack.codec import layout_named, rows_and_columns
-from tpack.conversion.options import Options
 from tpack.conversion.plan import Plan
 from tpack.errors import StorageError
 from tpack.kernels.selection import default_threads
+from tpack.options import Options
 from tpack.quantize.exact import SMALL
 from tpack.quantize.pieces import MOST_THREADS
 from tpack.quantize.weight import BLOCK

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tpack.conversion.options import Options
+from tpack.options import Options
 from tpack.selection import unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, packed_groups

@@ -16,10 +16,10 @@ from tpack.codec import Scale, pack, rows_and_columns, unpack
 from tpack.container import Piece, TernaryEntry, digest
 from tpack.container.header import CHUNK
 from tpack.conversion.cases import Cases, Left, as_weight
-from tpack.conversion.options import Options
 from tpack.conversion.plan import Plan
 from tpack.dtypes import BY_NAME
 from tpack.errors import NotTernaryError, locate
+from tpack.options import Options
 from tpack.quantize import Fit, encode_blocks, widen
 from tpack.quantize.fitting import repeat_scale
 from tpack.report import TensorReport

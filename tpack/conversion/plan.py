@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
-from tpack.conversion.options import Options
 from tpack.conversion.others import Others, sort_others, weight_of
 from tpack.dtypes import BY_NAME, KEEP_DTYPES
 from tpack.errors import InputError, UnsupportedError
 from tpack.layerdef import Program, slots
 from tpack.layerdef.completion import match_slots
 from tpack.layerdef.tensors import Slot
+from tpack.options import Options
 from tpack.quantize.rounding import Rounding
 from tpack.selection import PATTERNS, keep_reason, split_by_name, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor

@@ -1,0 +1,108 @@
+"""Options in records: a field each, from which the command line, checks and reports take it.
+
+A field says what an option takes and what it is for. ``tpack.cli.options`` makes an option of a
+command of it, ``check`` refuses other values, and ``to_dict`` has those that the output follows
+from. A new option of ``convert`` is a field here, and a keyword there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any
+
+from tpack.choices import MEANINGS, QUANTIZERS, Means, Table
+from tpack.codec import GRANULARITIES, LAYOUTS, Scale
+from tpack.dtypes import KEEP_DTYPES
+from tpack.errors import UsageError, unknown
+
+#: Called with what is being done, and how far it is of how many bytes.
+Progress = Callable[[str, int, int], None]
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    among: Table = MappingProxyType({}),
+    read: Callable[[Any], object] | None = None,
+    form: str = "",
+    letter: str = "",
+    decides: bool = True,
+) -> Any:
+    """Describe an option as the field of a record.
+
+    Args:
+        default: what it is if it is not given; ``False`` makes it a flag, ``()`` a list.
+        text: what it is for, in ``--help``.
+        among: the names that it takes besides the default.
+        read: what reads a value, or raises UsageError, where names have parts to fill in.
+        form: how ``--help`` shows a value that no table has.
+        letter: of its short form on the command line.
+        decides: whether the output follows from it; else it is about this run alone.
+    """
+    about = {"text": text, "among": among, "read": read, "form": form, "letter": letter}
+    return field(default=default, compare=decides, metadata=about)
+
+
+def names(each: Field[Any]) -> tuple[str, ...]:
+    """List the names that an option takes, the default first; none if it takes other values."""
+    table: Table = each.metadata.get("among", {})
+    default = () if each.default is None else (each.default,)
+    return tuple(dict.fromkeys((*default, *table))) if table else ()
+
+
+def check(record: Any) -> None:
+    """Make sure that the options of a record have values that they take.
+
+    Raises:
+        UsageError: one has not, by name.
+    """
+    for each in fields(record):
+        value, known, read = getattr(record, each.name), names(each), each.metadata.get("read")
+        if value == each.default:
+            continue
+        if read is not None:
+            read(value)
+        elif known and value not in known:
+            raise unknown(each.name, value, known)
+        if each.default == () and isinstance(value, str):  # its letters would be a list
+            raise UsageError(f"{each.name} is {value!r}, expected a list: [{value!r}].")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of ``convert``."""
+
+    exact: bool = option(False, "Refuse what is not already ternary.")
+    quantize: str = option("auto", "For what is not ternary; auto is absmean.", among=QUANTIZERS)
+    scale: str = option("auto", "What shares a scale.", among=GRANULARITIES, read=Scale.parse)
+    include: Sequence[str] = option((), "Pack these tensors only.", form="GLOB")
+    exclude: Sequence[str] = option((), "Keep these tensors.", form="GLOB")
+    keep_dtype: str | None = option(None, "For floats that are kept.", among=KEEP_DTYPES)
+    layout: str = option(
+        "t2",
+        f"{' or '.join(f'{8 / row.per_byte:g}' for row in LAYOUTS.values())} bits.",
+        among=LAYOUTS,
+    )
+    scale_means: Means | None = option(
+        None,
+        "What scales beside int8 or uint8 weights do, where nothing says it.",
+        among=MEANINGS,
+    )
+    dry_run: bool = option(False, "Report, and write nothing.", decides=False)
+    resume: bool = option(False, "Go on with an interrupted folder.", decides=False)
+    force: bool = option(False, "Replace an existing output.", letter="f", decides=False)
+    progress: Progress = field(default=lambda *_: None, compare=False)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data: what the output follows from, besides the source."""
+        found = {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in found.items()
+        }
