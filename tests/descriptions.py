@@ -6,6 +6,7 @@ import pytest
 
 from tpack.container.document import parse_document
 from tpack.container.header import Entry
+from tpack.container.version import KNOWN
 from tpack.errors import FormatError
 
 HEX = "0123456789abcdef" * 4
@@ -27,7 +28,7 @@ SHARD = {"number": 2, "of": 3, "program_sha256": HEX}
 def described(**fields):
     """A description of a weight ``w`` and a kept ``b``, with other fields."""
     return {
-        "version": 1,
+        "version": KNOWN.to_json(),
         "program": None,
         "tensors": {"w": WEIGHT},
         "kept": {"b": HEX},

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from itertools import islice, product
 from typing import Any
 
+from tpack.container.version import KNOWN
+
 #: Bytes of a hostile file.
 SIZE = 10_000_000
 
@@ -19,7 +21,7 @@ def file_of(header: bytes, data: bytes = b"") -> bytes:
 def described(program: Any, **fields: Any) -> bytes:
     """A file without tensors, whose description holds this program."""
     description = {
-        "version": 1,
+        "version": KNOWN.to_json(),
         "program": program,
         "tensors": {},
         "kept": {},

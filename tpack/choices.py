@@ -9,7 +9,7 @@ more such tables have their functions in their rows: the layouts and granulariti
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 
@@ -19,6 +19,19 @@ class Row(Protocol):
     @property
     def meaning(self) -> str:
         """What the name stands for: a line without a full stop."""
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """A row of a table whose names stand in files.
+
+    Attributes:
+        name: what files call it.
+        since: the minor version of the format that it came with; docs/format.md, section 8.
+    """
+
+    name: str
+    since: int = field(default=0, kw_only=True)
 
 
 #: Rows by name, in the order in which a user sees them.
@@ -34,7 +47,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Quantizer(Choice):
+class Quantizer(Choice, FormatRow):
     """A rule that rounds a weight to trits and scales.
 
     ``tpack.quantize.METHODS`` has its function, ``tpack.nn.ternarization.METHODS`` its form for

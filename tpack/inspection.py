@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from tpack.codec import LAYOUTS
 from tpack.container import Checkpoint
-from tpack.container.document import VERSION
+from tpack.container.version import Version
 from tpack.dtypes import BY_NAME
 from tpack.layerdef import Program
 
@@ -70,6 +70,7 @@ class InspectionReport:
         bpw_total: bits of all tensors per element of all tensors, kept ones included.
         program: the LayerDefs.
         aliases: other names that tensors had in the source → the name they are stored by.
+        version: the lowest version of the format that has all that the checkpoint names.
     """
 
     file: str
@@ -78,7 +79,8 @@ class InspectionReport:
     kept: tuple[KeptInfo, ...]
     bpw_total: float
     program: Program | None
-    aliases: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str]
+    version: Version
 
     @property
     def source_bytes(self) -> int:
@@ -95,7 +97,7 @@ class InspectionReport:
         """Plain JSON data."""
         return {
             "file": self.file,
-            "format_version": VERSION,
+            "format_version": self.version.to_json(),
             "file_bytes": self.file_bytes,
             "tensors": [{**row.__dict__, "shape": list(row.shape)} for row in self.tensors],
             "kept": [{**row.__dict__, "shape": list(row.shape)} for row in self.kept],
@@ -147,6 +149,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
             round(bits / max(weights, 1), 4),
             file.document.program,
             dict(sorted(file.document.aliases.items())),
+            file.document.version,
         )
 
 

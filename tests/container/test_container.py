@@ -44,7 +44,9 @@ def test_the_corpus_is_what_make_makes():
     for name, blob in made.items():
         assert (make.REJECT / f"{name}.safetensors").read_bytes() == blob
     kept = sorted(path.stem for path in make.ACCEPT.glob("*.safetensors"))
-    assert kept == ACCEPTED
+    assert kept == sorted([*ACCEPTED, *make.others()])
+    for name, blob in make.others().items():
+        assert (make.ACCEPT / f"{name}.safetensors").read_bytes() == blob
     for name, files in make.rejected_folders().items():
         there = {path.name: path.read_bytes() for path in (make.REJECT / name).iterdir()}
         assert there == files

@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from tpack.container import Checkpoint, Document, TernaryEntry, digest
 from tpack.container.document import Shard, parse_document
+from tpack.container.version import KNOWN
 from tpack.errors import FormatError, TpackError
 
 
@@ -136,6 +137,9 @@ def test_infinite_literals_of_the_program_are_refused(number):
 
 # ---- one value changed in a small description
 
+NEWER = "The file was made by a newer tpack"
+NEWER_MINOR = f"{NEWER} (format version 1.2, expected at most {KNOWN}): update tpack."
+
 
 def test_a_small_description():
     document, holds = parsed(described())
@@ -228,9 +232,19 @@ def test_the_divisor_of_one_scale():
 @pytest.mark.parametrize(
     ("fields", "rule", "tensor", "message"),
     [
-        ({"version": 2}, "R9", None, "has format version 2, expected 1. Use a newer tpack."),
-        ({"version": True}, "R9", None, "has format version True, expected 1. Use a newer tpack."),
-        ({"version": 1.0}, "R9", None, "has format version 1.0, expected 1. Use a newer tpack."),
+        (
+            {"version": 2, "more": 1},
+            *("R9", None, f"has format version 2, expected {KNOWN}. {NEWER}: update tpack."),
+        ),
+        (
+            {"version": [1, 2], "more": 1},
+            *("R9", None, "description has the unknown field 'more'. " + NEWER_MINOR),
+        ),
+        (
+            {"version": [1, 2], "tensors": {"w": WEIGHT | {"layout": "t9"}}},
+            *("R9", "w", f"has layout 't9' in its description, expected t2 or t5. {NEWER_MINOR}"),
+        ),
+        ({"version": [1, 2], "kept": {}}, "R12", "b", "is not described."),
         ({"more": 1}, "R10", None, "description has the unknown field 'more'."),
         ({"tensors": []}, "R10", None, "tensors is not an object."),
         ({"tensors": {"w": []}}, "R10", None, "description of 'w' is not an object."),

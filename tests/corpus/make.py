@@ -88,6 +88,12 @@ def accepted(name: str) -> bytes:
         return path.read_bytes()
 
 
+def others() -> dict[str, bytes]:
+    """The accepted files that another writer makes, by name."""
+    header, description, data = parts(accepted("linear"))
+    return {"minor_newer": build(header, description | {"version": [1, 7]}, data)}
+
+
 def parts(blob: bytes) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     """A file as its header, its description and its data."""
     length = int.from_bytes(blob[:8], "little")
@@ -165,6 +171,11 @@ def rejected() -> dict[str, bytes]:
     def on_bias(**fields: Any) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
         return lambda h, _: h["fc.bias"].update(fields)
 
+    def layers(d: dict[str, Any]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = d["program"]["layers"]
+        return found
+
+    call = {"node": "FunctionCall", "function": "os.system", "args": []}
     files["R04_not_object"] = raw(canonical(header | {"fc.bias": 1}), data)
     change("R04_missing_field", lambda h, _: h["fc.bias"].pop("data_offsets"))
     change("R04_surplus_field", on_bias(offset=3))
@@ -211,6 +222,22 @@ def rejected() -> dict[str, bytes]:
     change("R09_version_2", lambda _, d: d.update(version=2))
     change("R09_version_text", lambda _, d: d.update(version="1"))
     change("R09_version_bool", lambda _, d: d.update(version=True))
+    change("R09_version_2_1", lambda _, d: d.update(version=[2, 1]))
+    change("R09_version_1_0", lambda _, d: d.update(version=[1, 0]))
+    change("R09_version_three", lambda _, d: d.update(version=[1, 1, 1]))
+    change("R09_version_minor_bool", lambda _, d: d.update(version=[1, True]))
+
+    def newer(name: str, edit: Callable[[dict[str, Any]], Any]) -> None:
+        change(f"R09_newer_{name}", lambda _, d: (d.update(version=[1, 7]), edit(d)))
+
+    # what a file of this version is refused for by R10 or R13
+    newer("field", lambda d: d.update(license="MIT"))
+    for field, row in {"layout": "t9", "method": "magic", "scale": "block:8"}.items():
+        newer(field, lambda d, new={field: row}: d["tensors"]["fc.weight"].update(new))
+    newer("field_of_a_tensor", lambda d: d["tensors"]["fc.weight"].update(offset=1))
+    newer("layer", lambda d: layers(d)[-1]["params"][0].update(layer="TernaryTree"))
+    newer("op", lambda d: layers(d)[-1].update(body=[{"node": "Return", "value": call}]))
+    newer("node", lambda d: layers(d)[-1].update(body=[{"node": "While"}]))
     change("R10_no_version", lambda _, d: d.pop("version"))
     change("R10_no_digest", lambda _, d: d.pop("sha256"))
     change("R10_surplus_field", lambda _, d: d.update(date="today"))
@@ -260,10 +287,6 @@ def rejected() -> dict[str, bytes]:
     change("R12_alias_clashes", lambda _, d: d["aliases"].update({"fc.bias": "fc.weight"}))
     change("R12_alias_of_packed", lambda _, d: d["aliases"].update(head="fc.weight_packed"))
 
-    def layers(d: dict[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = d["program"]["layers"]
-        return found
-
     two = deepcopy(header)
     two["extra"] = {"dtype": "U8", "shape": [1], "data_offsets": [len(data), len(data) + 1]}
     described = deepcopy(description)
@@ -277,7 +300,6 @@ def rejected() -> dict[str, bytes]:
     change("R13_program_list", lambda _, d: d.update(program=[]))
     change("R13_injected_name", lambda _, d: layers(d)[-1].update(name="M\nimport os"))
     change("R13_keyword", lambda _, d: layers(d)[-1]["params"][0].update(name="class"))
-    call = {"node": "FunctionCall", "function": "os.system", "args": []}
     change(
         "R13_unknown_op",
         lambda _, d: layers(d)[-1].update(body=[{"node": "Return", "value": call}]),
@@ -316,6 +338,8 @@ def main() -> None:
             old.unlink()
     for name in checkpoints():
         (ACCEPT / f"{name}.safetensors").write_bytes(accepted(name))
+    for name, blob in others().items():
+        (ACCEPT / f"{name}.safetensors").write_bytes(blob)
     for name, blob in rejected().items():
         (REJECT / f"{name}.safetensors").write_bytes(blob)
     for name, files in rejected_folders().items():

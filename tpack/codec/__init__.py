@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tpack.choices import FormatRow
 from tpack.codec import t2, t5
 from tpack.codec.shapes import GRANULARITIES, GROUP_SIZES, Scale, rows_and_columns
 from tpack.errors import NotTernaryError, unknown
@@ -44,7 +45,7 @@ Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(FormatRow):
     """How the codes of a row lie in bytes.
 
     Attributes:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from tpack.choices import FormatRow
 from tpack.errors import UsageError, unknown
 
 #: The usual group sizes, which the shape of a scale alone tells; coarsest first.
@@ -17,7 +18,7 @@ _NUMBERED = re.compile(r"([a-z]+):([1-9][0-9]{0,8})")
 
 
 @dataclass(frozen=True)
-class Granularity:
+class Granularity(FormatRow):
     """Which weights of a matrix share a scale.
 
     Attributes:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tpack.choices import QUANTIZERS
+from tpack.choices import QUANTIZERS, FormatRow
 from tpack.codec import GRANULARITIES, LAYOUTS, Scale, rows_and_columns
 from tpack.container.header import Entry
 from tpack.container.strictjson import canonical_json, parse_json
+from tpack.container.version import Version, read_as
 from tpack.dtypes import SCALE_DTYPES, WEIGHT_DTYPES
 from tpack.errors import FormatError, LayerDefError, UsageError, either
 from tpack.layerdef import Program, slots, validate
 from tpack.layerdef.params import MAX_RANK
+from tpack.layerdef.rows import rows_of, rows_of_weight
 from tpack.layerdef.serialization import MAX_DEPTH
 
-VERSION = 1
 #: A description holds trees: each level of one is an object and a list, inside of six more.
 MAX_NESTING = 2 * MAX_DEPTH + 6
 #: Placeholder of a digest that is not known yet; as long as a real one.
@@ -153,7 +154,7 @@ class Document:
     def to_json(self, entries: Mapping[str, Entry]) -> str:
         """Canonical JSON, closed by a digest over itself and what the header says."""
         data: dict[str, Any] = {
-            "version": VERSION,
+            "version": self.version.to_json(),
             "program": None if self.program is None else self.program.to_dict(),
             "tensors": {name: _entry_to_dict(entry) for name, entry in self.tensors.items()},
             "kept": dict(self.kept),
@@ -162,6 +163,19 @@ class Document:
             "metadata": dict(self.metadata),
         }
         return canonical_json(data | {"sha256": _self_digest(data, entries)})
+
+    @property
+    def version(self) -> Version:
+        """The lowest version of the format that has all rows that the description names."""
+        return Version.of(self._rows())
+
+    def _rows(self) -> Iterator[FormatRow]:
+        if self.program is not None:
+            yield from rows_of(self.program)
+        for entry in self.tensors.values():
+            yield from rows_of_weight(entry.layout, entry.scale)
+            if entry.method in QUANTIZERS:
+                yield QUANTIZERS[entry.method]
 
     def with_kept(self, digests: Mapping[str, str]) -> Document:
         """The document with the digests of kept tensors filled in."""
@@ -180,11 +194,24 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
     """
     raw = parse_json(text.encode("utf-8", "surrogatepass"), "R8", "description", MAX_NESTING)
     data = _object(raw, "description", {"version"}, open_ended=True)
-    if type(data["version"]) is not int or data["version"] != VERSION:
+    version = Version.parse(data["version"])
+    with read_as(version):
+        document = _read(raw)
+    if version < document.version:
         raise FormatError(
-            f"has format version {data['version']!r:.20}, expected {VERSION}. Use a newer tpack.",
+            f"has format version {version}, expected {document.version} for what it names. The "
+            "file is damaged: convert it again.",
             rule="R9",
         )
+    check_entries(document, entries)
+    if document.shard is None:
+        check_program(document, entries)
+    canonical = text == canonical_json(data)
+    stated = data.pop("sha256")
+    return document, canonical and stated == _self_digest(data, entries)
+
+
+def _read(raw: Any) -> Document:
     fields = {"version", "program", "tensors", "kept", "aliases", "shard", "metadata", "sha256"}
     data = _object(raw, "description", fields)
     program = None
@@ -202,13 +229,7 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
     for name, value in [*kept.items(), *digests.items(), ("description", data["sha256"])]:
         if not isinstance(value, str) or not _HEX.fullmatch(value):
             raise FormatError("has a digest that is not 64 hex digits.", rule="R10", tensor=name)
-    document = Document(program, tensors, kept, aliases, shard, digests)
-    check_entries(document, entries)
-    if shard is None:
-        check_program(document, entries)
-    canonical = text == canonical_json(data)
-    stated = data.pop("sha256")
-    return document, canonical and stated == _self_digest(data, entries)
+    return Document(program, tensors, kept, aliases, shard, digests)
 
 
 def _self_digest(data: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tpack.container.document import UNKNOWN, VERSION
+from tpack.container.document import UNKNOWN
+from tpack.container.version import Version
 from tpack.html_report.facts import Facts, chart_data
 from tpack.html_report.markup import asset, document, json_block, text
 from tpack.html_report.program import program_section
@@ -40,7 +41,7 @@ def render(facts: Facts) -> str:
         f"PyTorch source generated from that.</p>{program_section(facts.inspection.program)}"
         "</section>",
         "</main>",
-        _footer(),
+        _footer(facts.inspection.version),
         '<div id="tip" role="presentation" hidden></div>',
         '<div id="dock" hidden><b></b><a href="#tensors-title">Show in the table</a>'
         '<button type="button">Clear</button></div>',
@@ -204,9 +205,9 @@ def _row(tensor: TernaryInfo | KeptInfo) -> str:
     return f'<tr><th scope="row">{name}</th>{data}</tr>'
 
 
-def _footer() -> str:
+def _footer(version: Version) -> str:
     return (
-        f"<footer><p>Made by tpack, format version {VERSION}. This page is one file, makes no "
+        f"<footer><p>Made by tpack, format version {version}. This page is one file, makes no "
         "request, and runs no code from the checkpoint.</p>"
         "<details><summary>Charts are drawn with D3 (ISC licence)</summary>"
         f"<pre>{text_lines(asset('d3/LICENSE'))}</pre></details></footer>"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from tpack.choices import FormatRow
 from tpack.errors import LayerDefError
 from tpack.layerdef.nodes import Param
 from tpack.layerdef.ops import OpParam, parse_params
@@ -20,7 +21,7 @@ Args = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Builtin:
+class Builtin(FormatRow):
     """One row.
 
     Attributes:

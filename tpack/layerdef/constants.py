@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tpack.choices import FormatRow
 from tpack.layerdef.ops import OpParam, parse_params
 
 #: Numbers that a constant may list.
@@ -16,7 +17,7 @@ MAX_VALUES = 4096
 
 
 @dataclass(frozen=True)
-class Constant:
+class Constant(FormatRow):
     """One row.
 
     Attributes:

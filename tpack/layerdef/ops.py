@@ -26,6 +26,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tpack.choices import FormatRow
+
 #: Stands for "no default": the argument must be given.
 REQUIRED: Any = object()
 
@@ -41,7 +43,7 @@ class OpParam:
 
 
 @dataclass(frozen=True)
-class Op:
+class Op(FormatRow):
     """One row of the table.
 
     Attributes:
