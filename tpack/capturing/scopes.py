@@ -200,36 +200,42 @@ def _connect(root: Scope, graph: Graph) -> None:
     root.inputs = list(graph.inputs)
 
 
-def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> Iterable[Value]:
-    """Tensors that a scope needs only for a size or a device that no other one tells."""
+def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> list[Value]:
+    """The tensors that a scope takes only for their sizes, or for their device.
+
+    Args:
+        given: what it takes anyway.
+        everything: the values of the model, in order.
+    """
+    inside = set(scope.values())
+    outside = [value for value in everything if value.shape and value not in inside]
+    # rather what the module is called with, then what the model is
+    outside.sort(key=lambda value: (scope.path in value.asked, value.op == INPUT), reverse=True)
+    found: list[Value] = []
     known: set[Size] = {size for value in given for size in value.shape}
-    bare = not any(value.op not in (STORED, CONSTANT) for value in given)
-    fitting = [v for v in everything if v.shape and v not in set(scope.values())]
     for item in scope.items:
-        if isinstance(item, Value):
-            for size in _sizes(tuple(item.args.values())):
-                missing = set() if size in known else set(size.free_symbols) - known
-                while missing:
-                    carrier = max(
-                        (v for v in fitting if missing & set(v.shape)),
-                        key=lambda value: (scope.path in value.asked, value.op == INPUT),
-                    )
-                    yield carrier
-                    bare = False
-                    known |= set(carrier.shape)
-                    missing -= known
-            if item.op in MAKERS and bare:
-                yield max(fitting, key=lambda value: (scope.path in value.asked, value.op == INPUT))
-            known |= set(item.shape)
-        else:
-            known |= {size for value in item.outputs for size in value.shape}
-        bare = False
+        for size in sizes_in(item.args) if isinstance(item, Value) else ():
+            while size not in known and (missing := size.free_symbols - known):
+                carrier = next((one for one in outside if missing & {*one.shape}), None)
+                if carrier is None:  # refused when it is written
+                    break
+                found.append(carrier)
+                known |= {*carrier.shape}
+        results = [item] if isinstance(item, Value) else item.outputs
+        known |= {size for value in results for size in value.shape}
+    first = next(iter(scope.items), None)
+    told = found or any(value.op not in (STORED, CONSTANT) for value in given)
+    if isinstance(first, Value) and first.op in MAKERS and not told:
+        found += outside[:1]
+    return found
 
 
-def _sizes(arg: Arg) -> Iterable[sympy.Expr]:
-    """The sizes that are no numbers in an argument."""
+def sizes_in(arg: Arg) -> Iterable[sympy.Expr]:
+    """The sizes in an argument that are no numbers."""
     if isinstance(arg, sympy.Expr):
         yield arg
+    elif isinstance(arg, dict):
+        yield from sizes_in(tuple(arg.values()))
     elif isinstance(arg, tuple):
         for item in arg:
-            yield from _sizes(item)
+            yield from sizes_in(item)
