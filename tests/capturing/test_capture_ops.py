@@ -17,6 +17,7 @@ from captured_functions import (
 )
 from running import from_source
 from torch import nn
+from torch.export import Dim
 
 from tpack import LayerDefError
 from tpack.build import build_module
@@ -176,6 +177,38 @@ def test_causal_masks_become_a_flag():
 def test_refusals(function, text):
     with pytest.raises(LayerDefError, match=text):
         captured(function, X)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (
+            lambda m, x: torch.arange(x.size(0) % 3 + 1),
+            r"size Mod\(.*\), which LayerDef cannot compute",
+        ),
+        (lambda m, x: x.new_zeros(x.size(0) ** 2), r"size .*\*\*2, which LayerDef cannot"),
+    ],
+    ids=["remainder", "square"],
+)
+def test_sizes_that_no_layer_def_computes_are_refused(function, text):
+    with pytest.raises(LayerDefError, match=text):
+        capture(Function(function).eval(), (X,))
+
+
+def test_sizes_that_no_tensor_has_are_refused():
+    half = Dim("half", min=2, max=100)
+    module = Function(lambda m, x: torch.arange(x.size(0) // 2)).eval()
+    with pytest.raises(LayerDefError, match=r"needs size s\d+, which LayerDef cannot"):
+        capture(module, (torch.randn(8, 3),), None, {"x": {0: 2 * half}})
+
+
+def test_a_module_that_takes_no_tensor_is_refused():
+    class Constant(nn.Module):
+        def forward(self):
+            return torch.arange(3)
+
+    with pytest.raises(LayerDefError):
+        capture(Constant().eval(), ())
 
 
 def test_constants_that_are_too_large_are_refused():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sympy
 
-from tpack.capturing.graph import Size
+from tpack.capturing.graph import Size, Value
 from tpack.capturing.names import free_name
 from tpack.layerdef import Assignment, LayerDef, Param, Sizes, Statement, Unspecified
 from tpack.layerdef.names import is_identifier
@@ -70,6 +70,27 @@ class Annotations:
 
     inputs: Several = ()
     statements: tuple[Several, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        inputs: Iterable[Value],
+        statements: Iterable[Iterable[Value | None]],
+        sizes: Mapping[sympy.Symbol, str],
+    ) -> Annotations:
+        """The shapes of values, with names for their free sizes.
+
+        Args:
+            sizes: names of the free sizes of the whole model.
+        """
+        named = SizeNames(sizes)
+        return cls(
+            tuple(named(value.shape) for value in inputs),
+            tuple(
+                tuple(None if value is None else named(value.shape) for value in several)
+                for several in statements
+            ),
+        )
 
     def agreed(self, other: Annotations) -> Annotations:
         """What is the same in another forward of the same statements."""

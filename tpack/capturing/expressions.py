@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import sympy
@@ -108,12 +109,16 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
 _ONE_FOR_ALL = frozenset({"stride", "padding", "dilation", "kernel_size", "size"})
 
 
-def size_expression(size: Size, known: Mapping[Size, Expression]) -> Expression:
-    """A size from sizes that are known.
+def size_expression(size: Size, known: Mapping[Size, Expression], path: str) -> Expression:
+    """The expression that computes a size from sizes that are known.
+
+    Args:
+        path: of the module that needs it.
 
     Raises:
-        KeyError: it is none of them, nor computed from them.
+        LayerDefError: it is none of them, and no op computes it from them.
     """
+    part = partial(size_expression, known=known, path=path)
     if isinstance(size, int):
         return Literal(size)
     if size in known:
@@ -124,15 +129,17 @@ def size_expression(size: Size, known: Mapping[Size, Expression]) -> Expression:
         sign = "+" if isinstance(size, sympy.Add) else "*"
         terms = sorted(size.args, key=lambda term: (bool(term.is_number), str(term)))
         if isinstance(size, sympy.Mul) and size.args[0] == -1:
-            return UnaryOp("-", size_expression(-size, known))
-        made = size_expression(terms[0], known)
+            return UnaryOp("-", part(-size))
+        made = part(terms[0])
         for term in terms[1:]:
             if sign == "+" and term.could_extract_minus_sign():
-                made = BinaryOp("-", made, size_expression(-term, known))
+                made = BinaryOp("-", made, part(-term))
             else:
-                made = BinaryOp(sign, made, size_expression(term, known))
+                made = BinaryOp(sign, made, part(term))
         return made
     if type(size).__name__ in ("FloorDiv", "CleanDiv"):
         left, right = size.args
-        return BinaryOp("//", size_expression(left, known), size_expression(right, known))
-    raise KeyError(size)
+        return BinaryOp("//", part(left), part(right))
+    raise LayerDefError(
+        f"needs size {size}, which LayerDef cannot compute from the sizes of tensors.", node=path
+    )

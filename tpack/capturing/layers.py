@@ -14,7 +14,8 @@ from tpack.capturing.known import builtin_layer, constant_param
 from tpack.capturing.loops import chained
 from tpack.capturing.names import free_name, is_loop
 from tpack.capturing.scopes import NoLayerError, Scope, make_scopes
-from tpack.capturing.statements import Body, Child, Item, write_body
+from tpack.capturing.statements import Child, Item, write_body
+from tpack.capturing.variables import Body
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
     Identifier,
@@ -171,10 +172,18 @@ class _Maker:
         if any(body != bodies[0] for body in bodies):
             raise NoLayerError(path)
         every = [*params, *uncalled.values(), *listed]
-        notes = reduce(Annotations.agreed, (body.notes for body in bodies))
-        return self.named(path, every, replace(bodies[0], notes=notes), whole=whole)
+        notes = reduce(
+            Annotations.agreed,
+            (
+                Annotations.of(scope.inputs, body.values, self.graph.sizes)
+                for scope, body in zip(scopes, bodies, strict=True)
+            ),
+        )
+        return self.named(path, every, bodies[0], notes, whole=whole)
 
-    def named(self, path: str, params: list[Param], body: Body, *, whole: bool) -> _Draft:
+    def named(
+        self, path: str, params: list[Param], body: Body, notes: Annotations, *, whole: bool
+    ) -> _Draft:
         """The draft of a finished layer: a built-in one, a list, or a LayerDef."""
         if not whole:
             found = builtin_layer(params, body, self.scopes[path][0])
@@ -189,7 +198,7 @@ class _Maker:
             self.known[key] = name
             self.layers[name] = LayerDef(name, [*params, *inputs], body.statements)
         name = self.known[key]
-        self.notes[name] = self.notes.get(name, body.notes).agreed(body.notes)
+        self.notes[name] = self.notes.get(name, notes).agreed(notes)
         return _Draft(name, outputs=body.outputs)
 
     def class_name(self, path: str) -> str:

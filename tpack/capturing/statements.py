@@ -6,20 +6,21 @@ what one line computed stays one statement, under the name that the line gave it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sympy
 
-from tpack.capturing.annotations import Annotations, SizeNames
-from tpack.capturing.expressions import expression, size_expression
+from tpack.capturing.expressions import Named, expression, size_expression
 from tpack.capturing.graph import INPUT, ITEM, Size, Value, values_in
 from tpack.capturing.names import KEEPERS, free_name, targets
-from tpack.capturing.scopes import MAKERS, Scope
-from tpack.capturing.variables import Step, name_variables, variable
+from tpack.capturing.scopes import Scope, sizes_in
+from tpack.capturing.variables import Body, Step, name_variables, variable
+from tpack.capturing.widths import fits, width
 from tpack.layerdef import (
-    BinaryOp,
     Dict,
     Expression,
     FunctionCall,
@@ -27,15 +28,9 @@ from tpack.layerdef import (
     LayerCall,
     Literal,
     Return,
-    Statement,
     Tuple,
-    UnaryOp,
 )
-from tpack.layerdef.ops import OPS
-from tpack.layerdef.walking import parts
 
-#: Columns that a statement may take where it cannot break over lines, and where it can.
-_WIDE = 150
 #: Columns of a statement that stands in a forward.
 _COLUMNS = 80
 
@@ -67,23 +62,6 @@ class Item:
     alone: bool = False
 
 
-@dataclass
-class Body:
-    """A finished forward.
-
-    Attributes:
-        inputs: names of its arguments, one for each input of the scope.
-        statements: of the LayerDef.
-        outputs: what its results are called.
-        notes: the shapes; forwards that differ in nothing else are equal.
-    """
-
-    inputs: list[str]
-    statements: list[Statement]
-    outputs: tuple[str, ...] = ()
-    notes: Annotations = field(default=Annotations(), compare=False)
-
-
 def write_body(
     scope: Scope,
     items: Sequence[Item],
@@ -102,15 +80,15 @@ def write_body(
     return _Writer(scope, items, result, taken, sizes).write()
 
 
-class _StandsAloneError(Exception):
-    """A part must be a statement of its own."""
-
-    def __init__(self, item: Item) -> None:
-        super().__init__()
-        self.item = item
-
-
 class _Writer:
+    """Decides which items stand inside the statements of others, and what variables are called.
+
+    Attributes:
+        inlined: items that are part of the statement that uses them; ones that turn out too
+            wide, or of which a size must be asked, leave.
+        guesses: names of variables, about as long as the ones that they will get.
+    """
+
     def __init__(
         self,
         scope: Scope,
@@ -139,9 +117,6 @@ class _Writer:
                 several = item.child.outputs if item.child and len(item.results) > 1 else ()
                 wish = several[i] if i < len(several) else names[0] if len(names) == 1 else ""
                 self.guesses[variable(value)] = wish or self.guess(value)
-        self.asked: dict[Size, int] = {}
-        self.sized: dict[Size, Expression] = {}
-        self.seen: list[Value] = []
 
     def guess(self, value: Value) -> str:
         """What a value that no line names may be called, for its length."""
@@ -168,32 +143,33 @@ class _Writer:
         return item.line == user.line and not siblings
 
     def write(self) -> Body:
-        steps = self.settled()
-        if any(count > 1 for count in self.asked.values()):  # such sizes get a name
-            steps = self.settled()
+        attempt = self.settled({})
+        if any(count > 1 for count in attempt.asked.values()):  # such sizes get a name
+            attempt = self.settled(attempt.asked)
         inputs = {value: self.input_name(value) for value in self.scope.inputs}
-        names, statements, outputs, values = name_variables(steps, inputs, self.taken)
-        return Body(names, statements, outputs, self.notes(values))
+        return name_variables(attempt.steps, inputs, self.taken)
 
-    def notes(self, values: Sequence[Sequence[Value | None]]) -> Annotations:
-        """The shapes of the inputs and of what each statement gives."""
-        named = SizeNames(self.sizes)
-        return Annotations(
-            tuple(named(value.shape) for value in self.scope.inputs),
-            tuple(
-                tuple(None if value is None else named(value.shape) for value in several)
-                for several in values
-            ),
-        )
-
-    def settled(self) -> list[Step]:
-        """The steps, once no statement is too long any more."""
-        counts = dict(self.asked)
+    def settled(self, counts: Mapping[Size, int]) -> _Attempt:
+        """Write the statements, until no part of one has to stand alone any more."""
         while True:
-            try:
-                return self.steps(counts)
-            except _StandsAloneError as error:
-                self.inlined.discard(error.item)
+            attempt = _Attempt(self, counts)
+            apart = attempt.write()
+            if apart is None:
+                return attempt
+            self.inlined.discard(apart)
+
+    def part(self, value: Value) -> Item | None:
+        """The item inside a statement that makes a value, if there is one."""
+        item = self.home.get(value)
+        return item if item in self.inlined else None
+
+    def parts(self, values: Iterable[Value]) -> Iterator[Item]:
+        """The items inside a statement that uses some values."""
+        for value in values:
+            item = self.part(value)
+            if item is not None:
+                yield from self.parts(item.uses)
+                yield item
 
     def input_name(self, value: Value) -> str:
         if value.op == INPUT and not self.scope.path:
@@ -220,127 +196,144 @@ class _Writer:
     def is_inside(self, path: str) -> bool:
         return not self.scope.path or path.startswith(f"{self.scope.path}.")
 
-    # ---- statements
 
-    def steps(self, counts: Mapping[Size, int]) -> list[Step]:
-        self.asked, self.sized = {}, {}
-        self.seen = list(self.scope.inputs)
-        steps: list[Step] = self.named_sizes(counts)
-        for item in self.items:
-            if item not in self.inlined:
-                steps.append(self.step(item))
-            self.seen += item.results
-        value = self.fitting(self.returned, len("return "))
-        last = self.home.get(self.result) if isinstance(self.result, Value) else None
-        line = last.line if last in self.inlined and last is not None else ""
-        steps.append(Step(Return(value), (), line, (), tuple(values_in(self.result))))
-        return steps
+class _Attempt:
+    """The statements of a forward, as long as each part fits where the writer puts it.
 
-    def named_sizes(self, counts: Mapping[Size, int]) -> list[Step]:
-        """A statement for each size of an input that is used more than once."""
-        made = []
+    Args:
+        counts: how often each size will be asked for, as far as it is known.
+
+    Attributes:
+        steps: the statements so far.
+        known: the sizes that they know, as what tells them.
+        device: a tensor on the device of the forward.
+        asked: how often each size was asked for.
+    """
+
+    def __init__(self, writer: _Writer, counts: Mapping[Size, int]) -> None:
+        self.writer = writer
+        self.steps: list[Step] = []
+        self.known: dict[Size, Expression] = {}
+        self.device: Expression | None = None
+        self.asked: Counter[Size] = Counter()
+        self.see(writer.scope.inputs)
         for size, count in counts.items():
-            found = self.carrier(size, self.scope.inputs)
-            if count > 1 and found is not None and isinstance(size, sympy.Symbol):
-                name = free_name(self.sizes.get(size, "size"), self.taken)
-                mark = variable(size)
-                made.append(Step(found, (mark,), "", (name,)))
-                self.sized[size] = Identifier(mark)
-        return made
+            if count > 1 and size in self.known and isinstance(size, sympy.Symbol):
+                name = free_name(writer.sizes.get(size, "size"), writer.taken)
+                self.steps.append(Step(self.known[size], (variable(size),), "", (name,)))
+                self.known[size] = Identifier(variable(size))
 
-    def step(self, item: Item) -> Step:
-        given = [name for name in targets(item.line) if name != "_"] or ["hidden"]
-        value = self.fitting(lambda: self.compute(item), len(", ".join(given)) + 3)
-        marks = tuple(variable(result) for result in item.results)
-        names = item.child.outputs if item.child else ()
-        return Step(
-            value, marks, item.line, names, tuple(item.results), item.child, alone=item.alone
-        )
+    def see(self, values: Iterable[Value]) -> None:
+        """Note what can be asked of values that have a name."""
+        for value in values:
+            tensor = Identifier(variable(value))
+            for dim, size in enumerate(value.shape):
+                if not isinstance(size, int):
+                    self.known.setdefault(size, FunctionCall("size", [tensor, Literal(dim)]))
+            if self.device is None and value.op != ITEM:
+                self.device = tensor
 
-    def fitting(self, make: Any, before: int) -> Expression:
-        """A value, if it fits in a statement; else its widest part must stand alone."""
-        self.inside: dict[Item, int] = {}
-        value: Expression = make()
-        whole, columns = _width(value, self.guesses), _COLUMNS - before
-        parts = {item: own for item, own in self.inside.items() if own < whole}
-        if _fits(value, columns, self.guesses) or not parts:
+    def write(self) -> Item | None:
+        """Write the statements, up to one of which an item must stand alone: that is returned."""
+        writer = self.writer
+        for item in writer.items:
+            if item in writer.inlined:
+                continue
+            given = [name for name in targets(item.line) if name != "_"] or ["hidden"]
+            inside = [*writer.parts(item.uses), item]
+            columns = _COLUMNS - len(", ".join(given)) - 3
+            made = self.fitting(partial(self.compute, item), inside, columns)
+            if isinstance(made, Item):
+                return made
+            marks = tuple(variable(result) for result in item.results)
+            names = item.child.outputs if item.child else ()
+            results = tuple(item.results)
+            self.steps.append(
+                Step(made, marks, item.line, names, results, item.child, alone=item.alone)
+            )
+            self.see(results)
+        inside = list(writer.parts(values_in(writer.result)))
+        made = self.fitting(partial(_returned, writer.result), inside, _COLUMNS - len("return "))
+        if isinstance(made, Item):
+            return made
+        last = writer.part(writer.result) if isinstance(writer.result, Value) else None
+        line = "" if last is None else last.line
+        self.steps.append(Step(Return(made), (), line, (), tuple(values_in(writer.result))))
+        return None
+
+    def fitting(
+        self, make: Callable[[Named], Expression], items: Sequence[Item], columns: int
+    ) -> Expression | Item:
+        """Make the value of a statement, or return an item that must stand alone first.
+
+        Args:
+            make: makes the value, given what stands for its operands.
+            items: what is computed in the statement, in order.
+            columns: that the value may take.
+        """
+        if (apart := self.asked_of(items)) is not None:
+            return apart
+        inside: dict[Item, int] = {}
+        guesses = self.writer.guesses
+
+        def named(value: Value) -> Expression:
+            item = self.writer.part(value)
+            if item is None:
+                return self.reference(value)
+            made = self.compute(item, named)
+            inside[item] = width(made, guesses)
+            return made
+
+        value = make(named)
+        whole = width(value, guesses)
+        parts = {item: own for item, own in inside.items() if own < whole}
+        if fits(value, columns, guesses) or not parts:
             return value
         # the smallest that is enough, else the largest
-        enough = [item for item, own in parts.items() if whole - own + 8 <= columns]
-        if enough:
-            raise _StandsAloneError(min(enough, key=lambda item: parts[item]))
-        raise _StandsAloneError(max(parts, key=lambda item: parts[item]))
+        enough = {item: own for item, own in parts.items() if whole - own + 8 <= columns}
+        return min(enough, key=parts.__getitem__) if enough else max(parts, key=parts.__getitem__)
 
-    def returned(self) -> Expression:
-        def build(result: Any) -> Expression:
-            if isinstance(result, Value):
-                return self.named(result)
-            if isinstance(result, dict):
-                return Dict([(name, build(item)) for name, item in result.items()])
-            return Tuple([build(item) for item in result])
-
-        return build(self.result)
+    def asked_of(self, items: Iterable[Item]) -> Item | None:
+        """An inlined item that has a size which some items need and no statement knows."""
+        for item in items:
+            for size in sizes_in(item.value.args) if item.value is not None else ():
+                if size in self.known or size.free_symbols <= self.known.keys():
+                    continue
+                wanted = {size, *size.free_symbols}
+                for other in self.writer.items:
+                    if other in self.writer.inlined and wanted & {*other.results[0].shape}:
+                        return other
+        return None
 
     # ---- expressions
 
-    def named(self, value: Value) -> Expression:
-        item = self.home.get(value)
-        if item is not None and item in self.inlined:
-            made = self.compute(item)
-            self.inside[item] = _width(made, self.guesses)
-            return made
-        if self.scope.owns(value):
-            path = self.scope.path
-            return Identifier(value.name[len(path) + 1 :] if path else value.name)
+    def reference(self, value: Value) -> Expression:
+        scope = self.writer.scope
+        if scope.owns(value):
+            return Identifier(value.name[len(scope.path) + 1 :] if scope.path else value.name)
         return Identifier(variable(value))
 
-    def compute(self, item: Item) -> Expression:
+    def compute(self, item: Item, named: Named) -> Expression:
         if item.child is not None:
-            return LayerCall(item.child.name, [self.named(one) for one in item.child.inputs])
+            return LayerCall(item.child.name, [named(one) for one in item.child.inputs])
         assert item.value is not None
-        device = self.device() if item.value.op in MAKERS else None
-        return expression(item.value, self.named, self.size, device)
+        return expression(item.value, named, self.size, self.device)
 
     def size(self, size: Size) -> Expression:
-        if isinstance(size, int):
-            return Literal(size)
-        whole = self.known_size(size)
-        if whole is not None:
-            return whole
-        known = {symbol: self.known_size(symbol) for symbol in size.free_symbols}
-        if None in known.values():
-            self.give_up_inlining(size)
-        return size_expression(size, {k: v for k, v in known.items() if v is not None})
+        symbols = sorted(getattr(size, "free_symbols", ()), key=str)
+        needed = [size] if size in self.known else symbols
+        known = {one: self.known[one] for one in needed if one in self.known}
+        self.asked.update(known.keys())
+        return size_expression(size, known, self.writer.scope.path)
 
-    def give_up_inlining(self, size: Size) -> None:
-        """Let a part that has a size stand alone, so that the size can be asked of it."""
-        wanted = {size, *getattr(size, "free_symbols", ())}
-        for item in self.items:
-            if item in self.inlined and wanted & set(item.results[0].shape):
-                raise _StandsAloneError(item)
 
-    def known_size(self, size: Size) -> Expression | None:
-        found = self.sized.get(size) or self.carrier(size, self.seen)
-        if found is not None:
-            self.asked[size] = self.asked.get(size, 0) + 1
-        return found
-
-    def carrier(self, size: Size, values: Sequence[Value]) -> Expression | None:
-        """The size as that of a dim of a value that has it."""
-        for value in values:
-            item = self.home.get(value)
-            if item is not None and item in self.inlined:
-                continue
-            for dim, own in enumerate(value.shape):
-                if own == size:
-                    return FunctionCall("size", [Identifier(variable(value)), Literal(dim)])
-        return None
-
-    def device(self) -> Expression | None:
-        for value in self.seen:
-            if self.home.get(value) not in self.inlined and value.op != ITEM:
-                return Identifier(variable(value))
-        return None
+def _returned(result: Any, named: Named) -> Expression:
+    """What a Return gives for a value, or a tuple or dict of results."""
+    if isinstance(result, Value):
+        return named(result)
+    if isinstance(result, dict):
+        return Dict([(name, _returned(item, named)) for name, item in result.items()])
+    return Tuple([_returned(item, named) for item in result])
 
 
 def _is_keeper(item: Item) -> bool:
@@ -350,46 +343,3 @@ def _is_keeper(item: Item) -> bool:
 
 def _container(child: Child | None) -> str:
     return "" if child is None else child.name.rpartition(".")[0]
-
-
-def _width(node: Expression, names: Mapping[str, str]) -> int:
-    """About how many columns an expression takes."""
-    match node:
-        case Identifier(name):
-            return len(names.get(name, "hidden")) if name.startswith("%") else len(name) + 5
-        case Literal(value):
-            return len(str(value))
-        case UnaryOp(_, operand):
-            return 1 + _width(operand, names)
-        case BinaryOp(operator, left, right):
-            return _width(left, names) + len(operator) + 2 + _width(right, names)
-        case FunctionCall(function, args, kwargs):
-            named = sum(len(name) + 1 + _width(value, names) for name, value in kwargs)
-            named += 7 * any(name == "device" for name, _ in kwargs)
-            inner = named + sum(_width(arg, names) for arg in args)
-            commas = 2 * (len(args) + len(kwargs))
-            spelling = OPS[function].spelling or function
-            return len(spelling) + inner + commas - 2 * spelling.startswith(".")
-        case LayerCall(layer, args):
-            return len(layer) + 5 + sum(_width(arg, names) + 2 for arg in args)
-        case Tuple(items):
-            return sum(_width(item, names) + 2 for item in items)
-        case Dict(pairs):
-            return sum(len(name) + _width(item, names) + 6 for name, item in pairs)
-
-
-def _breaks(node: Expression) -> bool:
-    """Whether an expression may go over several lines."""
-    if isinstance(node, FunctionCall):
-        spelling = OPS[node.function].spelling
-        return not spelling.startswith(".") and spelling != "[]"
-    return isinstance(node, LayerCall | Tuple | Dict)
-
-
-def _fits(node: Expression, columns: int, names: Mapping[str, str]) -> bool:
-    """Whether an expression fits, its arguments on lines of their own if need be."""
-    if _width(node, names) <= columns:
-        return True
-    if not _breaks(node) or _width(node, names) > _WIDE:
-        return False
-    return all(_fits(part, columns - 4, names) for part in parts(node))

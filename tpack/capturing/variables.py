@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tpack.capturing.graph import Value
@@ -49,11 +49,26 @@ class Step:
     alone: bool = False
 
 
-def name_variables(
-    steps: list[Step], inputs: Mapping[Value, str], taken: set[str]
-) -> tuple[list[str], list[Statement], tuple[str, ...], list[tuple[Value | None, ...]]]:
-    """Names for the inputs, the statements, what the results are called, and the values behind
-    each statement.
+@dataclass
+class Body:
+    """A finished forward.
+
+    Attributes:
+        inputs: names of its arguments, one for each input of the scope.
+        statements: of the LayerDef.
+        outputs: what its results are called; empty where one has no name.
+        values: that each statement gives, for their shapes; bodies that differ in nothing else
+            are equal.
+    """
+
+    inputs: list[str]
+    statements: list[Statement]
+    outputs: tuple[str, ...] = ()
+    values: list[tuple[Value | None, ...]] = field(default_factory=list, compare=False)
+
+
+def name_variables(steps: list[Step], inputs: Mapping[Value, str], taken: set[str]) -> Body:
+    """Give the inputs and the variables of statements their names.
 
     A name may be used again once its variable is not needed any more. Where a line of the
     source takes a name whose variable is still needed, that variable moves to ``residual``.
@@ -76,13 +91,11 @@ class _Namer:
                     self.uses.setdefault(name, set()).add(step.line)
         self.names: dict[str, str] = {}
         self.holders: dict[str, str] = {}
-        self.inputs: list[str] = []
+        self.body = Body([], [])
         for value, wish in inputs.items():
             name = free_name(wish, self.taken | set(self.holders))
             self.take(name, variable(value))
-            self.inputs.append(name)
-        self.statements: list[Statement] = []
-        self.values: list[tuple[Value | None, ...]] = []
+            self.body.inputs.append(name)
         self.behind: dict[str, Value | None] = {variable(value): value for value in inputs}
         self.wishes = self.by_lines()
 
@@ -107,20 +120,16 @@ class _Namer:
                 wishes.update(zip(marks, names, strict=False))
         return wishes
 
-    def run(
-        self,
-    ) -> tuple[list[str], list[Statement], tuple[str, ...], list[tuple[Value | None, ...]]]:
-        outputs: tuple[str, ...] = ()
+    def run(self) -> Body:
         for i, step in enumerate(self.steps):
             if isinstance(step.value, Return):
                 value = renamed(step.value.value, self.names)
-                outputs = self.results(step.value.value)
+                self.body.outputs = self.results(step.value.value)
                 self.state(Return(value), step.results)
                 break
-            targets_ = [self.choose(step, j, mark, i) for j, mark in enumerate(step.marks)]
+            wishes = [self.choose(step, j, mark, i) for j, mark in enumerate(step.marks)]
             value = renamed(step.value, self.names)
-            self.settle(targets_, step, i)
-            names = [name for name, _ in targets_]
+            names = self.settle(wishes, step, i)
             behind = step.results or (None,) * len(names)  # a size is no value
             self.behind |= dict(zip(step.marks, behind, strict=True))
             if len(names) == 1:
@@ -130,12 +139,12 @@ class _Namer:
                 kept = [name if use else "_" for name, use in zip(names, used, strict=True)]
                 told = [one if use else None for one, use in zip(behind, used, strict=True)]
                 self.state(Unpack(kept, value), told)
-        return self.inputs, self.statements, outputs, self.values
+        return self.body
 
     def state(self, statement: Statement, values: Sequence[Value | None]) -> None:
         """Add a statement, with the values that it gives."""
-        self.statements.append(statement)
-        self.values.append(tuple(values))
+        self.body.statements.append(statement)
+        self.body.values.append(tuple(values))
 
     def choose(self, step: Step, position: int, mark: str, index: int) -> tuple[str, bool]:
         """A name for a result, and whether the source gave it."""
@@ -177,11 +186,11 @@ class _Namer:
                 return self.names[inner.name]
         return noun(step.results[position]) if step.results else "hidden"
 
-    def settle(self, targets_: list[tuple[str, bool]], step: Step, index: int) -> None:
+    def settle(self, wishes: list[tuple[str, bool]], step: Step, index: int) -> list[str]:
         """Give the results their names, moving variables that are still needed."""
-        for j, (wish, given) in enumerate(targets_):
-            mark = step.marks[j]
-            fresh = {name for name, _ in targets_[:j]}
+        names: list[str] = []
+        for mark, (wish, given) in zip(step.marks, wishes, strict=True):
+            fresh = set(names)
             holder = self.holders.get(wish)
             busy = holder is not None and self.last.get(holder, -1) > index
             if busy and given and wish not in fresh and holder is not None:
@@ -191,8 +200,9 @@ class _Namer:
                 name = wish
             else:
                 name = free_name(wish, self.taken | self.live(index) | fresh)
-            targets_[j] = (name, given)
+            names.append(name)
             self.take(name, mark)
+        return names
 
     def live(self, index: int) -> set[str]:
         """Names whose variables are needed after a step."""
