@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow check types docs html asan tsan neon fuzz mutation clean
+.PHONY: demo quick test test-slow check types docs html asan tsan neon fuzz mutation clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -14,8 +14,14 @@ demo: $(INSTALLED)
 # thread each, since most tests are small
 PYTEST := PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+# the first thing to run after a change: under a minute; the whole of a wing is tests/WING
+QUICK := tests/codec tests/layerdef tests/container tests/codegen tests/cli tests/project/test_architecture.py
+quick: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(PYTEST) -m "not slow" $(QUICK)
+
 test: check
-	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=95
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=95 --durations 10
 
 test-slow: $(INSTALLED)
 	$(PYTEST) -m slow --durations 10

@@ -142,3 +142,19 @@ class Guarded:
         return np.frombuffer(ctypes.string_at(self.address, self.size), self.dtype).reshape(
             self.shape
         )
+
+
+def work(threads: int | None = None) -> np.ndarray:
+    """Products, trits and bytes of one weight, for every number of threads the same."""
+    local = np.random.default_rng(5)
+    packed = reference.pack_codes(local.integers(0, 3, (600, 1500)).astype(np.int8))
+    x = local.standard_normal((5, 1500)).astype(np.float32)
+    scale = np.ones(1, np.float32)
+    both = [
+        kernels.linear(x, packed, scale, threads=threads),
+        kernels.bit_linear(x, packed, scale, threads=threads),
+    ]
+    values = kernels.unpack(packed, 1500, threads=threads)
+    return np.concatenate(
+        [*both, kernels.pack(values, threads=threads).astype(np.float32)], axis=None
+    )

@@ -124,3 +124,17 @@ def _trained(state: dict[str, torch.Tensor], path: Path, count: int) -> Path:
 CHECKPOINTS = {
     f.__name__: f for f in (stack, hostile, one, kept_only, exact, trained, partly_trained)
 }
+
+
+#: Chromium without a window, a network or a first run.
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--window-size=1240,1000",
+)

@@ -7,9 +7,8 @@ import tempfile
 from base64 import b64decode
 from pathlib import Path
 
-from report_files import transformer
+from report_files import FLAGS, transformer
 from selenium import webdriver
-from test_html_browser import FLAGS
 
 from tpack.html_report import html_report
 

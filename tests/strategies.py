@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.extra import numpy as hnp
+from trees import live
 
 from tpack.layerdef import (
     Assignment,
@@ -275,7 +276,7 @@ class _Layer:
             body.append(Return(Tuple(items)))
         else:
             body.append(Return(self.value(output, 3), self.one(None, [self.sizes(output)])))
-        return self.params, _live(body)
+        return self.params, live(body)
 
     def sizes(self, width: int) -> tuple[int | str, ...] | None:
         return self.one(None, (BATCH, width), ("batch", width), ("b" * 60, "w" * 60))
@@ -471,37 +472,3 @@ class _Layer:
 
 def _fields(param: Param) -> dict[str, Any]:
     return {name: getattr(param, name) for name in param.__dataclass_fields__}
-
-
-def names_in(node: Expression) -> set[str]:
-    """The identifiers of an expression."""
-    match node:
-        case Identifier(name):
-            return {name}
-        case Tuple(items):
-            parts = list(items)
-        case UnaryOp(_, operand):
-            parts = [operand]
-        case BinaryOp(_, left, right):
-            parts = [left, right]
-        case FunctionCall(_, given, named):
-            parts = [*given, *(value for _, value in named)]
-        case LayerCall(_, given):
-            parts = list(given)
-        case _:
-            parts = []
-    return set().union(*map(names_in, parts))
-
-
-def _live(body: list[Statement]) -> list[Statement]:
-    """The statements whose result is used."""
-    kept: list[Statement] = []
-    wanted: set[str] = set()
-    for statement in reversed(body):
-        if isinstance(statement, Assignment):
-            if statement.target not in wanted:
-                continue
-            wanted.discard(statement.target)
-        wanted |= names_in(statement.value)
-        kept.append(statement)
-    return kept[::-1]

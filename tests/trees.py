@@ -7,6 +7,7 @@ import torch
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
+    Expression,
     FunctionCall,
     Identifier,
     LayerCall,
@@ -14,6 +15,9 @@ from tpack.layerdef import (
     Param,
     Program,
     Return,
+    Statement,
+    Tuple,
+    UnaryOp,
 )
 
 X, Y, W = Identifier("x"), Identifier("y"), Identifier("w")
@@ -81,3 +85,37 @@ def network():
 
 
 IDS = torch.tensor([[1, 2, 10], [0, 5, 5]])
+
+
+def names_in(node: Expression) -> set[str]:
+    """The identifiers of an expression."""
+    match node:
+        case Identifier(name):
+            return {name}
+        case Tuple(items):
+            parts = list(items)
+        case UnaryOp(_, operand):
+            parts = [operand]
+        case BinaryOp(_, left, right):
+            parts = [left, right]
+        case FunctionCall(_, given, named):
+            parts = [*given, *(value for _, value in named)]
+        case LayerCall(_, given):
+            parts = list(given)
+        case _:
+            parts = []
+    return set().union(*map(names_in, parts))
+
+
+def live(body: list[Statement]) -> list[Statement]:
+    """The statements whose result is used."""
+    kept: list[Statement] = []
+    wanted: set[str] = set()
+    for statement in reversed(body):
+        if isinstance(statement, Assignment):
+            if statement.target not in wanted:
+                continue
+            wanted.discard(statement.target)
+        wanted |= names_in(statement.value)
+        kept.append(statement)
+    return kept[::-1]

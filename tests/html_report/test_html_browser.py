@@ -8,7 +8,7 @@ import shutil
 import time
 
 import pytest
-from report_files import CHECKPOINTS, HOSTILE, stack
+from report_files import CHECKPOINTS, FLAGS, HOSTILE, stack
 
 from tpack.html_report import html_report
 
@@ -17,18 +17,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"
-)
-
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1240,1000",
 )
 
 

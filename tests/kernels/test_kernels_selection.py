@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kernel_cases import work
 
 from tpack import kernels
-from tpack.kernels import reference, selection
+from tpack.kernels import selection
 
 native = selection.native
 needs_native = pytest.mark.skipif(native is None, reason="the extension was not built")
@@ -97,21 +98,6 @@ def test_without_the_extension_numpy_serves() -> None:
 # --- threads ------------------------------------------------------------------------------------
 
 
-def work(threads: int | None = None) -> np.ndarray:
-    local = np.random.default_rng(5)
-    packed = reference.pack_codes(local.integers(0, 3, (600, 1500)).astype(np.int8))
-    x = local.standard_normal((5, 1500)).astype(np.float32)
-    scale = np.ones(1, np.float32)
-    both = [
-        kernels.linear(x, packed, scale, threads=threads),
-        kernels.bit_linear(x, packed, scale, threads=threads),
-    ]
-    values = kernels.unpack(packed, 1500, threads=threads)
-    return np.concatenate(
-        [*both, kernels.pack(values, threads=threads).astype(np.float32)], axis=None
-    )
-
-
 def test_results_do_not_depend_on_threads() -> None:
     for name in kernels.available():
         with kernels.forced(name):
@@ -133,14 +119,15 @@ def test_two_python_threads_at_once() -> None:
     assert results == [True] * 60
 
 
-#: Where a child finds this file, and the helpers of the tests.
-PATHS = [str(folder) for folder in Path(__file__).parents[:2]]
+#: Where a child finds what the tests share.
+PATHS = [str(Path(__file__).parents[1])]
 
 FORK = """
 import os, sys, numpy as np
 sys.path[:0] = {tests!r}
 {torch}
-from test_kernels_selection import work, native
+from kernel_cases import work
+from tpack.kernels.selection import native
 expected = work(2)
 print(native.runtime(), flush=True)
 child = os.fork()
@@ -171,18 +158,19 @@ def test_after_a_fork(torch: bool) -> None:
 @pytest.mark.parametrize(
     "order",
     [
-        "import torch; from test_kernels_selection import *",
-        "from test_kernels_selection import *; work(2); import torch",
+        "import torch; from kernel_cases import work",
+        "from kernel_cases import work; work(2); import torch",
     ],
 )
 def test_never_two_openmp_runtimes(order: str) -> None:
     pytest.importorskip("torch")
     code = (
         f"import sys; sys.path[:0] = {PATHS!r}\n{order}\n"
+        "from tpack.kernels import selection\n"
         "torch.set_num_threads(3); work()\n"
         "maps = {line.split()[-1].rsplit('/', 1)[-1] for line in open('/proc/self/maps')}\n"
         "openmp = [name for name in maps if name.startswith(('libgomp', 'libomp', 'libiomp'))]\n"
-        "print(len(openmp), native.runtime(), selection.default_threads())"
+        "print(len(openmp), selection.native.runtime(), selection.default_threads())"
     )
     assert run_python(code).stdout.split() == ["1", "openmp", "3"]
 

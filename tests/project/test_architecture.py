@@ -1,6 +1,7 @@
 """The folders are the architecture: imports go down, torch stays where it belongs."""
 
 import ast
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -128,3 +129,20 @@ def test_the_lower_half_needs_no_torch(module):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda p: str(p.relative_to(TESTS))
+)
+def test_files_of_tests_are_short_and_import_from_no_other(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    assert text.count("\n") <= 500
+    assert ast.get_docstring(tree)
+    assert not [name for name in imports(path) if name.startswith("test_")]
+    # nor does the code that a test hands to another process
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    assert not [t for t in texts if isinstance(t, str) and re.search(r"^\s*(from|import) test_", t)]
