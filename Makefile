@@ -28,7 +28,7 @@ test-slow: $(INSTALLED)
 
 # what survives is explained in docs/testing.md
 mutation: $(INSTALLED)
-	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py --least 95
+	PYTHONHASHSEED=0 OMP_NUM_THREADS=1 $(BIN)/python tests/mutation.py --least 95 --write docs/testing.md
 
 check: $(INSTALLED) types
 	$(BIN)/ruff check .

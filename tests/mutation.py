@@ -1,12 +1,13 @@
 """Mutation testing: do the tests notice small faults in the code that everything rests on?
 
-    python tests/mutation.py [PATH | PATH:LINE …] [--tests PATH …] [--least PERCENT]
+    python tests/mutation.py [PATH | PATH:LINE …] [--tests PATH …] [--least PERCENT] [--write PAGE]
 
 Nothing on the disk is changed. One process runs the tests once, and notes which of them reach
 which lines. For each fault in a function it then forks a child, puts the changed code into the
 function that is loaded, and runs the tests that reach its line, the fastest and those that found
 faults before first, until one fails. A fault in what runs on import gets a child of a process that
-has loaded torch but not tpack. A fault that no test notices has survived.
+has loaded torch but not tpack. A fault that no test notices has survived. ``make mutation`` tries
+all, and writes the table of docs/testing.md anew.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from _pytest.doctest import DoctestItem
 from mutants import Mutant, mutants_of
 
 ROOT = Path(__file__).parent.parent
-#: The tests of each module, besides its own doctests; tests/*/test_NAME.py.
+#: The tests of each module, besides its own doctests: patterns for NAME in tests/*/test_NAME.py,
+#: so that a file of tests that is split as test_NAME_PART.py stays in the table.
 TESTS = {
     "tpack/codec/__init__.py": "codec pack",
     "tpack/codec/shapes.py": "codec",
@@ -44,7 +46,7 @@ TESTS = {
     "tpack/codec/t5.py": "codec",
     "tpack/container/atomic.py": "atomic new_file",
     "tpack/container/rereading.py": "atomic",
-    "tpack/container/document.py": "document document_program",
+    "tpack/container/document.py": "document*",
     "tpack/container/header.py": "header",
     "tpack/container/index.py": "index",
     "tpack/container/opening.py": "header container",
@@ -58,6 +60,8 @@ TESTS = {
     "tpack/layerdef/tensors.py": "tensors",
     "tpack/layerdef/validation.py": "limits validation",
 }
+#: Around the table in the page.
+BEGIN, END = "<!-- generated: mutation -->\n", "<!-- end -->"
 #: Seconds of tests for one fault, the fastest first.
 BUDGET = 3.0
 #: Exit statuses of a child; the last one where the code cannot be put into the function.
@@ -307,34 +311,52 @@ def wanted(path: str) -> list[Mutant]:
     return [mutant for mutant in mutants if not line or int(line) == mutant.lines.start]
 
 
+def files_of(pattern: str) -> list[str]:
+    """The files of tests that a word of ``TESTS`` stands for."""
+    return [str(path) for path in sorted(ROOT.glob(f"tests/*/test_{pattern}.py"))]
+
+
+def table(counts: dict[str, tuple[int, int]]) -> str:
+    """The table of the page, from the faults of each module: how many were noticed, of how many."""
+    lines = ["| module | faults | survived | noticed |", "|---|---|---|---|"]
+    noticed, of = (sum(column) for column in zip(*counts.values(), strict=True))
+    rows = {f"`{path.removeprefix('tpack/')}`": counts[path] for path in sorted(counts)}
+    for name, (found, tried) in {**rows, "all": (noticed, of)}.items():
+        lines.append(f"| {name} | {tried} | {tried - found} | {found / tried:.1%} |")
+    return "\n".join(lines).replace("%", " %") + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("paths", nargs="*", default=list(TESTS))
     parser.add_argument("--tests", nargs="+", default=None)
     parser.add_argument("--least", type=float, default=0.0, help="percent that must be noticed")
+    parser.add_argument("--write", type=Path, help="the page whose table is written anew")
     options = parser.parse_args()
+    if options.write and options.paths != list(TESTS):
+        parser.error("--write needs the counts of all modules: leave out the paths")
     os.chdir(ROOT)
     by_tests: dict[tuple[str, ...], list[Mutant]] = defaultdict(list)
     for path in options.paths:
         module = path.partition(":")[0]
         tests = options.tests or [
             module,
-            *(
-                str(path)
-                for n in TESTS[module].split()
-                for path in ROOT.glob(f"tests/*/test_{n}.py")
-            ),
+            *(path for pattern in TESTS[module].split() for path in files_of(pattern)),
         ]
         by_tests[tuple(tests)] += wanted(path)
-    counts: dict[Path, list[int]] = defaultdict(lambda: [0, 0])
+    counts: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
     for tests, mutants in by_tests.items():
         for mutant, result in zip(mutants, results_of(mutants, list(tests)), strict=True):
-            counts[mutant.path][0] += result in ("killed", "timeout")
-            counts[mutant.path][1] += 1
+            path = str(mutant.path.relative_to(ROOT))
+            noticed, of = counts[path]
+            counts[path] = noticed + (result in ("killed", "timeout")), of + 1
     for path, (noticed, of) in sorted(counts.items()):
-        print(f"{noticed / of:7.1%}  {noticed:4} of {of:4}  {path.relative_to(ROOT)}", file=REPORT)
+        print(f"{noticed / of:7.1%}  {noticed:4} of {of:4}  {path}", file=REPORT)
     noticed, of = (sum(column) for column in zip(*counts.values(), strict=True))
     print(f"{noticed / of:7.1%}  {noticed:4} of {of:4}", file=REPORT)
+    if options.write:
+        before, _, rest = options.write.read_text().partition(BEGIN)
+        options.write.write_text(before + BEGIN + table(counts) + END + rest.partition(END)[2])
     return int(100 * noticed < options.least * of)
 
 

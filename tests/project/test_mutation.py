@@ -1,9 +1,11 @@
 """The faults that mutation.py tries, and that it tells those that are noticed from the others."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import mutation
 import pytest
 from mutants import mutants_of
 
@@ -79,6 +81,22 @@ def test_what_runs_on_import_belongs_to_no_function():
     assert {n: functions[n] for n in "123456"} == {
         **dict.fromkeys("125", None), "3": "g", "4": "g", "6": "C.i",
     }  # fmt: skip
+
+
+def test_the_modules_and_their_tests_exist():
+    for module, patterns in mutation.TESTS.items():
+        assert (ROOT / module).is_file(), module
+        for pattern in patterns.split():
+            assert mutation.files_of(pattern), f"{module}: no tests/*/test_{pattern}.py"
+
+
+def test_the_page_has_a_row_for_each_module():
+    page = (ROOT / "docs" / "testing.md").read_text()
+    block = page.split(mutation.BEGIN)[1].split(mutation.END)[0]
+    cells = [re.findall(r"[^| `]+", line) for line in block.splitlines()[2:-1]]
+    counts = {f"tpack/{name}": (int(of) - int(left), int(of)) for name, of, left, *_ in cells}
+    assert counts.keys() == mutation.TESTS.keys()
+    assert mutation.table(counts) == block
 
 
 @pytest.mark.slow
