@@ -1,7 +1,44 @@
 """Whole models as LayerDefs: what a module computes, read from its trace by torch.export.
 
-``torch_export`` traces, ``from_fx`` makes a graph of values, ``simplification``, ``positions`` and
-``patterns`` say it the way a person would, ``scopes`` and ``layers`` give it back its modules.
+A forward becomes a LayerDef in three passes, with eight kinds of thing:
+
+1. The trace becomes a graph. A ``Value`` is one tensor: the op that makes it, from which values,
+   inside which calls. A ``Call`` is one call of a module.
+2. The calls become layers. A ``Scope`` is a call that is a layer of its own, with the values and
+   scopes in it; a call that is none, such as that of a ReLU, is written out where it happens.
+3. A scope becomes statements. An ``Item`` is what it computes in one step: an op, or the call of
+   a ``Child``, a layer in this one. A ``Step`` is a statement of one or several items whose
+   variables have no names yet, a ``Body`` the finished forward with names. A ``Draft`` is what
+   the scope is to the layer around it: a child with its class and arguments.
+
+Example:
+    >>> import torch
+    >>> from tpack.capturing.scopes import Scope, make_scopes
+    >>> from tpack.codegen import generate_pytorch_code
+    >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    >>> captured = trace_module(model, [torch.zeros(2, 4)], None, None)
+    >>> for value in captured.graph.values:
+    ...     print(value.op, "inside", [call.path for call in value.calls])
+    linear inside ['', '0']
+    relu inside ['', '1']
+    linear inside ['', '2']
+    >>> root = make_scopes(captured.graph)
+    >>> [item.path if isinstance(item, Scope) else item.op for item in root.items]
+    ['0', 'relu', '2']
+    >>> (layer,) = captured.program().layers  # both linear layers are drafts of built-in ones
+    >>> [(param.name, param.layer) for param in layer.params]
+    [('0', 'Linear'), ('2', 'Linear'), ('input', None)]
+    >>> print(generate_pytorch_code(layer).splitlines()[-1].strip())  # three items in one step
+    return self[2](F.relu(self[0](input)))
+
+Pass 1: ``torch_export`` traces (``failures`` says what went wrong); ``from_fx`` reads the trace
+into a ``graph`` by the table ``aten`` (``storages``: which values share memory).
+``simplification`` (with ``cells`` and ``shapes``), ``positions`` (with ``formulas``) and
+``patterns`` rewrite it the way a person would say it; ``rounding`` finds the weights that it
+rounds, ``roles`` what each weight is for. Pass 2: ``scopes``. Pass 3: ``layers``, from the
+innermost: ``loops`` joins runs of equal layers; ``statements`` writes, with ``expressions``,
+``widths``, ``names`` and ``variables``; ``annotations`` notes shapes; ``known`` finds built-in
+layers. ``comparison`` runs the result beside the module.
 """
 
 from __future__ import annotations
