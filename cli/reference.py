@@ -11,11 +11,13 @@ import click
 from tpack import errors
 from tpack.cli.main import COMMANDS, cli
 from tpack.cli.options import Described
+from tpack.dialects.gguf_architectures import ARCHITECTURES, LLAMA_CPP
 from tpack.errors import TpackError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.ops import OPS, REQUIRED, OpParam
 
 _OPS, _ERRORS, _END = "<!-- generated: ops -->", "<!-- generated: errors -->", "<!-- end -->"
+_ARCHITECTURES = "<!-- generated: architectures -->"
 
 
 def cli_reference() -> str:
@@ -107,6 +109,25 @@ def errors_reference() -> str:
     return "\n".join([*lines, "", _END])
 
 
+def architectures_reference() -> str:
+    """The table of architectures of GGUF in ``docs/dialects.md``."""
+    lines = [
+        _ARCHITECTURES,
+        "",
+        "| architecture | of | `hidden_act` | biases | norms within attention and MLP |",
+        "|---|---|---|---|---|",
+    ]
+    for row in ARCHITECTURES.values():
+        runner = f", which {row.runner} runs" if row.runner != LLAMA_CPP else ""
+        tied = ", its head the embedding" if row.tied else ""
+        of = f"`{row.classes[0]}`{tied}" if row.classes else "only read"
+        acts = " or ".join(f"`{act}`" for act in row.activations) if row.classes else ""
+        norms = any(stem.endswith("_sub_norm") for stem in row.tensors)
+        answers = ("yes" if yes else "no" for yes in (row.biased, norms))
+        lines.append(f"| `{row.name}`{runner} | {of} | {acts} | {' | '.join(answers)} |")
+    return "\n".join([*lines, "", _END])
+
+
 def _params(params: tuple[OpParam, ...]) -> str:
     return ", ".join(
         f"`{param.name}`" + ("" if param.default is REQUIRED else f" = {param.default}")
@@ -162,7 +183,12 @@ def write(folder: Path) -> None:
     """Bring the generated pages, and parts of pages, in a folder up to date."""
     (folder / "ops.md").write_text(ops_reference())
     (folder / "cli.md").write_text(cli_reference())
-    for name, part in (("layerdef.md", layerdef_reference()), ("errors.md", errors_reference())):
+    parts = (
+        ("layerdef.md", layerdef_reference()),
+        ("errors.md", errors_reference()),
+        ("dialects.md", architectures_reference()),
+    )
+    for name, part in parts:
         page = folder / name
         before, _, rest = page.read_text().partition(part.partition("\n")[0])
         page.write_text(before + part + rest.partition(_END)[2])

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import tpack
 from tpack.container import Checkpoint
-from tpack.dialects import gguf_names
+from tpack.dialects.gguf_architectures import ARCHITECTURES
 from tpack.quantize import widen
 
 CONFIG = {
@@ -35,7 +35,7 @@ def hf_weights(seed=0, dtype=torch.bfloat16):
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, shape in SHAPES.items():
-        hf = gguf_names.to_hf(name)
+        hf = ARCHITECTURES["llama"].to_hf(name)
         if name.startswith("blk") and len(shape) == 2:
             trits = torch.randint(-1, 2, shape, generator=generator)
             found[hf] = (trits * torch.rand((), generator=generator).to(dtype)).to(dtype)

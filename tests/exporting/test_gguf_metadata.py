@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import tpack
 from tpack.container import Checkpoint
-from tpack.dialects import gguf_names
+from tpack.dialects.gguf_architectures import ARCHITECTURES
 from tpack.errors import InputError, UnsupportedError
 from tpack.exporting import export
 
@@ -25,7 +25,7 @@ def test_a_llama_folder(tmp_path):
     found = read(tmp_path / "m.gguf")
     assert set(found) == set(SHAPES)
     for name, array in found.items():
-        wanted = weights[gguf_names.to_hf(name)].float().numpy()
+        wanted = weights[ARCHITECTURES["llama"].to_hf(name)].float().numpy()
         heads = HEADS if ".attn_q." in name else KEYS if ".attn_k." in name else None
         wanted = wanted if heads is None else interleave(wanted, heads)
         assert np.array_equal(array, wanted), name

@@ -14,7 +14,12 @@ import pytest
 import torch
 
 from tpack.cli.main import COMMANDS, cli, main
-from tpack.cli.reference import cli_reference, errors_reference, layerdef_reference
+from tpack.cli.reference import (
+    architectures_reference,
+    cli_reference,
+    errors_reference,
+    layerdef_reference,
+)
 from tpack.demo import run as run_demo
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +129,10 @@ def test_layerdef_reference_is_up_to_date():
 
 def test_exit_codes_and_exceptions_are_up_to_date():
     assert errors_reference() in (ROOT / "docs" / "errors.md").read_text()
+
+
+def test_architectures_reference_is_up_to_date():
+    assert architectures_reference() in (ROOT / "docs" / "dialects.md").read_text()
 
 
 def test_every_command_is_documented_with_an_example():

@@ -15,6 +15,7 @@ from gguf_sources import EVERYTHING, LLAMA, plain, put, ternary
 import tpack
 from tpack import codec
 from tpack.dialects import gguf_blocks, gguf_names, gguf_values
+from tpack.dialects.gguf_architectures import ARCHITECTURES
 from tpack.errors import InputError, NotTernaryError, UnsupportedError
 from tpack.quantize import widen
 from tpack.sources import PackedTensor, open_source
@@ -36,7 +37,7 @@ def i2_s(shape=(4, 128), scale=0.3, seed=0, name="w"):
 def test_values_are_those_of_the_gguf_package(tmp_path, kind, architecture):
     path = write_model(tmp_path / "m.gguf", values(), kind, architecture)
     reader = gguf.GGUFReader(path)
-    known = gguf_names.family(architecture) is not None
+    known = ARCHITECTURES.get(architecture)
     with open_source(path) as source:
         assert len(source.tensors) == len(reader.tensors)
         for stored in reader.tensors:
@@ -45,7 +46,7 @@ def test_values_are_those_of_the_gguf_package(tmp_path, kind, architecture):
                 wanted = undo(wanted, HEADS)
             if architecture == "llama" and ".attn_k." in stored.name:
                 wanted = undo(wanted, KEYS)
-            name = gguf_names.to_hf(stored.name) if known else stored.name
+            name = known.to_hf(stored.name) if known else stored.name
             tensor = source.tensors[name]
             assert tensor.name == name
             assert np.array_equal(plain(tensor), wanted), name
@@ -185,72 +186,9 @@ def test_the_coarsest_granularity_that_is_exact(tmp_path, kind, number, scales, 
 # ---- names
 
 
-@pytest.mark.parametrize("architecture", [gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.BITNET])
-def test_names_are_those_of_the_gguf_package(architecture):
-    table = gguf.get_tensor_name_map(architecture, 3)
-    outside = {inside: gguf_names.to_hf(f"{inside}.weight") for inside in BLOCKS}
-    for inside, hf in outside.items():
-        assert hf != f"{inside}.weight"
-        assert gguf_names.to_gguf(hf) == f"{inside}.weight"
-        known = table.get_name(hf.removesuffix(".weight"))
-        assert known in (inside, None)
-        later = "sub_norm" in inside or (inside == "output" and known is None)
-        assert later or known == inside, hf
-    for hf in ("model.layers.2.self_attn.inner_attn_ln", "model.layers.2.mlp.ffn_layernorm"):
-        if architecture is gguf.MODEL_ARCH.BITNET:
-            assert gguf_names.to_gguf(f"{hf}.weight") == f"{table.get_name(hf)}.weight"
-
-
-BLOCKS = [
-    "token_embd",
-    "output_norm",
-    "output",
-    "blk.2.attn_norm",
-    "blk.2.attn_q",
-    "blk.2.attn_k",
-    "blk.2.attn_v",
-    "blk.2.attn_output",
-    "blk.2.ffn_norm",
-    "blk.2.ffn_gate",
-    "blk.2.ffn_up",
-    "blk.2.ffn_down",
-    "blk.2.attn_sub_norm",
-    "blk.2.ffn_sub_norm",
-]
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["rope_freqs.weight", "blk.0.attn_q.scale", "blk.01.attn_q.weight", "blk.0.token_embd.weight"],
-)
-def test_names_without_another(name):
-    assert gguf_names.to_hf(name) == name
-
-
-@pytest.mark.parametrize(
-    ("spelling", "wanted"),
-    [
-        ("llama", "llama"),
-        ("LlamaForCausalLM", "llama"),
-        ("LLaMAForCausalLM", "llama"),
-        ("bitnet", "bitnet"),
-        ("bitnet-b1.58", "bitnet"),
-        ("bitnet_b1_58", "bitnet"),
-        ("bitnet-25", "bitnet"),
-        ("BitNetForCausalLM", "bitnet"),
-        ("BitnetForCausalLM", "bitnet"),
-        ("qwen3", None),
-        ("llama4", None),
-        ("", None),
-    ],
-)
-def test_spellings_of_architectures(spelling, wanted):
-    assert gguf_names.family(spelling) == wanted
-
-
 @pytest.mark.parametrize(("rows", "heads"), [(8, 1), (16, 2), (96, 3), (2, 1)])
 def test_the_order_of_rows(rows, heads):
-    order = gguf_names.Heads(heads, heads).permuted("blk.0.attn_k.weight", rows)
+    order = gguf_names.RowOrder(rows // heads)
     inside = interleave(np.arange(rows), heads)
     assert np.array_equal(order.in_original(0, rows), inside)
     assert np.array_equal(inside[order.in_gguf(0, rows)], np.arange(rows))

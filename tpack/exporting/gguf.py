@@ -17,13 +17,13 @@ import numpy.typing as npt
 from tpack.container import Checkpoint
 from tpack.container.atomic import check_not_input, check_target
 from tpack.container.reader import stored_dtype
+from tpack.dialects.gguf_architectures import LLAMA_CPP
 from tpack.dialects.gguf_blocks import BlockFormat
 from tpack.dialects.gguf_names import RowOrder
 from tpack.dialects.gguf_types import PLAIN_IDS, TERNARY_IDS, WRITTEN
 from tpack.dialects.gguf_values import Value, value
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, UsageError, locate
-from tpack.exporting.gguf_architecture import about_runner, types_read
 from tpack.exporting.gguf_metadata import Model, model_of
 from tpack.exporting.gguf_weights import (
     AUTO,
@@ -104,11 +104,12 @@ def export_gguf(
     """Write a GGUF file.
 
     Args:
-        checkpoint: made of a GGUF file, or of the folder of a Llama or BitNet model.
+        checkpoint: made of a GGUF file, or of the folder of a model whose architecture is one of
+            ``dialects.gguf_architectures``.
         destination: the file to be written.
         type: ``tq1_0``, ``tq2_0``, ``q2_0``, or ``auto``: the type that a weight had in the GGUF
-            file that it came from, else the first of tq2_0 and q2_0 that is exact; never q2_0 for
-            an architecture that only bitnet.cpp has, which cannot read it.
+            file that it came from, else the first of tq2_0 and q2_0 that is exact and that the
+            program for the architecture reads.
         allow_inexact: round scales that float16 cannot hold, and write a weight that fits into no
             blocks as floats.
         force: replace an existing file.
@@ -146,22 +147,29 @@ class _Export:
     unpacked: dict[str, str] = field(default_factory=dict)
 
     @property
-    def of_bitnet_cpp(self) -> bool:
-        """Whether only bitnet.cpp runs the model: it reads fewer types than llama.cpp."""
-        return len(self.read) < len(WRITTEN)
+    def runner(self) -> str:
+        """The program that runs the model."""
+        known = self.model.naming.known
+        return known.runner if known else LLAMA_CPP
 
     @property
-    def read(self) -> list[str]:
-        """The types of trits that what runs the model can read."""
-        return types_read(self.model.naming.architecture, [*WRITTEN])
+    def read(self) -> tuple[str, ...]:
+        """The types of trits that it reads, of those that are written."""
+        known = self.model.naming.known
+        return known.types if known else tuple(WRITTEN)
 
     def run(self) -> None:
+        stated = self.model.naming.stated
         if self.type != "auto" and FORMATS[self.type].name not in self.read:
             raise UnsupportedError(
-                f"is a model of {self.model.naming.architecture!r}, which only bitnet.cpp runs: it "
-                f"reads {' and '.join(self.read)}, not {self.type.upper()}. Choose one of those."
+                f"is a model of {stated!r}, which only {self.runner} runs: it reads "
+                f"{' and '.join(self.read)}, not {self.type.upper()}. Choose one of those."
             )
-        self.notes += about_runner(self.model.naming.architecture)
+        if self.runner != LLAMA_CPP:
+            self.notes.append(
+                f"open the file with {self.runner}: llama.cpp itself has no architecture "
+                f"{stated!r}, and refuses it"
+            )
         self.notes += self.model.notes
         seen: dict[str, str] = {}
         document = self.checkpoint.document
@@ -188,7 +196,7 @@ class _Export:
         for name, problem in [*self.unpacked.items()][:1]:
             self.notes.append(
                 f"{len(self.unpacked)} weights are written as floats, without loss, such as "
-                f"{name}, which {problem}; bitnet.cpp reads {' and '.join(self.read)} only"
+                f"{name}, which {problem}; {self.runner} reads {' and '.join(self.read)} only"
             )
 
     def ordered(self) -> list[str]:
@@ -215,7 +223,7 @@ class _Export:
         with locate(tensor=name):
             fitted = fit_blocks(self.checkpoint, name, self.kinds(inside))
             order = self.order(inside, entry.shape)
-        if fitted.kind is None and self.of_bitnet_cpp and self.type == "auto":
+        if fitted.kind is None and len(self.read) < len(WRITTEN) and self.type == "auto":
             self.unpacked[name] = fitted.problem
         elif fitted.problem and not self.allow_inexact:
             what = "round it" if fitted.kind else f"write the weight unpacked, in {fitted.dtype}"

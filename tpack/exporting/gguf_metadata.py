@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tpack.container import Checkpoint, digest, parse_json
-from tpack.dialects.gguf_names import Naming, family
+from tpack.dialects.gguf_architectures import Architecture
+from tpack.dialects.gguf_names import Naming
 from tpack.dialects.gguf_values import Value, alignment_of, from_json, value
 from tpack.errors import InputError, UnsupportedError
-from tpack.exporting.gguf_architecture import architecture, check_fields, check_rope, takes
+from tpack.exporting.gguf_fields import architecture_of, check_fields, check_rope
 from tpack.exporting.gguf_tokenizer import tokenizer_metadata
 from tpack.hfconfig import plain_config
 from tpack.sources.folder_source import read_config
@@ -20,9 +21,6 @@ from tpack.sources.folder_source import read_config
 #: Tensors that are no weights: llama.cpp computes them.
 _LEFT_OUT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias)")
 _QUANTIZATION_VERSION = 2
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-#: What LlamaConfig takes for granted; versions of BitNet differ in it.
-_USUAL: Mapping[str, Mapping[str, float]] = {"llama": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0}}
 
 
 @dataclass(frozen=True)
@@ -52,11 +50,11 @@ class Model:
             UnsupportedError: nothing that the architecture knows.
         """
         found = self.names.get(outside) or self.naming.inside(outside)
+        known = self.naming.known
         # what a GGUF file had is not for us to judge
-        if found is None or not (self.names or takes(self.naming.architecture, found)):
+        if found is None or not (self.names or (known and known.takes(found))):
             raise UnsupportedError(
-                f"has no place in GGUF files of {self.naming.architecture}: llama.cpp could not "
-                "use it.",
+                f"has no place in GGUF files of {self.naming.stated}: llama.cpp could not use it.",
                 tensor=outside,
             )
         return found
@@ -70,11 +68,12 @@ class Model:
         Raises:
             InputError: naming the head.
         """
-        if self.tied is False and _EMBEDDING in there and _HEAD not in there:
+        embedding, head = map(self.naming.outside, ("token_embd.weight", "output.weight"))
+        if self.tied is False and embedding in there and head not in there:
             raise InputError(
                 'is missing, and config.json does not say "tie_word_embeddings": true. Add that '
                 "if the model has no other head than its embedding.",
-                tensor=_HEAD,
+                tensor=head,
             )
 
     def is_left_out(self, outside: str) -> bool:
@@ -133,20 +132,14 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> Model:
     stated = architectures[0] if isinstance(architectures, list) and architectures else ""
     if not stated:
         raise InputError(
-            "names no architectures in its config.json, expected ['LlamaForCausalLM'] or "
-            "['BitNetForCausalLM']. Add the class of the model."
+            "names no architectures in its config.json, expected for example ["
+            "'LlamaForCausalLM']. Add the class of the model."
         )
-    kind = family(stated) if isinstance(stated, str) else None
-    if kind is None:
-        raise UnsupportedError(
-            f"is a model of {stated!r:.60}, expected LlamaForCausalLM or BitNetForCausalLM. Unpack "
-            "it and use llama.cpp's own converter."
-        )
-    name = architecture(config, kind)
-    check_fields(config, name)
-    metadata = {"general.architecture": value("string", name)} | {
-        key if key.startswith("general.") else f"{name}.{key}": item
-        for key, item in _hyperparameters(config, kind).items()
+    row = architecture_of(config, stated)
+    check_fields(config, row)
+    metadata = {"general.architecture": value("string", row.name)} | {
+        key if key.startswith("general.") else f"{row.name}.{key}": item
+        for key, item in _hyperparameters(config, row).items()
     }
     tokenizer, notes = tokenizer_metadata(folder, config)
     metadata |= tokenizer
@@ -154,56 +147,41 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> Model:
     return Model(metadata, Naming.of(metadata), notes=tuple(notes), tied=tied)
 
 
-def _hyperparameters(config: Mapping[str, Any], kind: str) -> dict[str, Value]:
-    def number(key: str, default: Any = None) -> int:
-        found = config.get(key)
-        found = default if found is None else found
-        if type(found) is not int or not 0 < found < 2**31:
-            raise InputError(f"has {key} {found!r:.40} in its config.json, expected a number.")
-        return found
-
-    def real(key: str, default: Any, values: Mapping[str, Any] = config) -> float:
-        found = values.get(key)
-        found = default if found is None else found
-        if type(found) not in (int, float) or not 0 < found < 1e30:
-            raise InputError(f"has {key} {found!r:.40} in its config.json, expected a number.")
-        return float(found)
-
-    usual = _USUAL.get(kind, {})
-    epsilon = real("rms_norm_eps", usual.get("rms_norm_eps"))
-    heads = number("num_attention_heads")
-    width = number("hidden_size")
-    size = number("head_dim", width // heads)
-    found = {
-        "general.type": value("string", "model"),
-        "general.quantization_version": value("uint32", _QUANTIZATION_VERSION),
-        "vocab_size": value("uint32", number("vocab_size")),
-        "context_length": value("uint32", number("max_position_embeddings")),
-        "embedding_length": value("uint32", width),
-        "block_count": value("uint32", number("num_hidden_layers")),
-        "feed_forward_length": value("uint32", number("intermediate_size")),
-        "attention.head_count": value("uint32", heads),
-        "attention.head_count_kv": value("uint32", number("num_key_value_heads", heads)),
-        "attention.key_length": value("uint32", size),
-        "attention.value_length": value("uint32", size),
-        "attention.layer_norm_rms_epsilon": value("float32", epsilon),
-        "rope.dimension_count": value("uint32", size),
-    }
+def _hyperparameters(config: Mapping[str, Any], row: Architecture) -> dict[str, Value]:
+    """What a file states of a config, without the name of the architecture before its keys."""
     rope = _rope(config)
-    base = real("rope_theta", config.get("rope_theta", usual.get("rope_theta")), rope)
-    found["rope.freq_base"] = value("float32", base)
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in ("default", "linear"):
         raise UnsupportedError(
             f"has RoPE scaling {scaling!r:.40}, expected none or linear. Unpack it and use "
             "llama.cpp's own converter."
         )
-    check_rope(rope, kind)
-    if scaling == "linear" or kind == "bitnet":
-        factor = real("factor", None, rope) if scaling == "linear" else 1.0
+    check_rope(rope, row)
+    stated = {**config, **{key: rope[key] for key in ("rope_theta",) if key in rope}}
+    stated = {**row.defaults, **{key: item for key, item in stated.items() if item is not None}}
+    heads = _number(stated, "uint32", "num_attention_heads")
+    size = _number(stated, "uint32", "hidden_size") // heads
+    stated = {"num_key_value_heads": heads, "head_dim": size, **stated}
+    found = {
+        "general.type": value("string", "model"),
+        "general.quantization_version": value("uint32", _QUANTIZATION_VERSION),
+    }
+    for key, (kind, name) in row.fields.items():
+        found[key] = value(kind, _number(stated, kind, name))
+    found |= {key: value(*typed) for key, typed in row.constants.items()}
+    if scaling == "linear":
         found["rope.scaling.type"] = value("string", "linear")
-        found["rope.scaling.factor"] = value("float32", factor)
+        found["rope.scaling.factor"] = value("float32", _number(rope, "float32", "factor"))
     return found
+
+
+def _number(config: Mapping[str, Any], kind: str, key: str) -> float:
+    """A field as a type of GGUF wants it: a positive integer, or any positive number."""
+    found: Any = config.get(key)
+    types, most = ((int,), 2**31) if kind == "uint32" else ((int, float), 1e30)
+    if type(found) not in types or not 0 < found < most:
+        raise InputError(f"has {key} {found!r:.40} in its config.json, expected a number.")
+    return float(found) if kind == "float32" else int(found)
 
 
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:

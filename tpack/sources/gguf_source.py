@@ -17,7 +17,7 @@ from tpack.container.header import check_name
 from tpack.container.reader import stored_dtype
 from tpack.container.strictjson import canonical_json
 from tpack.dialects.gguf_blocks import PQ2_0, BlockFormat, scales_of, unpack_blocks
-from tpack.dialects.gguf_names import Naming, RowOrder, family
+from tpack.dialects.gguf_names import Naming, RowOrder
 from tpack.dialects.gguf_quants import QUANTS, Quant
 from tpack.dialects.gguf_types import I2_S_TAIL
 from tpack.dialects.gguf_values import Value, to_json
@@ -38,8 +38,9 @@ MAX_JSON = 20_000_000
 def open_gguf(path: Path) -> Source:
     """Open a GGUF file.
 
-    Tensors of Llama and BitNet get the names and the order of rows that they have in Hugging
-    Face checkpoints. The metadata stands, as JSON, under ``gguf`` in the source's metadata.
+    Tensors of architectures that tpack knows get the names and the order of rows that they have
+    in Hugging Face checkpoints. The metadata stands, as JSON, under ``gguf`` in the source's
+    metadata.
 
     Raises:
         InputError: malformed, truncated or hostile; a scale that is no number.
@@ -106,10 +107,11 @@ def _notes(file: GgufFile, names: Naming) -> list[str]:
     found = []
     kinds = {info.kind for info in file.tensors}
     if names.renamed:
-        permuted = ", rows of attn_q and attn_k in their order" if names.heads else ""
-        found.append(f"{names.architecture}: names as Hugging Face has them{permuted}")
-    elif names.architecture:
-        found.append(f"{names.architecture}: names as GGUF has them")
+        permuted = " and ".join(stem.rpartition(".")[2] for stem in names.heads)
+        order = f", rows of {permuted} in their order" if permuted else ""
+        found.append(f"{names.stated}: names as Hugging Face has them{order}")
+    elif names.stated:
+        found.append(f"{names.stated}: names as GGUF has them")
     if "I2_S" in kinds:
         found.append("I2_S taken in the order that x86 has: the file does not say which it is")
     for quant in QUANTS.values():
@@ -138,7 +140,8 @@ def _rounds_inputs(info: TensorInfo, names: Naming) -> bool:
     That llama.cpp rounds activations in blocks of its own, for any model, is no part of a model.
     """
     is_linear = info.name.startswith("blk.") and len(info.shape) == 2
-    return is_linear and (info.kind == "I2_S" or family(names.architecture) == "bitnet")
+    by_model = names.known is not None and names.known.int8_inputs
+    return is_linear and (info.kind == "I2_S" or by_model)
 
 
 def _tensor(file: GgufFile, info: TensorInfo, names: Naming) -> SourceTensor | PackedTensor:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-#: Model types whose attention and feed-forward layers have the shapes below, and no others.
-LLAMA_SHAPED = frozenset({"bitnet", "llama", "mistral", "qwen2", "qwen3"})
+from tpack.dialects.gguf_architectures import ARCHITECTURES
+
+#: Model types whose attention and feed-forward layers have the shapes below, and no others, as
+#: those of some architectures of GGUF have.
+LLAMA_SHAPED = ("mistral", "qwen2", "qwen3")
 
 
 def expected_shape(name: str, config: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -17,7 +20,8 @@ def expected_shape(name: str, config: Mapping[str, Any]) -> tuple[int, int] | No
         >>> expected_shape("model.layers.0.mlp.up_proj.weight", config)
         (96, 64)
     """
-    if config.get("model_type") not in LLAMA_SHAPED or not name.endswith(".weight"):
+    known = {kind for row in ARCHITECTURES.values() for kind in row.model_types}
+    if config.get("model_type") not in {*LLAMA_SHAPED, *known} or not name.endswith(".weight"):
         return None
     sizes = {key: value for key, value in config.items() if type(value) is int and value > 0}
     hidden, inner = sizes.get("hidden_size"), sizes.get("intermediate_size")
