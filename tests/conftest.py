@@ -1,8 +1,18 @@
-"""Fixtures that several folders share."""
+"""What the tests of all folders share: how hypothesis draws, and fixtures."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tpack import kernels
+
+settings.register_profile(
+    "tpack",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("tpack")
 
 
 @pytest.fixture(scope="module")

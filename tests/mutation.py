@@ -261,8 +261,8 @@ def run_tests(tests: list[str], plugin: object, *, first_failure: bool = False) 
         database=None,
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     )
-    hypothesis.settings.load_profile("mutation")
     options = ["-s", "-m", "not slow", "--tb=no", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options.append("--hypothesis-profile=mutation")  # instead of the one of tests/conftest.py
     return pytest.main([*options, *(["-x"] if first_failure else []), *tests], plugins=[plugin])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings, strategies as st
+from hypothesis import Phase, strategies as st
 from hypothesis.extra import numpy as hnp
 from trees import live
 
@@ -28,15 +28,6 @@ from tpack.layerdef import (
     UnaryOp,
 )
 from tpack.layerdef.names import is_identifier
-
-settings.register_profile(
-    "tpack",
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-settings.load_profile("tpack")
 
 #: For tests that run whole programs: shrinking one takes minutes, and examples are the same
 #: on every run.

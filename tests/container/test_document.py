@@ -70,7 +70,7 @@ ODD = st.one_of(
 )
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(data=st.data())
 def test_any_changed_value_is_read_or_refused_but_never_a_crash(data):
     name = data.draw(st.sampled_from(["linear", "blocks", "group_f16_t5", "tied", "kinds"]))

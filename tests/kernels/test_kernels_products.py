@@ -220,7 +220,7 @@ def test_unaligned_addresses(variant: str, offset: int) -> None:
         assert np.array_equal(got, reference.bit_linear(line, values, one, 0, None))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(0, 90),
     columns=st.integers(0, 700),

@@ -115,7 +115,7 @@ def least_error(part):
     return best
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 2), st.integers(1, 5)), elements=FINITE))
 @example(np.array([[1.0, 1.0, 1.0, 0.5]]))
 @example(np.array([[0.0, 0.0, 2.0]]))
@@ -129,7 +129,7 @@ def test_mse_is_the_best_of_all_subsets(values):
         assert got <= least + 1e-6 * (1 + np.square(values).sum())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=FINITE),
     st.sampled_from(["tensor", "row", "group:8", "group:32"]),
