@@ -1,6 +1,6 @@
 """Trees for the tests of the generator."""
 
-from trees import W, X, block, call, network
+from trees import W, X, block, call, layer, network
 
 from tpack.layerdef import (
     Assignment,
@@ -17,10 +17,6 @@ from tpack.layerdef import (
     mirror,
     slots,
 )
-
-
-def layer(*body, params=(), inputs=("x",), name="L"):
-    return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
 
 
 def ternary(name="w", shape=(4, 4), **options):

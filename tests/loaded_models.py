@@ -2,6 +2,7 @@
 
 import torch
 from corpus import make
+from trees import INPUT
 
 from tpack.layerdef import (
     FunctionCall,
@@ -24,7 +25,7 @@ def mlp():
         [
             Param("weight", "TernaryTensor", [16, 16]),
             Param("bias", "Tensor", [16]),
-            Param("x", "Tensor"),
+            INPUT,
         ],
         [
             Return(
@@ -37,7 +38,7 @@ def mlp():
     )
     root = LayerDef(
         "Mlp",
-        [Param("blocks", "Layer", layer="Block", repeat=3), Param("x", "Tensor")],
+        [Param("blocks", "Layer", layer="Block", repeat=3), INPUT],
         [Return(LayerCall("blocks", [x]))],
     )
     generator = torch.Generator().manual_seed(0)

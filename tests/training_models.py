@@ -2,8 +2,9 @@
 
 import torch
 from running import randomize
+from trees import INPUT, X, call
 
-from tpack.layerdef import FunctionCall, Identifier, LayerCall, LayerDef, Param, Program, Return
+from tpack.layerdef import Identifier, LayerCall, LayerDef, Param, Program, Return
 from tpack.nn import (
     BitLinear,
     TernaryConv2d,
@@ -12,9 +13,6 @@ from tpack.nn import (
 )
 
 SCALES = ["tensor", "row", "column", "group:5", "group:32"]
-
-
-X = Identifier("x")
 
 
 def layer_of(kind, **options):
@@ -52,15 +50,9 @@ def network():
         [
             Param("up", "TernaryTensor", [16, 16], scale="row"),
             Param("shift", "Tensor", [16]),
-            *[Param("x", "Tensor")],
+            INPUT,
         ],
-        [
-            Return(
-                FunctionCall(
-                    "relu", [FunctionCall("linear", [X, Identifier("up"), Identifier("shift")])]
-                )
-            )
-        ],
+        [Return(call("relu", call("linear", X, Identifier("up"), Identifier("shift"))))],
     )
     head = {"in_features": 16, "out_features": 4, "scale": "group:32"}
     root = LayerDef(
@@ -69,7 +61,7 @@ def network():
             Param("blocks", "Layer", layer="Block", repeat=2),
             Param("norm", "Layer", layer="LayerNorm", args={"normalized_shape": 16}),
             Param("head", "Layer", layer="BitLinear", args=head),
-            Param("x", "Tensor"),
+            INPUT,
         ],
         [Return(LayerCall("head", [LayerCall("norm", [LayerCall("blocks", [X])])]))],
     )

@@ -21,10 +21,18 @@ from tpack.layerdef import (
 )
 
 X, Y, W = Identifier("x"), Identifier("y"), Identifier("w")
+#: What a layer takes, and a child that has parameters of its own.
+INPUT = Param("x", "Tensor")
+NORM = {"layer": "LayerNorm", "args": {"normalized_shape": 4}}
 
 
 def call(function, *args, **kwargs):
     return FunctionCall(function, args, kwargs)
+
+
+def layer(*body, params=(), inputs=("x",), name="L"):
+    """A layer of parameters, inputs without a shape, and statements."""
+    return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
 
 
 def block(width=6):

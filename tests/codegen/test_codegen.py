@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from codegen_trees import GOLDENS, convolution, layer, ternary
+from codegen_trees import GOLDENS, convolution, ternary
 from hypothesis import given, settings
 from running import inputs_of, readings
 from strategies import UNSHRUNK, Runnable, runnables
-from trees import IDS, X, call, network
+from trees import IDS, X, call, layer, network
 
 from tpack import LayerDefError, PyTorchCodeGenerator
 from tpack.codegen import generate_pytorch_code

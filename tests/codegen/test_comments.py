@@ -2,11 +2,12 @@
 
 import ast
 
+from trees import X, Y, call
+
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import (
     Assignment,
     Dict,
-    FunctionCall,
     Identifier,
     LayerDef,
     Literal,
@@ -16,11 +17,10 @@ from tpack.layerdef import (
     Unpack,
 )
 
-X, Y = Identifier("x"), Identifier("y")
 GIVEN = ("batch", 4)
 
 
-def layer(*body, sizes=GIVEN):
+def sized(*body, sizes=GIVEN):
     return LayerDef("L", [Param("x", "Tensor", sizes=sizes)], body)
 
 
@@ -33,21 +33,17 @@ def forward(tree):
     return [line.strip() for line in lines[start + 1 :]]
 
 
-def call(function, *args, **kwargs):
-    return FunctionCall(function, args, kwargs)
-
-
 def test_programs_without_shapes_have_no_comments():
     body = [Assignment("y", call("relu", X)), Return(Y)]
-    assert forward(layer(*body, sizes=None)) == ["y = F.relu(x)", "return y"]
+    assert forward(sized(*body, sizes=None)) == ["y = F.relu(x)", "return y"]
 
 
 def test_a_forward_says_what_goes_in_and_what_comes_out():
-    assert forward(layer(Return(call("relu", X), [GIVEN])))[0] == '"""x (batch, 4) → (batch, 4)."""'
-    assert forward(layer(Return(X)))[0] == '"""x (batch, 4) → a tensor."""'
-    assert forward(layer(Return(X, [(3,)]), sizes=None))[0] == '"""x → (3,)."""'
+    assert forward(sized(Return(call("relu", X), [GIVEN])))[0] == '"""x (batch, 4) → (batch, 4)."""'
+    assert forward(sized(Return(X)))[0] == '"""x (batch, 4) → a tensor."""'
+    assert forward(sized(Return(X, [(3,)]), sizes=None))[0] == '"""x → (3,)."""'
     both = Return(Dict({"one": X, "two": Tuple([X, X])}), [(2,), (), ()])
-    assert forward(layer(both))[0] == '"""x (batch, 4) → one (2,), two ()."""'
+    assert forward(sized(both))[0] == '"""x (batch, 4) → one (2,), two ()."""'
 
 
 def test_arguments_of_one_shape_share_it():
@@ -79,7 +75,7 @@ def test_a_shape_is_told_where_it_changes():
         Assignment("w", call("relu", Identifier("z")), wide),
         Return(Tuple([Y, Identifier("w")]), [GIVEN, wide]),
     ]
-    assert forward(layer(*body)) == [
+    assert forward(sized(*body)) == [
         '"""x (batch, 4) → (batch, 4), (batch, 8)."""',
         "y = F.relu(x)",
         "z = torch.cat((y, y), 1)  # (batch, 8)",
@@ -94,26 +90,26 @@ def test_several_results_tell_theirs():
     parts = call("chunk", X, Literal(2), dim=Literal(1))
     half = ("batch", 2)
     body = [Unpack(["y", "z"], parts, [half, half]), Return(Tuple([Y, Identifier("z")]))]
-    assert forward(layer(*body))[1] == "y, z = x.chunk(2, 1)  # (batch, 2) each"
+    assert forward(sized(*body))[1] == "y, z = x.chunk(2, 1)  # (batch, 2) each"
     body = [Unpack(["y", "_"], parts, [half, None]), Return(Y)]
-    assert forward(layer(*body))[1] == "y, _ = x.chunk(2, 1)  # (batch, 2)"
+    assert forward(sized(*body))[1] == "y, _ = x.chunk(2, 1)  # (batch, 2)"
     sizes = call("split", X, Tuple([Literal(1), Literal(3)]), dim=Literal(1))
     body = [Unpack(["y", "z"], sizes, [("batch", 1), ("batch", 3)])]
-    lines = forward(layer(*body, Return(Tuple([Y, Identifier("z")]))))
+    lines = forward(sized(*body, Return(Tuple([Y, Identifier("z")]))))
     assert lines[1] == "y, z = x.split((1, 3), 1)  # (batch, 1), (batch, 3)"
 
 
 def test_what_does_not_fit_beside_stands_above():
     name = "a_name_of_forty_characters_which_is_long"
     body = [Assignment(name, call("cat", Tuple([X, X])), ("batch", 7)), Return(Identifier(name))]
-    assert forward(layer(*body))[1:3] == [
+    assert forward(sized(*body))[1:3] == [
         f"{name} = torch.cat((x, x))  # (batch, 7)",
         f"return {name}",
     ]
     name += "_" * 20
     body = [Assignment(name, call("cat", Tuple([X, X])), ("batch", 7)), Return(Identifier(name))]
-    assert forward(layer(*body))[1:3] == ["# (batch, 7)", f"{name} = torch.cat((x, x))"]
+    assert forward(sized(*body))[1:3] == ["# (batch, 7)", f"{name} = torch.cat((x, x))"]
     body = [Assignment("y", call("cat", Tuple([X, X])), ["n" * 60] * 2), Return(Y)]
-    lines = forward(layer(*body))
+    lines = forward(sized(*body))
     assert lines[1:] == ["y = torch.cat((x, x))", "return y"]  # too long for a comment
-    ast.parse(generate_pytorch_code(layer(*body)))
+    ast.parse(generate_pytorch_code(sized(*body)))

@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from codegen_trees import GOLDENS, layer, ternary
+from codegen_trees import GOLDENS, ternary
 from hypothesis import given, settings
 from strategies import UNSHRUNK, Runnable, runnables
-from trees import W, X, Y, call
+from trees import W, X, Y, call, layer
 
 from tpack import LayerDefError
 from tpack.build import build_module

@@ -10,6 +10,7 @@ from hypothesis import given, strategies as st
 from running import readings
 from source_names import names_of_torch
 from strategies import AWKWARD, identifiers
+from trees import INPUT
 
 from tpack import LayerDefError
 from tpack.codegen import generate_pytorch_code
@@ -247,7 +248,7 @@ def test_importing_layerdef_needs_no_torch():
 
 # ---- the natural affine map
 
-W, B, X = "TernaryTensor", "Tensor", Param("x", "Tensor")
+W, B = "TernaryTensor", "Tensor"
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_affine(params, inputs):
 )
 def test_affine_shapes_that_do_not_chain(params, shapes):
     with pytest.raises(LayerDefError) as caught:
-        generate_pytorch_code(LayerDef("Net", [*(Param(*param) for param in params), X]))
+        generate_pytorch_code(LayerDef("Net", [*(Param(*param) for param in params), INPUT]))
     for shape in shapes:
         assert shape in str(caught.value)
     assert str(caught.value).startswith("Net.")
@@ -303,8 +304,8 @@ def test_affine_shapes_that_do_not_chain(params, shapes):
     "params",
     [
         [],
-        [X],
-        [Param("w", W, [2, 2]), X, Param("y", "Tensor")],
+        [INPUT],
+        [Param("w", W, [2, 2]), INPUT, Param("y", "Tensor")],
         [Param("x", W, [2, 2])],
         [Param("w", "Buffer", [2, 2])],
         [
@@ -323,19 +324,19 @@ def test_affine_refuses_what_is_not_a_chain(params):
 
 def test_slots_of_nested_and_repeated_layers():
     leaf = LayerDef("Leaf", [Param("w", W, [2, 2]), Param("n", "Buffer", [1], dtype="int64")], [])
-    leaf = LayerDef(leaf.name, [*leaf.params, X], [Return(Identifier("x"))])
+    leaf = LayerDef(leaf.name, [*leaf.params, INPUT], [Return(Identifier("x"))])
     middle = LayerDef(
         "Middle",
         [
             Param("0", "Layer", layer="Leaf"),
             Param("norm", "Layer", layer="LayerNorm", args={"normalized_shape": 2}),
-            X,
+            INPUT,
         ],
         [Return(Identifier("x"))],
     )
     root = LayerDef(
         "Root",
-        [Param("steps", "Layer", layer="Middle", repeat=2), X],
+        [Param("steps", "Layer", layer="Middle", repeat=2), INPUT],
         [Assignment("y", Identifier("x")), Return(Identifier("y"))],
     )
     program = Program([leaf, middle, root], "Root")

@@ -1,6 +1,7 @@
 """What programs and bodies of layers may say: each limit from both of its sides."""
 
 import pytest
+from trees import INPUT, NORM, X, Y, call
 
 from tpack import LayerDefError
 from tpack.layerdef import (
@@ -22,14 +23,7 @@ from tpack.layerdef import (
     validate,
 )
 
-X, Y = Identifier("x"), Identifier("y")
-INPUT = Param("x", "Tensor")
-NORM = {"layer": "LayerNorm", "args": {"normalized_shape": 4}}
 WEIGHT = Param("w", "TernaryTensor", [4, 4])
-
-
-def call(function, *args, **kwargs):
-    return FunctionCall(function, args, kwargs)
 
 
 def check(layer, *more):
@@ -43,7 +37,7 @@ def refusal(layer, *more):
     return caught.value.node, caught.value.message
 
 
-def layer(*params, body=None, name="L"):
+def layer_with(*params, body=None, name="L"):
     return LayerDef(name, [*params, INPUT], [Return(X)] if body is None else body)
 
 
@@ -67,7 +61,7 @@ def child(name):
     ],
 )
 def test_lists_and_dicts_of_children(names):
-    check(layer(*map(child, names)))
+    check(layer_with(*map(child, names)))
 
 
 @pytest.mark.parametrize(
@@ -84,38 +78,40 @@ def test_lists_and_dicts_of_children(names):
     ],
 )
 def test_children_that_no_list_and_no_dict_holds(names, node):
-    assert refusal(layer(*map(child, names)))[0] == node
+    assert refusal(layer_with(*map(child, names)))[0] == node
 
 
 @pytest.mark.parametrize("depth", [65, 66, 500])
 def test_names_of_children_are_nested_no_deeper_than_64(depth):
-    node, message = refusal(layer(child(".".join("a" * depth))))
+    node, message = refusal(layer_with(child(".".join("a" * depth))))
     assert "deeper than 64" in message
     assert len(node) <= 200
 
 
 def test_what_is_stored_of_a_weight_has_names_too():
-    check(layer(WEIGHT, Param("w_packed_", "Tensor", [2]), Param("_", "Tensor", [2])))
-    check(layer(Param("w", "Tensor", [2]), Param("w_scale", "Tensor", [2])))
+    check(layer_with(WEIGHT, Param("w_packed_", "Tensor", [2]), Param("_", "Tensor", [2])))
+    check(layer_with(Param("w", "Tensor", [2]), Param("w_scale", "Tensor", [2])))
     for name in ("w", "w_packed", "w_scale"):
-        assert refusal(layer(WEIGHT, Param(name, "Tensor", [2])))[0] == "L.params[1]"
-    assert refusal(layer(Param("_", "TernaryTensor", [2])))[0] == "L.params[0]"
+        assert refusal(layer_with(WEIGHT, Param(name, "Tensor", [2])))[0] == "L.params[1]"
+    assert refusal(layer_with(Param("_", "TernaryTensor", [2])))[0] == "L.params[0]"
 
 
 @pytest.mark.parametrize("name", ["a", "w", "w_packed", "w_scale"])
 def test_variables_take_no_name_of_what_is_stored(name):
     body = [Assignment(name, X), Return(X)]
-    node, message = refusal(layer(child("a.0"), WEIGHT, body=body))
+    node, message = refusal(layer_with(child("a.0"), WEIGHT, body=body))
     assert node == "L.body[0]"
     assert "assigns to parameter" in message
     body = [Unpack(["z", name], call("chunk", X, Literal(2))), Return(X)]
-    assert refusal(layer(child("a.0"), WEIGHT, body=body))[0] == "L.body[0]"
+    assert refusal(layer_with(child("a.0"), WEIGHT, body=body))[0] == "L.body[0]"
 
 
 def test_inputs_may_be_assigned_to():
-    check(layer(body=[Assignment("x", call("relu", X)), Return(X)]))
+    check(layer_with(body=[Assignment("x", call("relu", X)), Return(X)]))
     check(
-        layer(body=[Unpack(["x", "y"], call("chunk", X, Literal(2))), Return(BinaryOp("+", X, Y))])
+        layer_with(
+            body=[Unpack(["x", "y"], call("chunk", X, Literal(2))), Return(BinaryOp("+", X, Y))]
+        )
     )
 
 
@@ -124,7 +120,7 @@ def test_inputs_may_be_assigned_to():
 
 def holding(name, *children, repeat=None):
     params = [Param(f"c{i}", "Layer", layer=c, repeat=repeat) for i, c in enumerate(children)]
-    return layer(*params, name=name)
+    return layer_with(*params, name=name)
 
 
 def whole(name, *params):
@@ -134,24 +130,24 @@ def whole(name, *params):
 
 def test_programs_unfold_to_no_more_than_100000_modules():
     most = Param("n", "Layer", repeat=99_999, **NORM)
-    check(layer(most, WEIGHT))
+    check(layer_with(most, WEIGHT))
     for more in (child("m"), Param("m", "Layer", layer="Leaf"), Param("m.0", "Layer", **NORM)):
         node, message = refusal(
-            layer(most, more), *([layer(name="Leaf")] if more.layer == "Leaf" else [])
+            layer_with(most, more), *([layer_with(name="Leaf")] if more.layer == "Leaf" else [])
         )
         assert (node, "unfolds to over 100000 modules" in message) == ("L", True)
-    leaf, block = layer(name="Leaf"), holding("B", "Leaf", repeat=199)
+    leaf, block = layer_with(name="Leaf"), holding("B", "Leaf", repeat=199)
     check(holding("A", "B", repeat=499), block, leaf)  # 1 + 499 · (1 + 199)
     assert refusal(holding("A", "B", repeat=500), block, leaf)[0] == "A"
 
 
 def test_places_of_a_list_that_no_child_fills_are_modules_too():
-    check(layer(child("a.99998")))
-    check(layer(child("a.b.99998")))
-    check(layer(child("99998"), child("5")))
-    check(layer(child("a.5"), child("a.49998"), child("b.49998")))
+    check(layer_with(child("a.99998")))
+    check(layer_with(child("a.b.99998")))
+    check(layer_with(child("99998"), child("5")))
+    check(layer_with(child("a.5"), child("a.49998"), child("b.49998")))
     for names in (["a.99999"], ["a.b.99999"], ["a.99998", "b"], ["a.49999", "b.49999"]):
-        node, message = refusal(layer(*map(child, names)))
+        node, message = refusal(layer_with(*map(child, names)))
         assert (node, "unfolds to over" in message) == ("L", True)
 
 
@@ -179,7 +175,7 @@ def tower(name, height, *below):
 
 def test_layers_are_nested_no_deeper_than_64():
     check(*tower("L", 64))
-    check(*tower("L", 63, "M"), layer(name="M"))
+    check(*tower("L", 63, "M"), layer_with(name="M"))
     for layers in (tower("L", 65), tower("L", 66), tower("L", 3000)):
         assert refusal(*layers)[1] == "is nested deeper than 64."
 
@@ -194,8 +190,8 @@ def test_layers_that_were_measured_higher_up_are_measured_further_down():
 
 
 def test_a_program_of_several_layers():
-    check(holding("A", "B", "C"), holding("B", "C"), layer(name="C"))
-    assert refusal(holding("A", "B"), holding("B"), layer(name="C")) == (
+    check(holding("A", "B", "C"), holding("B", "C"), layer_with(name="C"))
+    assert refusal(holding("A", "B"), holding("B"), layer_with(name="C")) == (
         "C",
         "is not used by root 'A'. Remove it.",
     )
@@ -205,18 +201,18 @@ def test_a_program_of_several_layers():
 @pytest.mark.parametrize("name", ["print", "int", "list", "None_", "class", "Linear"])
 def test_names_of_layers(name):
     if name == "None_":
-        check(layer(name=name))
+        check(layer_with(name=name))
     else:
-        assert refusal(layer(name=name))[0] == "program.layers[0].name"
+        assert refusal(layer_with(name=name))[0] == "program.layers[0].name"
 
 
 # ---- bodies
 
 
 def test_bodies_of_one_statement():
-    check(layer(body=[]))
-    check(layer(body=[Unspecified()]))
-    check(layer(body=[Return(X)]))
+    check(layer_with(body=[]))
+    check(layer_with(body=[Unspecified()]))
+    check(layer_with(body=[Return(X)]))
     check(LayerDef("L", [WEIGHT], [Unspecified()]))
     check(LayerDef("L", [WEIGHT]))
 
@@ -232,13 +228,13 @@ def test_bodies_of_one_statement():
     ],
 )  # fmt: skip
 def test_bodies_end_with_their_only_return(body, node, message):
-    assert refusal(layer(body=body)) == (node, message)
+    assert refusal(layer_with(body=body)) == (node, message)
 
 
 def test_bodies_have_at_most_20000_statements():
     body = [Assignment("x", X)] * 20_000
-    check(layer(body=[*body[1:], Return(X)]))
-    assert refusal(layer(body=[*body, Return(X)])) == ("L.body", "has over 20000 statements.")
+    check(layer_with(body=[*body[1:], Return(X)]))
+    assert refusal(layer_with(body=[*body, Return(X)])) == ("L.body", "has over 20000 statements.")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +249,7 @@ def test_bodies_have_at_most_20000_statements():
 )
 def test_unpacking(targets, value):
     names = [Identifier(target) for target in targets if target != "_"]
-    check(layer(child("n"), body=[Unpack(targets, value), Return(Tuple(names))]))
+    check(layer_with(child("n"), body=[Unpack(targets, value), Return(Tuple(names))]))
 
 
 HALVES = call("chunk", X, Literal(2))
@@ -280,22 +276,22 @@ HALVES = call("chunk", X, Literal(2))
 )
 def test_what_is_no_unpacking(targets, value, where):
     body = [Unpack(targets, value), Return(X)]
-    assert refusal(layer(child("n"), body=body))[0] == f"L.body[0]{where}"
+    assert refusal(layer_with(child("n"), body=body))[0] == f"L.body[0]{where}"
 
 
 def test_what_is_unpacked_is_known_from_then_on():
-    check(layer(body=[Unpack(["a", "_"], HALVES), Return(Identifier("a"))]))
+    check(layer_with(body=[Unpack(["a", "_"], HALVES), Return(Identifier("a"))]))
     body = [Unpack(["a", "_"], HALVES), Return(BinaryOp("+", X, Identifier("b")))]
-    assert refusal(layer(body=body))[0] == "L.body[1].value.right"
+    assert refusal(layer_with(body=body))[0] == "L.body[1].value.right"
     body = [Unpack(["a", "_"], HALVES), Return(Identifier("_"))]
-    assert refusal(layer(body=body))[0] == "L.body[1].value"
+    assert refusal(layer_with(body=body))[0] == "L.body[1].value"
 
 
 # ---- expressions
 
 
 def returning(value, *params):
-    return layer(*params, body=[Return(value)])
+    return layer_with(*params, body=[Return(value)])
 
 
 @pytest.mark.parametrize(
@@ -474,7 +470,7 @@ def test_a_value_in_a_statement_is_nested_as_deep_as_one_that_is_returned():
         value = nested(NESTS["unary"], times)
         halves = call("chunk", nested(NESTS["unary"], times - 1), Literal(2))
         for statement in (Assignment("y", value), Unpack(["y", "z"], halves)):
-            tree = layer(body=[statement, Return(X)])
+            tree = layer_with(body=[statement, Return(X)])
             if good:
                 check(tree)
             else:

@@ -3,6 +3,7 @@
 from unittest.mock import ANY
 
 import pytest
+from trees import NORM
 
 from tpack import LayerDefError
 from tpack.layerdef import Param
@@ -86,7 +87,6 @@ def test_what_is_no_equation(text):
 
 # ---- params
 
-NORM = {"layer": "LayerNorm", "args": {"normalized_shape": 4}}
 VALUES = {"formula": "values", "args": {"values": [1.0, 2]}}
 ROTARY = {"formula": "rotary_frequencies", "args": {"dim": 4, "base": 2.0}}
 

@@ -1,12 +1,12 @@
 """The tensors that a program stores, by name, and the constants that it does not."""
 
 import pytest
+from trees import INPUT, X
 
-from tpack.layerdef import Identifier, LayerDef, Param, Program, Return, slots
+from tpack.layerdef import LayerDef, Param, Program, Return, slots
 from tpack.layerdef.constants import CONSTANTS, constant_shape
 from tpack.layerdef.tensors import Slot, tensor_of
 
-X, INPUT = Return(Identifier("x")), Param("x", "Tensor")
 LINEAR = {"layer": "Linear", "args": {"in_features": 4, "out_features": 3}}
 LEAF = LayerDef(
     "Leaf",
@@ -16,7 +16,7 @@ LEAF = LayerDef(
         Param("m", "Buffer", [2], dtype="int64"),
         INPUT,
     ],
-    [X],
+    [Return(X)],
 )
 BLOCK = LayerDef(
     "Block",
@@ -27,7 +27,7 @@ BLOCK = LayerDef(
         Param("b", "Tensor", [4]),
         INPUT,
     ],
-    [X],
+    [Return(X)],
 )
 MODEL = LayerDef(
     "Model",
@@ -38,7 +38,7 @@ MODEL = LayerDef(
         Param("0", "Layer", layer="Leaf"),
         INPUT,
     ],
-    [X],
+    [Return(X)],
 )
 PROGRAM = Program([LEAF, BLOCK, MODEL], "Model")
 BLOCK_NAMES = ["leaf.w", "leaf.m", "fc.weight", "fc.bias", "deep.er.w", "deep.er.m", "b"]
@@ -99,7 +99,7 @@ def test_other_names_say_nothing(name):
 @pytest.mark.parametrize("repeat", [None, 2])
 def test_a_child_is_found_behind_one_whose_name_begins_alike(repeat):
     first = Param("a", "Layer", layer="Leaf", repeat=repeat)
-    layer = LayerDef("L", [first, Param("a.b", "Layer", **LINEAR), INPUT], [X])
+    layer = LayerDef("L", [first, Param("a.b", "Layer", **LINEAR), INPUT], [Return(X)])
     assert tensor_of(layer, "a.b.weight", {"Leaf": LEAF}).shape == (3, 4)
     name = "a.w" if repeat is None else "a.1.w"
     assert tensor_of(layer, name, {"Leaf": LEAF}).shape == (3, 4)

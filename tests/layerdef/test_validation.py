@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from strategies import UNSHRUNK, Runnable, layer_defs, runnables
+from trees import INPUT, NORM, X, call
 
 from tpack import LayerDefError
 from tpack.build import build_module
@@ -27,15 +28,8 @@ from tpack.layerdef import (
     validate,
 )
 
-X = Identifier("x")
-INPUT = Param("x", "Tensor")
-W = Param("w", "TernaryTensor", [4, 4])
-NORM = {"layer": "LayerNorm", "args": {"normalized_shape": 4}}
+WEIGHT = Param("w", "TernaryTensor", [4, 4])
 LINEAR = {"in_features": 4, "out_features": 4}
-
-
-def call(function, *args, **kwargs):
-    return FunctionCall(function, args, kwargs)
 
 
 def refused(tree, node):
@@ -149,7 +143,7 @@ EXPRESSIONS = [
 
 @pytest.mark.parametrize(("value", "where"), EXPRESSIONS, ids=lambda v: repr(v)[:60])
 def test_expressions(value, where):
-    tree = returning(value, W, Param("norm", "Layer", **NORM))
+    tree = returning(value, WEIGHT, Param("norm", "Layer", **NORM))
     refused(tree, "L.body[0]" if where is None else f"L.body[0].value{where}")
 
 
@@ -173,7 +167,7 @@ def test_expressions(value, where):
     ],
 )
 def test_bodies(body, node):
-    refused(LayerDef("L", [W, INPUT], body), node)
+    refused(LayerDef("L", [WEIGHT, INPUT], body), node)
 
 
 PARAMS = [
@@ -307,9 +301,9 @@ def test_names_that_clash(names):
 
 
 def test_an_undeclared_input_is_x():
-    validate(Program([LayerDef("L", [W], [Return(call("linear", X, Identifier("w")))])], "L"))
+    validate(Program([LayerDef("L", [WEIGHT], [Return(call("linear", X, Identifier("w")))])], "L"))
     refused(
-        LayerDef("L", [W, Param("y", "Tensor")], [Return(call("linear", X, Identifier("w")))]),
+        LayerDef("L", [WEIGHT, Param("y", "Tensor")], [Return(call("linear", X, Identifier("w")))]),
         "L.body[0].value.x",
     )
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from running import from_source, inputs_of, randomize, readings, same
 from strategies import UNSHRUNK, Runnable, runnables
-from trees import IDS, W, X, Y, call, network
+from trees import IDS, INPUT, W, X, Y, call, network
 
 from tpack import LayerDefError
 from tpack.build import build_module
@@ -186,7 +186,7 @@ def test_loop_of_a_long_call():
     long = "w" * 60
     tree = repeated((X, Y))
     params = [Param("steps", "Layer", layer="Child", repeat=2)]
-    params += [Param("x", "Tensor"), Param(long, "Tensor")]
+    params += [INPUT, Param(long, "Tensor")]
     body = [Return(LayerCall("steps", [X, call("sigmoid", Identifier(long))]))]
     agree(
         Program([tree.layers[0], LayerDef("Net", params, body)], "Net"),
@@ -200,7 +200,7 @@ def test_local_named_like_a_stored_tensor(target):
     """Either the tree is refused, or the local value is what the name means."""
     layer = LayerDef(
         "L",
-        [Param("w", "TernaryTensor", [3]), Param("x", "Tensor")],
+        [Param("w", "TernaryTensor", [3]), INPUT],
         [
             Assignment(target, call("relu", X)),
             Return(BinaryOp("*", Identifier(target), Literal(3))),
@@ -266,7 +266,7 @@ def test_classes_named_like_standalone_definitions(name, scale):
         [
             Param("w", "TernaryTensor", [4, 4], scale=scale),
             Param("fc", "Layer", layer="TernaryLinear", args={"in_features": 4, "out_features": 4}),
-            Param("x", "Tensor"),
+            INPUT,
         ],
         [Return(call("linear", LayerCall("fc", [X]), W))],
     )
@@ -292,7 +292,7 @@ def test_parameters_named_like_attributes_of_our_modules(name, kind):
     params = [
         Param(name, kind, **options),
         Param("w", "TernaryTensor", [4, 4]),
-        Param("x", "Tensor"),
+        INPUT,
     ]
     layer = LayerDef("L", params, [Return(call("linear", use, W))])
     try:
@@ -322,7 +322,7 @@ def test_ternary_weights_take_the_dtype_of_what_they_meet(op, wrap):
     split = 0 if op != "layer_norm" else None
     params = [
         Param("w", "TernaryTensor", shape, dtype="float16", split=split),
-        Param("x", "Tensor"),
+        INPUT,
     ]
     layer = LayerDef("L", params, [Return(value)])
     for dtype in (torch.float32, torch.float64):
@@ -338,7 +338,7 @@ def test_numbered_children_and_gaps():
         Assignment("x", LayerCall("2", [X])),
         Return(BinaryOp("+", LayerCall("0", [LayerCall("4", [X])]), W)),
     ]
-    layer = LayerDef("Net", [*params, Param("x", "Tensor")], body)
+    layer = LayerDef("Net", [*params, INPUT], body)
     agree(layer, torch.randn(2, 3))
     keys = list(build_module(layer).state_dict())
     assert keys == list(from_source(layer).state_dict())
@@ -347,8 +347,8 @@ def test_numbered_children_and_gaps():
 
 
 def test_several_results():
-    layer = LayerDef("L", [Param("x", "Tensor")], [Return(Tuple([call("relu", X), X]))])
+    layer = LayerDef("L", [INPUT], [Return(Tuple([call("relu", X), X]))])
     x = torch.randn(4)
     same(agree(layer, x), (x.relu(), x))
-    one = LayerDef("L", [Param("x", "Tensor")], [Return(Tuple([X]))])
+    one = LayerDef("L", [INPUT], [Return(Tuple([X]))])
     assert isinstance(agree(one, x), tuple)

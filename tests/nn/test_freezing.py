@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies as st
 from running import inputs_of, readings
 from strategies import UNSHRUNK, Runnable, runnables
 from torch import nn
-from training_models import SCALES, X, close, layer_of, network, states_equal
+from training_models import SCALES, close, layer_of, network, states_equal
+from trees import INPUT, X
 
 import tpack
 from tpack.build import build_module
@@ -112,7 +113,7 @@ def test_layers_take_another_granularity(reading, old, new, tmp_path):
     args = {"in_features": 80, "out_features": 6, "scale": old}
     tree = LayerDef(
         "Net",
-        [Param("fc", "Layer", layer="TernaryLinear", args=args), Param("x", "Tensor")],
+        [Param("fc", "Layer", layer="TernaryLinear", args=args), INPUT],
         [Return(LayerCall("fc", [X]))],
     )
     module = readings(tree)[reading]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from running import from_text
 from torch import nn
+from trees import INPUT, NORM, X, Y, call, layer
 
 import tpack
 from tpack import LayerDefError
@@ -12,7 +13,6 @@ from tpack.layerdef import (
     Assignment,
     BinaryOp,
     Dict,
-    FunctionCall,
     Identifier,
     LayerCall,
     LayerDef,
@@ -26,14 +26,6 @@ from tpack.layerdef import (
 )
 from tpack.readback import read_program
 
-X, Y = Identifier("x"), Identifier("y")
-INPUT = Param("x", "Tensor")
-NORM = {"layer": "LayerNorm", "args": {"normalized_shape": 4}}
-
-
-def call(function, *args, **kwargs):
-    return FunctionCall(function, args, kwargs)
-
 
 def read_again(tree, *, standalone=False):
     """The program of the class that source of a tree defines."""
@@ -42,10 +34,6 @@ def read_again(tree, *, standalone=False):
     found = read_program(module)
     assert generate_pytorch_code(found, standalone=standalone) == source
     return found
-
-
-def layer(*body, params=()):
-    return LayerDef("L", [*params, INPUT], body)
 
 
 SIX = Tuple([Literal(6)])
