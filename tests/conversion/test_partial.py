@@ -14,6 +14,7 @@ import pytest
 from shards import contents
 
 import tpack
+from tpack import describing
 from tpack.conversion import folder as folder_module
 from tpack.errors import (
     NotTernaryError,
@@ -146,7 +147,7 @@ def test_a_full_disk_leaves_what_resume_takes_up(source, target, monkeypatch):
         raise StorageError("no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "write_checkpoint", full)
+        patch.setattr(describing, "write_checkpoint", full)
         with pytest.raises(StorageError):
             tpack.convert(source, target)
     calls = stop_after(monkeypatch, 99)

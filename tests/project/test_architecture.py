@@ -20,7 +20,7 @@ LAYERS = (
     {"codec", "hfconfig"},
     {"layerdef", "kernels"},
     {"quantize", "container"},
-    {"codegen", "dialects", "options", "selection"},
+    {"codegen", "describing", "dialects", "options", "selection"},
     {"sources"},
     {"nn"},
     {"build", "pack", "parallel"},

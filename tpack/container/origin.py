@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from tpack.container.document import UNKNOWN, TernaryEntry
+from tpack.container.document import TernaryEntry
 from tpack.container.reader import Checkpoint
 
 
@@ -43,13 +43,14 @@ class Origin:
         """Return the entry of a weight as it is now, with what is known of its source.
 
         Args:
-            now: its form and digests; the layout may be another than it had.
+            now: its form and digests, and what is said of its source if it is another weight than
+                it was; the layout may be another than it had.
             dtype: of its scale.
         """
         old = self.tensors.get(name)
         if old is not None and (_identity(old), self.dtypes[name]) == (_identity(now), dtype):
             return replace(old, layout=now.layout)
-        return replace(now, method=UNKNOWN, source_dtype=dtype, relative_error=None, divisor=None)
+        return now
 
 
 def _identity(entry: TernaryEntry) -> tuple[object, ...]:

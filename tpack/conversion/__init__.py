@@ -1,31 +1,24 @@
 """Convert a checkpoint: plan, pack into a spool, describe, write.
 
-``plan`` sorts the tensors, ``packing`` makes batches of them, ``description`` draws the
-program. A file is one batch; ``folder`` makes one for each shard, perhaps in several processes.
+``plan`` sorts the tensors, ``packing`` makes batches of them, ``outputs`` describes and writes
+them. A file is one batch; ``folder`` makes one for each shard, perhaps in several processes.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 from tpack.choices import Means
 from tpack.container.atomic import check_not_input, check_target, storage_errors
-from tpack.container.writer import checkpoint_size, write_checkpoint
-from tpack.conversion.captures import OWN_RULE, captured, masters, packed_note
-from tpack.conversion.cases import Cases
-from tpack.conversion.description import describe
+from tpack.conversion.captures import OWN_RULE, captured, masters
 from tpack.conversion.folder import Folder, convert_folder
-from tpack.conversion.needs import Needs, check_room
-from tpack.conversion.packing import pack_batch
-from tpack.conversion.plan import make_plan
+from tpack.conversion.outputs import Job, convert_file, unwritten
 from tpack.conversion.ranks import Ranks
-from tpack.conversion.telling import check_refused, warnings
 from tpack.errors import UsageError, locate
 from tpack.layerdef import LayerDef, Program
 from tpack.options import Options, Progress
@@ -34,9 +27,6 @@ from tpack.sources import Source, open_source
 from tpack.sources.description import read_layerdef
 from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
-
-if TYPE_CHECKING:
-    from tpack.capturing import Captured
 
 __all__ = ["convert", "default_output"]
 
@@ -119,7 +109,7 @@ def convert(
                     f"several processes cannot share {address}: each has its own temporary copy. "
                     "Convert in one process, or on a disk that they share."
                 )
-            report = convert_folder(Folder(opened, options, program, target))
+            report = convert_folder(Folder(Job.of(opened, options, program), target))
         else:
             if resume:
                 raise UsageError(
@@ -129,9 +119,7 @@ def convert(
             if not dry_run:
                 check_not_input(target, *paths)
                 if Ranks.here().number:
-                    return ConversionReport(
-                        None, opened.nbytes, 0, (), ("a single file: left to rank 0",)
-                    )
+                    return unwritten(opened, "a single file: left to rank 0")
                 check_target(target, force=force)
             with locate(file=opened.label), storage_errors(target):
                 if trace is None:
@@ -141,7 +129,7 @@ def convert(
                     opened.roles = trace.roles()
                     opened.rounded = trace.rounded
                     opened.floats = dict.fromkeys(trace.measured, OWN_RULE)
-                report = _convert_file(opened, options, program, trace, target)
+                report = convert_file(Job.of(opened, options, program, trace), target)
         if place is not destination and report.output:
             report = replace(report, output=str(destination))
         return report
@@ -157,68 +145,6 @@ def _address(source: object, destination: object) -> str | None:
         if isinstance(end, str) and is_remote(end):
             return end
     return None
-
-
-def _convert_file(
-    source: Source,
-    options: Options,
-    program: Program | None,
-    trace: Captured | None,
-    target: Path,
-) -> ConversionReport:
-    """Convert a source into one file, or only measure it.
-
-    Args:
-        program: the LayerDefs that decide what is packed, if there are any.
-        trace: a captured computation, whose LayerDefs follow from what was packed.
-    """
-    plan = make_plan(source, options, program)
-    if trace is not None:
-        plan.restrict(trace.program(plan.weights))
-    needs = Needs.of(plan, source, options)
-    if not options.dry_run:
-        check_room(target.parent, needs)
-    with _spool(None if options.dry_run else target.parent) as spool:
-        batch = pack_batch(Cases(plan), source.tensors, spool, source.label)
-        check_refused([batch], plan)
-        if trace is not None:
-            program = trace.program(batch.packed)
-        notes: list[str] = []
-        (document,) = describe([batch], source, program, options, notes)
-        if trace is not None:
-            notes += packed_note(trace, document.program, batch)
-        pieces = list(batch.pieces())
-        total = sum(piece.nbytes for piece in pieces)
-        needs = needs.with_output(spool.tell(), total)
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            options.progress("writing", done, total)
-
-        if options.dry_run:
-            size = checkpoint_size(document, pieces, source.metadata)
-        else:
-            check_room(target.parent, needs.left(spool.tell()))
-            size = write_checkpoint(
-                target,
-                document,
-                pieces,
-                metadata=source.metadata,
-                force=options.force,
-                progress=advance,
-            )
-    return ConversionReport(
-        None if options.dry_run else str(target),
-        source.nbytes,
-        size,
-        tuple(batch.reports(source, source.tensors)),
-        (*source.notes, *plan.notes, *notes),
-        needs.memory,
-        needs.disk,
-        (*source.warnings, *plan.warnings, *warnings([batch], plan)),
-    )
 
 
 def default_output(source: Path, *, folder: bool = False) -> Path:
@@ -240,8 +166,3 @@ def _target(source: Any, opened: Source, destination: str | os.PathLike[str] | N
         beside = opened.path or Path(os.path.abspath(source))  # noqa: PTH100  # ".." has no name
         return default_output(beside, folder=bool(opened.shards))
     raise UsageError("convert needs a destination for a state dict or module.")
-
-
-def _spool(folder: Path | None) -> IO[bytes]:
-    """A nameless file for packed bytes, beside the output: a tenth of the source at most."""
-    return tempfile.SpooledTemporaryFile(max_size=1 << 20, dir=str(folder) if folder else None)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tpack.container import INDEX, new_file, write_index
+from tpack.container import new_file
 from tpack.container.atomic import copy_file
-from tpack.conversion.packing import Batch
 from tpack.hfconfig import packed_config
 from tpack.report import ConversionReport, TensorReport
 from tpack.sources import Source
@@ -41,22 +39,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     with new_file(path) as file:
         file.write(text.encode())
-
-
-def write_shard_index(
-    source: Source, batches: Sequence[Batch], reports: Sequence[TensorReport], out: Path
-) -> None:
-    """Write the index of several shards."""
-    pieces = [
-        (piece, shard.output)
-        for batch, shard in zip(batches, source.shards, strict=True)
-        for piece in batch.pieces()
-    ]
-    metadata = {
-        "total_parameters": sum(math.prod(report.shape) for report in reports),
-        "total_size": sum(piece.nbytes for piece, _ in pieces),
-    }
-    write_index(out / INDEX, {piece.name: name for piece, name in pieces}, metadata)
 
 
 def named_rows(place: str, report: ConversionReport) -> Iterator[TensorReport]:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpack.container.opening import input_errors
-from tpack.conversion.packing import Batch
+from tpack.describing import Description
 from tpack.errors import UsageError, locate
-from tpack.layerdef import Program
 from tpack.quantize import Rounding
 
 if TYPE_CHECKING:
@@ -74,18 +73,17 @@ def _compared(trace: Captured) -> Captured:
     return trace
 
 
-def packed_note(trace: Captured, program: Program | None, batch: Batch) -> list[str]:
+def packed_note(trace: Captured, description: Description) -> list[str]:
     """How what was packed differs from the source, run on the arguments of the capture.
 
     Raises:
         LayerDefError: it differs, though nothing was rounded that the source does not round.
     """
-    if program is None:
-        return []
+    assert description.program is not None  # the trace has one
     lossy = [
         name
-        for name, item in batch.packed.items()
-        if item.entry.method != "exact" and name not in trace.rounded
+        for name, one in description.tensors.items()
+        if one.entry is not None and one.entry.method != "exact" and name not in trace.rounded
     ]
-    note = trace.compare_packed(program, batch.pieces(), lossy=len(lossy))
+    note = trace.compare_packed(description.program, description.pieces(), lossy=len(lossy))
     return [note] if note else []

@@ -7,10 +7,10 @@ the output. No process waits for another, so one that fails is run again alone.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,28 +19,19 @@ from typing import Any
 from tpack.container import SINGLE, program_digest
 from tpack.container.atomic import storage_errors, sync_folder
 from tpack.container.strictjson import canonical_json
-from tpack.container.writer import checkpoint_size, write_checkpoint
-from tpack.conversion.beside import (
-    named_rows,
-    with_parts,
-    write_config,
-    write_copies,
-    write_shard_index,
-    write_text,
-)
+from tpack.conversion.beside import with_parts, write_config, write_copies, write_text
 from tpack.conversion.card import model_card
 from tpack.conversion.cases import Cases
-from tpack.conversion.description import describe
-from tpack.conversion.needs import Needs, check_room
+from tpack.conversion.needs import check_room
+from tpack.conversion.outputs import Job, measure, unwritten, write_outputs
 from tpack.conversion.packing import Batch, pack_batch
 from tpack.conversion.partial import Work
-from tpack.conversion.plan import Plan, everything_kept, make_plan
 from tpack.conversion.ranks import Ranks
-from tpack.conversion.telling import check_refused, warnings
+from tpack.conversion.telling import check_refused
+from tpack.describing import Shards
 from tpack.errors import ExistsError, InputError, NotTernaryError, StorageError, TpackError, locate
-from tpack.layerdef import Program
 from tpack.options import Options
-from tpack.report import ConversionReport, TensorReport
+from tpack.report import ConversionReport
 from tpack.sources import Source
 
 #: Bytes at the beginning of a source file that tell it from another.
@@ -49,21 +40,22 @@ BEGIN = 1 << 16
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder to be converted: an opened source with shards, and where its output goes.
+    """A folder to be converted: the conversion of a source with shards, and where it goes.
 
     Attributes:
         place: of a sub-folder that goes with another folder, its name.
         work: where it is put together; None for a hidden folder beside the target.
-        as_it_is: keep all tensors.
     """
 
-    source: Source
-    options: Options
-    program: Program | None
+    job: Job
     target: Path
     place: str = ""
     work: Path | None = None
-    as_it_is: bool = False
+
+    @property
+    def source(self) -> Source:
+        """What is converted."""
+        return self.job.source
 
     @property
     def key(self) -> str:
@@ -82,7 +74,7 @@ class Folder:
     @property
     def asked(self) -> dict[str, Any]:
         """The options, and which LayerDefs were given, as plain data."""
-        return self.options.to_dict() | {"layerdef": program_digest(self.program)}
+        return self.job.options.to_dict() | {"layerdef": program_digest(self.job.program)}
 
 
 def _state(path: Path) -> list[Any]:
@@ -101,16 +93,9 @@ def convert_folder(folder: Folder) -> ConversionReport:
         StorageError: another process converts to the same target; no room; I/O errors.
         TpackError: as ``convert``.
     """
-    source, target, options = folder.source, folder.target, folder.options
-    with locate(file=source.label):
-        plan = (
-            everything_kept(source)
-            if folder.as_it_is
-            else make_plan(source, options, folder.program)
-        )
-    needs = Needs.of(plan, source, options)
+    target, options = folder.target, folder.job.options
     if options.dry_run:
-        return _measure(folder, plan, needs)
+        return with_parts(measure(folder.job), _convert_parts(folder, None))
     ranks = Ranks() if folder.place else Ranks.here()
     work = Work.of(target, folder.work, folder.key, folder.asked)
     with storage_errors(target):
@@ -118,10 +103,10 @@ def convert_folder(folder: Folder) -> ConversionReport:
         work.restore(target)
         exists = target.exists()  # asked first: another process may finish at this moment
         if ranks.of > 1 and work.is_done(target):
-            return _late(folder, work, ranks, needs)
+            return _late(folder, work, ranks)
         if exists and not options.force:
             raise ExistsError("exists already. Use --force to replace it.", file=target)
-        check_room(target.parent, needs)
+        check_room(target.parent, folder.job.needs)
         with ExitStack() as stack:
             # processes of one conversion share the folder, others are kept out
             if not stack.enter_context(work.lock("all", shared=ranks.of > 1)):
@@ -132,8 +117,8 @@ def convert_folder(folder: Folder) -> ConversionReport:
                 work.clear()
             work.enter(ranks.number)
             try:
-                own = _pack_own(folder, plan, work, ranks, stack)
-                report = _finish(folder, plan, work, needs, own, shared=ranks.of > 1)
+                own = _pack_own(folder.job, work, ranks, stack)
+                report = _finish(folder, work, own, shared=ranks.of > 1)
             except TpackError as error:
                 # a source that is refused is refused again; a disk may have room another time
                 if ranks.of == 1 and not options.resume and not isinstance(error, StorageError):
@@ -143,7 +128,7 @@ def convert_folder(folder: Folder) -> ConversionReport:
             work.leave(ranks.number, ranks.of, target)
         else:
             work.remove()
-    return report or _unfinished(folder, work, needs)
+    return report or _unfinished(folder, work)
 
 
 def _check_target(folder: Folder) -> None:
@@ -169,37 +154,32 @@ def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionRep
     """
     reports = {}
     for place, source in folder.source.parts.items():
-        options = folder.options
         target = (work.output if work else folder.target) / place
-        asked = options.exact or options.quantize != Options().quantize
-        part = Folder(
-            source,
-            replace(
-                options,
-                exact=options.exact or not asked,
-                dry_run=work is None,
-                resume=False,
-                force=False,
-            ),
-            None,
-            target,
-            place,
-            work.folder / f"part-{place}" if work else None,
-        )
-        try:
-            make_plan(source, part.options, None)
-        except InputError:  # no weights to pack among its tensors
-            part = replace(part, as_it_is=True)
-        except NotTernaryError:  # as below
-            pass
+        spools = work.folder / f"part-{place}" if work else None
+        part = Folder(_part(source, folder.job.options), target, place, spools)
         with locate(file=source.label):
             try:
                 reports[place] = convert_folder(part)
             except NotTernaryError:
-                if options.exact:
+                if folder.job.options.exact:
                     raise
-                reports[place] = convert_folder(replace(part, as_it_is=True))
+                job = Job.of(source, part.job.options, as_it_is=True)
+                reports[place] = convert_folder(replace(part, job=job))
     return reports
+
+
+def _part(source: Source, options: Options) -> Job:
+    """The conversion of a sub-folder, by the options of the whole."""
+    asked = options.exact or options.quantize != Options().quantize
+    careful = replace(options, exact=options.exact or not asked, resume=False, force=False)
+    try:
+        return Job.of(source, careful)
+    except NotTernaryError:
+        if options.exact:
+            raise
+    except InputError:  # no weights to pack among its tensors
+        pass
+    return Job.of(source, careful, as_it_is=True)
 
 
 def _about_name(target: Path) -> list[str]:
@@ -208,21 +188,19 @@ def _about_name(target: Path) -> list[str]:
     return [f"{target.name} is a folder, as the source is one"] if named else []
 
 
-def _pack_own(
-    folder: Folder, plan: Plan, work: Work, ranks: Ranks, stack: ExitStack
-) -> dict[int, Batch]:
+def _pack_own(job: Job, work: Work, ranks: Ranks, stack: ExitStack) -> dict[int, Batch]:
     """Pack the shards of this process that are not there yet; gives all of its shards."""
-    shards = folder.source.shards
-    sizes = [sum(folder.source.tensors[name].nbytes for name in shard.names) for shard in shards]
+    plan, shards = job.plan, job.shards
+    sizes = [sum(job.source.tensors[name].nbytes for name in names) for _, names in shards]
     batches: dict[int, Batch] = {}
     cases = Cases(plan)
     done = 0
     for position in ranks.own(sizes):
-        number, shard = position + 1, shards[position]
+        number, (label, names) = position + 1, shards[position]
         batch = work.load(number, plan, stack)
         if batch is None:
             spool = stack.enter_context(work.spool(number))
-            batch = pack_batch(cases, shard.names, spool, str(shard.path), done)
+            batch = pack_batch(cases, names, spool, label, done)
             if not batch.refused:
                 work.finish(number, batch)
         batches[number] = batch
@@ -233,16 +211,10 @@ def _pack_own(
 
 
 def _finish(
-    folder: Folder,
-    plan: Plan,
-    work: Work,
-    needs: Needs,
-    own: Mapping[int, Batch],
-    *,
-    shared: bool,
+    folder: Folder, work: Work, own: Mapping[int, Batch], *, shared: bool
 ) -> ConversionReport | None:
     """Write the output if all shards are packed and nobody else does."""
-    count = len(folder.source.shards)
+    job, count = folder.job, len(folder.source.shards)
     if not all(number in own or work.has(number) for number in range(1, count + 1)):
         return None
     with work.lock("finish", wait=True), ExitStack() as stack:
@@ -250,131 +222,48 @@ def _finish(
             return None
         batches = []
         for number in range(1, count + 1):
-            batch = own.get(number) or work.load(number, plan, stack)
+            batch = own.get(number) or work.load(number, job.plan, stack)
             if batch is None:
                 return None
             batches.append(batch)
-        check_refused(batches, plan)
+        check_refused(batches, job.plan)
         out = work.output
         if out.exists():
             shutil.rmtree(out)
         out.mkdir()
-        notes = _about_name(folder.target)
-        sizes = _write_shards(folder, batches, out, notes)
-        reports = _reports(folder, batches)
+        job.plan.notes.extend(_about_name(folder.target))
+        sink = Shards(out, [shard.output for shard in folder.source.shards])
+        report = write_outputs(job, batches, sink, folder.target)
         parts = _convert_parts(folder, work)
-        _write_beside(folder, batches, reports, parts, sizes, out)
+        _write_beside(folder, report, parts, sink)
         if shared:
             work.mark_done()
-        work.publish(folder.target, force=folder.options.force)
+        work.publish(folder.target, force=job.options.force)
         sync_folder(folder.target.parent)
-    report = ConversionReport(
-        str(folder.target),
-        folder.source.nbytes,
-        sum(sizes),
-        tuple(reports),
-        (*folder.source.notes, *plan.notes, *notes),
-        needs.memory,
-        needs.disk,
-        (*folder.source.warnings, *plan.warnings, *warnings(batches, plan)),
-    )
     return with_parts(report, parts)
 
 
-def _write_shards(
-    folder: Folder, batches: Sequence[Batch], out: Path, notes: list[str]
-) -> list[int]:
-    """Write the shards; returns their sizes."""
-    source, options = folder.source, folder.options
-    documents = describe(batches, source, folder.program, options, notes)
-    pieces = [list(batch.pieces()) for batch in batches]
-    total = sum(piece.nbytes for group in pieces for piece in group)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        options.progress("writing", done, total)
-
-    return [
-        write_checkpoint(
-            out / shard.output,
-            document,
-            group,
-            metadata=source.metadata if not number else {},
-            progress=advance,
-        )
-        for number, (shard, document, group) in enumerate(
-            zip(source.shards, documents, pieces, strict=True)
-        )
-    ]
-
-
 def _write_beside(
-    folder: Folder,
-    batches: Sequence[Batch],
-    reports: Sequence[TensorReport],
-    parts: Mapping[str, ConversionReport],
-    sizes: Sequence[int],
-    out: Path,
+    folder: Folder, report: ConversionReport, parts: Mapping[str, ConversionReport], sink: Shards
 ) -> None:
     """Write what goes beside the shards, and bring all of it to the disk."""
-    write_copies(folder.source, out)
-    write_config(folder.source, out, inner=bool(folder.place))
-    if len(batches) > 1:
-        write_shard_index(folder.source, batches, reports, out)
+    source, out = folder.source, sink.folder
+    write_copies(source, out)
+    write_config(source, out, inner=bool(folder.place))
+    if len(source.shards) > 1:
+        sink.write_index(total_parameters=sum(math.prod(row.shape) for row in report.tensors))
     else:
-        assert folder.source.shards[0].output == SINGLE
+        assert source.shards[0].output == SINGLE
     if not folder.place:
-        rows = [row for place, part in parts.items() for row in named_rows(place, part)]
-        size = sum(sizes) + sum(part.output_bytes for part in parts.values())
-        write_text(out / "README.md", model_card(folder.source, [*reports, *rows], size))
-    elif folder.source.card:
-        write_text(out / "README.md", folder.source.card)
-    for place in {out, *((out / name).parent for name in folder.source.copies)}:
+        whole = with_parts(report, parts)
+        write_text(out / "README.md", model_card(source, whole.tensors, whole.output_bytes))
+    elif source.card:
+        write_text(out / "README.md", source.card)
+    for place in {out, *((out / name).parent for name in source.copies)}:
         sync_folder(place)
 
 
-def _reports(folder: Folder, batches: Sequence[Batch]) -> list[TensorReport]:
-    return [
-        report
-        for batch, shard in zip(batches, folder.source.shards, strict=True)
-        for report in batch.reports(folder.source, shard.names)
-    ]
-
-
-def _measure(folder: Folder, plan: Plan, needs: Needs) -> ConversionReport:
-    """Pack into nowhere: the report of a conversion, with its exact size."""
-    batches: list[Batch] = []
-    notes: list[str] = []
-    cases = Cases(plan)
-    with ExitStack() as stack:
-        done = 0
-        for shard in folder.source.shards:
-            spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=64 << 20))
-            batches.append(pack_batch(cases, shard.names, spool, str(shard.path), done))
-            done += sum(folder.source.tensors[name].nbytes for name in shard.names)
-        check_refused(batches, plan)
-        documents = describe(batches, folder.source, folder.program, folder.options, notes)
-        size = sum(
-            checkpoint_size(document, list(batch.pieces()), {} if n else folder.source.metadata)
-            for n, (document, batch) in enumerate(zip(documents, batches, strict=True))
-        )
-        reports = _reports(folder, batches)
-    report = ConversionReport(
-        None,
-        folder.source.nbytes,
-        size,
-        tuple(reports),
-        (*folder.source.notes, *plan.notes, *notes),
-        needs.memory,
-        needs.disk,
-        (*folder.source.warnings, *plan.warnings, *warnings(batches, plan)),
-    )
-    return with_parts(report, _convert_parts(folder, None))
-
-
-def _unfinished(folder: Folder, work: Work, needs: Needs) -> ConversionReport:
+def _unfinished(folder: Folder, work: Work) -> ConversionReport:
     """The report of a process that left the rest to others."""
     shards = folder.source.shards
     missing = [number for number in range(1, len(shards) + 1) if not work.has(number)]
@@ -390,9 +279,9 @@ def _unfinished(folder: Folder, work: Work, needs: Needs) -> ConversionReport:
                 "those of this process: run every rank with the same options"
             )
             break
-    return ConversionReport(None, folder.source.nbytes, 0, (), (*notes,), needs.memory, needs.disk)
+    return unwritten(folder.source, *notes, needs=folder.job.needs)
 
 
-def _late(folder: Folder, work: Work, ranks: Ranks, needs: Needs) -> ConversionReport:
+def _late(folder: Folder, work: Work, ranks: Ranks) -> ConversionReport:
     work.leave(ranks.number, ranks.of, folder.target)
-    return _unfinished(folder, work, needs)
+    return _unfinished(folder, work)

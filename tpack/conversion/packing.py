@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tpack.codec import Scale, pack, rows_and_columns, unpack
-from tpack.container import Piece, TernaryEntry, digest
+from tpack.container import TernaryEntry
 from tpack.container.header import CHUNK
 from tpack.conversion.cases import Cases, Left, as_weight
 from tpack.conversion.plan import Plan
-from tpack.dtypes import BY_NAME
+from tpack.describing import Packer, Stored
 from tpack.errors import NotTernaryError, locate
 from tpack.options import Options
 from tpack.quantize import Fit, encode_blocks, widen
-from tpack.quantize.fitting import repeat_scale
-from tpack.report import TensorReport
 from tpack.sources import PackedTensor, Source, SourceTensor
 
 Array = npt.NDArray[Any]
@@ -45,17 +40,6 @@ class Packed:
     offset: int
     length: int
     sha256: str
-
-    def at(self, wanted: Scale) -> Packed:
-        """The same weight with its scale repeated to a finer granularity."""
-        if str(wanted) == self.entry.scale:
-            return self
-        entry = replace(self.entry, scale=str(wanted), divisor=None)
-        old = Scale.parse(self.entry.scale)
-        columns = rows_and_columns(entry.shape, entry.split)[1]
-        scale = repeat_scale(self.scale, old, wanted, columns, entry.scale_shape)
-        entry = replace(entry, scale_sha256=digest([scale.tobytes()]))
-        return replace(self, entry=entry, scale=scale)
 
 
 @dataclass
@@ -86,51 +70,26 @@ class Batch:
         for tensor, reason in plan.as_kept(name, why.kind):
             self.kept[tensor.name], self.reasons[tensor.name] = tensor, reason
 
-    def pieces(self) -> Iterator[Piece]:
+    def stored(self, source: Source) -> Iterator[Stored]:
         """Every tensor of the output."""
         for name, tensor in self.kept.items():
-            yield Piece(name, tensor.dtype, tensor.shape, tensor.chunks)
+            trained = source.trained.get(name)
+            yield Stored(name, tensor.shape, tensor.dtype, tensor.chunks, trained)
         for name, item in self.packed.items():
-            entry = item.entry
-            yield Piece.of(f"{name}_scale", item.dtype, entry.scale_shape, item.scale)
-            chunks = partial(self._spooled, item)
-            yield Piece(f"{name}_packed", "uint8", entry.packed_shape, chunks, item.sha256)
+            yield Stored(
+                name,
+                item.entry.shape,
+                item.dtype,
+                partial(self._spooled, item),
+                entry=item.entry,
+                scale=item.scale,
+                sha256=item.sha256,
+            )
 
     def _spooled(self, item: Packed) -> Iterator[bytes]:
         self.spool.seek(item.offset)
         for start in range(0, item.length, CHUNK):
             yield self.spool.read(min(CHUNK, item.length - start))
-
-    def reports(self, source: Source, names: Iterable[str]) -> Iterator[TensorReport]:
-        """What became of the tensors ``names``, and of what shares their storage."""
-        names = list(names)
-        for name in names:
-            if name in self.packed:
-                yield _packed_report(name, self.packed[name])
-            elif name in self.kept:
-                tensor = self.kept[name]
-                bits = 8.0 * BY_NAME[tensor.dtype].size
-                left = name in self.left and not self.left[name].silent
-                yield TensorReport(
-                    name, "kept", None, None, 0.0, bits, tensor.shape, self.reasons[name], left
-                )
-        for name, target in source.aliases.items():
-            if target in names:
-                shape = source.tensors[target].shape
-                yield TensorReport(name, "kept", None, None, 0.0, 0.0, shape, f"shares {target}")
-
-
-def _packed_report(name: str, item: Packed) -> TensorReport:
-    entry = item.entry
-    return TensorReport(
-        name,
-        "packed" if entry.method == "exact" else "quantized",
-        entry.scale,
-        entry.method,
-        entry.relative_error or 0.0,
-        round(8 * (item.length + item.scale.nbytes) / math.prod(entry.shape), 4),
-        entry.shape,
-    )
 
 
 def pack_batch(
@@ -167,11 +126,11 @@ def _pack(name: str, cases: Cases, batch: Batch) -> None:
     tensor, split = cases.plan.weights[name]
     options = cases.plan.options
     if isinstance(tensor, PackedTensor):
-        batch.packed[name] = _take(tensor, options, batch.spool)
+        batch.packed[name] = _packed(tensor, options, batch.spool)
         return
     found, detected = cases.of(name)
     if isinstance(found, Fit):
-        batch.packed[name] = _encode(tensor, split, found, options, batch.spool)
+        batch.packed[name] = _encoded(tensor, split, found, options, batch.spool)
         batch.zero += [name] * detected.zero
     elif found.refused:
         batch.refused[name] = found
@@ -179,51 +138,7 @@ def _pack(name: str, cases: Cases, batch: Batch) -> None:
         batch.leave(name, found, cases.plan)
 
 
-class _Sink:
-    """Takes packed rows: digests them in layout t2, and spools them in the layout wanted."""
-
-    def __init__(self, spool: IO[bytes], layout: str) -> None:
-        self.spool, self.layout = spool, layout
-        self.offset = spool.tell()
-        self.state = hashlib.sha256()
-        self.stored = self.state if layout == "t2" else hashlib.sha256()
-
-    def rows(self, canonical: npt.NDArray[np.uint8], columns: int) -> None:
-        self.state.update(canonical)
-        if self.layout != "t2":
-            canonical = pack(unpack(canonical, columns), self.layout)
-            self.stored.update(canonical)
-        self.spool.write(canonical)
-
-    def packed(self, entry: TernaryEntry, scale: Array, dtype: str) -> Packed:
-        entry = replace(
-            entry, sha256=self.state.hexdigest(), scale_sha256=digest([scale.tobytes()])
-        )
-        length = self.spool.tell() - self.offset
-        return Packed(entry, scale, dtype, self.offset, length, self.stored.hexdigest())
-
-
-def _encode(
-    tensor: SourceTensor, split: int, found: Fit, options: Options, spool: IO[bytes]
-) -> Packed:
-    """Append the trits of a fitted weight, packed, to the spool."""
-    sink = _Sink(spool, options.layout)
-    error = float(f"{encode_blocks(as_weight(tensor, split), found, sink.rows):.3e}")
-    entry = TernaryEntry(
-        shape=tensor.shape,
-        split=split,
-        layout=options.layout,
-        scale=str(found.granularity),
-        method=found.method,
-        source_dtype=tensor.dtype_unpacked(found.method),
-        relative_error=error,
-        sha256="",
-        scale_sha256="",
-    )
-    return sink.packed(entry, found.scale, found.dtype)
-
-
-def _take(tensor: PackedTensor, options: Options, spool: IO[bytes]) -> Packed:
+def _packed(tensor: PackedTensor, options: Options, spool: IO[bytes]) -> Packed:
     """Append a weight that comes packed to the spool, as it is.
 
     Raises:
@@ -231,19 +146,36 @@ def _take(tensor: PackedTensor, options: Options, spool: IO[bytes]) -> Packed:
     """
     if not np.isfinite(widen(tensor.scale, tensor.scale_dtype)).all():
         raise NotTernaryError("has a scale that is NaN or infinite, expected finite numbers.")
-    sink = _Sink(spool, options.layout)
+    packer, offset = Packer(options.layout, spool.write), spool.tell()
     for _, rows in tensor.blocks():
-        sink.rows(rows, tensor.shape[-1])
-    entry = TernaryEntry(
-        shape=tensor.shape,
-        split=tensor.split,
-        layout=options.layout,
-        scale=str(tensor.granularity),
+        packer.rows(rows, tensor.shape[-1])
+    entry = packer.entry(
+        tensor.shape,
+        tensor.split,
+        tensor.granularity,
+        tensor.scale,
+        tensor.dtype,
         method="exact",
-        source_dtype=tensor.dtype,
         relative_error=0.0,
-        sha256="",
-        scale_sha256="",
         divisor=tensor.divisor,
     )
-    return sink.packed(entry, tensor.scale, tensor.scale_dtype)
+    length = spool.tell() - offset
+    return Packed(entry, tensor.scale, tensor.scale_dtype, offset, length, packer.sha256)
+
+
+def _encoded(
+    tensor: SourceTensor, split: int, found: Fit, options: Options, spool: IO[bytes]
+) -> Packed:
+    """Append the trits of a fitted weight, packed, to the spool."""
+    packer, offset = Packer(options.layout, spool.write), spool.tell()
+    error = float(f"{encode_blocks(as_weight(tensor, split), found, packer.rows):.3e}")
+    entry = packer.entry(
+        tensor.shape,
+        split,
+        found.granularity,
+        found.scale,
+        tensor.dtype_unpacked(found.method),
+        method=found.method,
+        relative_error=error,
+    )
+    return Packed(entry, found.scale, found.dtype, offset, spool.tell() - offset, packer.sha256)

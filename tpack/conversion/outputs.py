@@ -1,0 +1,214 @@
+"""From a plan to a report: pack, describe, write. A file is a folder of one shard."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpack.container import Origin, digest
+from tpack.conversion.captures import packed_note
+from tpack.conversion.cases import Cases
+from tpack.conversion.needs import Needs, check_room
+from tpack.conversion.packing import Batch, pack_batch
+from tpack.conversion.plan import Plan, everything_kept, make_plan
+from tpack.conversion.running import about_experts, about_forward
+from tpack.conversion.telling import check_refused, warnings
+from tpack.describing import Advance, Description, Output, Stored, describe
+from tpack.dtypes import BY_NAME
+from tpack.errors import locate
+from tpack.layerdef import Program
+from tpack.options import Options
+from tpack.report import ConversionReport, TensorReport
+from tpack.sources import Source
+
+if TYPE_CHECKING:
+    from tpack.capturing import Captured
+
+#: Takes what a file is written from, and what to call with bytes that are written; returns the
+#: size of the file. Called for each file, in order.
+Sink = Callable[[Output, Advance], int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is converted, and what becomes of each tensor.
+
+    Attributes:
+        program: the LayerDefs that decide what is packed, if there are any.
+        trace: a captured computation, whose LayerDefs follow from what was packed.
+    """
+
+    source: Source
+    options: Options
+    plan: Plan
+    needs: Needs
+    program: Program | None = None
+    trace: Captured | None = None
+
+    @classmethod
+    def of(
+        cls,
+        source: Source,
+        options: Options,
+        program: Program | None = None,
+        trace: Captured | None = None,
+        *,
+        as_it_is: bool = False,
+    ) -> Job:
+        """Plan a conversion; errors as of ``make_plan``.
+
+        Args:
+            as_it_is: keep all tensors.
+        """
+        with locate(file=source.label):
+            plan = everything_kept(source) if as_it_is else make_plan(source, options, program)
+            if trace is not None:
+                plan.restrict(trace.program(plan.weights))
+        return cls(source, options, plan, Needs.of(plan, source, options), program, trace)
+
+    @property
+    def shards(self) -> list[tuple[str, Collection[str]]]:
+        """The files of the source, each with the names of its tensors."""
+        if not self.source.shards:
+            return [(self.source.label, self.source.tensors)]
+        return [(str(shard.path), shard.names) for shard in self.source.shards]
+
+
+def unwritten(source: Source, *notes: str, needs: Needs = Needs(0, 0)) -> ConversionReport:  # noqa: B008
+    """The report of a process that leaves the output to others."""
+    return ConversionReport(None, source.nbytes, 0, (), notes, needs.memory, needs.disk)
+
+
+def convert_file(job: Job, target: Path) -> ConversionReport:
+    """Convert a source into one file."""
+    if job.options.dry_run:
+        return measure(job)
+    check_room(target.parent, job.needs)
+
+    def sink(output: Output, advance: Advance) -> int:
+        return output.write(target, force=job.options.force, advance=advance)
+
+    return _at_once(job, sink, target)
+
+
+def measure(job: Job) -> ConversionReport:
+    """Convert a source into nothing; the report has the exact size."""
+    return _at_once(job, lambda output, _: output.size, None)
+
+
+def _at_once(job: Job, sink: Sink, target: Path | None) -> ConversionReport:
+    """Pack all shards into nameless files beside the output, and write them."""
+    folder = None if target is None else str(target.parent)
+    cases, batches, done = Cases(job.plan), [], 0
+    with ExitStack() as stack:
+        for label, names in job.shards:
+            spool = stack.enter_context(tempfile.SpooledTemporaryFile(max_size=1 << 20, dir=folder))
+            batches.append(pack_batch(cases, names, spool, label, done))
+            done += sum(job.source.tensors[name].nbytes for name in names)
+        return write_outputs(job, batches, sink, target)
+
+
+def write_outputs(
+    job: Job, batches: Sequence[Batch], sink: Sink, target: Path | None
+) -> ConversionReport:
+    """Describe what was packed and write it, one file for each batch.
+
+    Args:
+        sink: takes the files.
+        target: the output that they are or belong to; None if nothing is written.
+
+    Raises:
+        NotTernaryError: a weight that must be packed is not ternary.
+        LayerDefError: what was packed does not fit the LayerDefs.
+        StorageError: no room for the files.
+    """
+    source, plan = job.source, job.plan
+    check_refused(batches, plan)
+    notes: list[str] = []
+    description = _described(job, batches, notes)
+    outputs = description.files([[*batch.kept, *batch.packed] for batch in batches])
+    spooled = sum(item.length for batch in batches for item in batch.packed.values())
+    total = sum(output.nbytes for output in outputs)
+    needs = job.needs.with_output(spooled, total)
+    if target is not None:
+        check_room(target.parent, needs.left(spooled))
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        job.options.progress("writing", done, total)
+
+    size = sum(sink(output, advance) for output in outputs)
+    return ConversionReport(
+        None if target is None else str(target),
+        source.nbytes,
+        size,
+        tuple(_reports(job, batches, description)),
+        (*source.notes, *plan.notes, *notes),
+        needs.memory,
+        needs.disk,
+        (*source.warnings, *plan.warnings, *warnings(batches, plan)),
+    )
+
+
+def _described(job: Job, batches: Sequence[Batch], notes: list[str]) -> Description:
+    """Describe what was packed, and note what cannot be said or run of it."""
+    source, trace = job.source, job.trace
+    stored = {one.name: one for batch in batches for one in batch.stored(source)}
+    packed = [name for batch in batches for name in batch.packed]
+    program = job.program if trace is None else trace.program(packed)
+    digests = {key: digest([value.encode()]) for key, value in source.metadata.items()}
+    description = describe(
+        [stored[name] for name in source.tensors if name in stored],
+        program,
+        origin=Origin(metadata=source.metadata, digests=digests),
+        aliases=source.aliases,
+        int8_inputs=source.int8_inputs,
+    )
+    if description.program is None:
+        notes.append(f"no LayerDefs: {description.problem}")
+    elif program is None:
+        notes += about_forward(source, description.program)
+    if trace is not None:
+        notes += packed_note(trace, description)
+    source.warnings += about_experts(source, packed)
+    return description
+
+
+def _reports(
+    job: Job, batches: Sequence[Batch], description: Description
+) -> Iterator[TensorReport]:
+    """What became of each tensor, and of what shares its storage."""
+    source = job.source
+    for batch, (_, names) in zip(batches, job.shards, strict=True):
+        for name in names:
+            if (one := description.tensors.get(name)) is not None:
+                yield _report(one, batch)
+        for name, target in source.aliases.items():
+            if target in names:
+                shape = source.tensors[target].shape
+                yield TensorReport(name, "kept", None, None, 0.0, 0.0, shape, f"shares {target}")
+
+
+def _report(one: Stored, batch: Batch) -> TensorReport:
+    name, entry = one.name, one.entry
+    if entry is None:
+        bits = 8.0 * BY_NAME[one.dtype].size
+        left = name in batch.left and not batch.left[name].silent
+        reason = batch.reasons[name]
+        return TensorReport(name, "kept", None, None, 0.0, bits, one.shape, reason, left)
+    return TensorReport(
+        name,
+        "packed" if entry.method == "exact" else "quantized",
+        entry.scale,
+        entry.method,
+        entry.relative_error or 0.0,
+        round(8 * one.nbytes / math.prod(entry.shape), 4),
+        entry.shape,
+    )
