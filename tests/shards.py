@@ -2,16 +2,11 @@
 
 import json
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
+from tensors import trits
 
 CONFIG = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "_name_or_path": "org/base"}
-
-
-def trits(*shape, seed=0):
-    values = np.random.default_rng(seed).integers(-1, 2, shape)
-    return torch.from_numpy(values).float()
 
 
 def model(layers=4):

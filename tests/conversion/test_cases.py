@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from tensors import noise, ternary
 from torch import nn
 from weight_kinds import BEGIN, END, table
 
@@ -16,22 +17,13 @@ from tpack.errors import NotTernaryError
 from tpack.layerdef import LayerDef, Param
 
 
-def trits(*shape, seed=0, scale=0.05):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, 2, shape, generator=generator) * scale
-
-
-def noise(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.1
-
-
 def actions(report):
     return {tensor.name: tensor.action for tensor in report.tensors}
 
 
 #: A ternary language model with a float tower beside it.
 MIXED = {
-    "model.language_model.layers.0.mlp.up_proj.weight": trits(128, 64),
+    "model.language_model.layers.0.mlp.up_proj.weight": ternary(128, 64),
     "model.visual.blocks.0.attn.qkv.weight": noise(192, 64),
     "model.visual.blocks.1.attn.qkv.weight": noise(192, 64, seed=1),
     "norm_out.linear.weight": noise(128, 64),
@@ -148,7 +140,7 @@ def make_again(make, tmp_path):
 
 
 def test_a_pattern_of_exclude_names_no_ternary_weight(tmp_path):
-    state = {f"layers.{n}.up.weight": trits(32, 64, seed=n) for n in range(3)}
+    state = {f"layers.{n}.up.weight": ternary(32, 64, seed=n) for n in range(3)}
     state["layers.1.up.weight"] = noise(32, 64)
     state["layers.[a].weight"] = noise(32, 64)
     with pytest.raises(NotTernaryError) as caught:
@@ -175,7 +167,7 @@ def test_what_is_ternary_by_chance_says_nothing_of_the_others(chance, tmp_path):
 
 
 def test_weights_that_are_all_zero_are_counted(tmp_path):
-    state = {"a.weight": trits(64, 64)} | {f"b.{n}.weight": torch.zeros(64, 64) for n in range(2)}
+    state = {"a.weight": ternary(64, 64)} | {f"b.{n}.weight": torch.zeros(64, 64) for n in range(2)}
     report = tpack.convert(state, tmp_path / "out")
     assert report.warnings == ("2 weights (b.0–1 ×2) are all zero. Is the source complete?",)
 
@@ -192,7 +184,7 @@ def test_a_weight_that_a_pattern_keeps_still_tells_what_model_it_is(tmp_path):
 
 
 def test_float64_that_float32_cannot_hold_is_packed_and_said(tmp_path):
-    state = {"a.weight": trits(64, 64).sign().double() * 0.1, "b.weight": trits(64, 64)}
+    state = {"a.weight": ternary(64, 64).sign().double() * 0.1, "b.weight": ternary(64, 64)}
     report = tpack.convert(state, tmp_path / "out")
     assert actions(report) == {"a.weight": "quantized", "b.weight": "packed"}
     (warning,) = report.warnings
@@ -221,7 +213,7 @@ def test_what_is_cast_is_not_called_bit_for_bit(tmp_path):
 
 @pytest.mark.parametrize("shape", [(), (1,), (64, 1), (64, 2)])
 def test_a_scale_that_nobody_calls_so_is_not_rounded_and_is_told_of(shape, tmp_path):
-    state = {"a.weight": trits(64, 96, scale=1).to(torch.int8), "a.alpha": noise(*shape)}
+    state = {"a.weight": ternary(64, 96, scale=1).to(torch.int8), "a.alpha": noise(*shape)}
     report = tpack.convert(state | MASTERS, tmp_path / "out", quantize="absmean")
     assert actions(report)["a.alpha"] == "kept"
     assert any("a.alpha beside it may be its scale" in warning for warning in report.warnings)
@@ -278,7 +270,7 @@ def test_a_capture_knows_embeddings_and_heads(tmp_path):
 
     with torch.no_grad():
         for layer in (model.a, model.tok, model.c):
-            layer.weight.copy_(trits(*layer.weight.shape))
+            layer.weight.copy_(ternary(*layer.weight.shape))
     report = tpack.convert(model, tmp_path / "out", example_args=args, force=True)
     assert actions(report) == {"a.weight": "kept", "tok.weight": "packed", "c.weight": "packed"}
     torch.testing.assert_close(tpack.load(tmp_path / "out")(*args), model(*args))
@@ -287,7 +279,7 @@ def test_a_capture_knows_embeddings_and_heads(tmp_path):
 def test_a_captured_model_keeps_what_is_not_ternary(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 40), nn.Tanh()).eval()
-    model[0].weight.data = trits(48, 32)
+    model[0].weight.data = ternary(48, 32)
     args = (torch.randn(3, 32),)
     report = tpack.convert(model, tmp_path / "out", example_args=args)
     assert actions(report)["2.weight"] == "kept"
@@ -299,7 +291,7 @@ def test_layerdefs_that_declare_a_weight_ternary(tmp_path):
         "Net",
         [Param("a", "TernaryTensor", [64, 48]), Param("b", "TernaryTensor", [48, 32])],
     )
-    state = {"a": trits(64, 48), "b": noise(48, 32)}
+    state = {"a": ternary(64, 48), "b": noise(48, 32)}
     with pytest.raises(NotTernaryError, match="declare it as a Tensor"):
         tpack.convert(state, tmp_path / "out", layerdef=layer)
     report = tpack.convert(state, tmp_path / "out", layerdef=layer, quantize="absmean")

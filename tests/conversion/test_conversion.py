@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from conversion_sources import noise, rows, trits
+from conversion_sources import rows
 from safetensors.torch import load_file, save_file
+from tensors import noise, trits
 from torch import nn
 
 import tpack

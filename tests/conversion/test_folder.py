@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from shards import contents, model, trits, write_shards
+from shards import contents, model, write_shards
+from tensors import trits
 
 import tpack
 from tpack.container import INDEX, Checkpoint

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
-from conversion_sources import model, rows, trits
+from conversion_sources import model, rows
 from safetensors.torch import load_file
+from tensors import trits
 
 import tpack
 from tpack.container import Checkpoint

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conversion_sources import noise, trits
 from safetensors.torch import save_file
+from tensors import noise, trits
 
 import tpack
 from tpack.container import Checkpoint

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from tensors import ternary
 
 import tpack
 from tpack.errors import InputError, NotTernaryError
@@ -16,11 +17,6 @@ from tpack.sources import open_source
 
 #: Runs code for whoever unpickles it.
 EVIL = b"\x80\x04cos\nsystem\n(S'echo ran > ran'\ntR."
-
-
-def trits(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, 2, shape, generator=generator) * 0.5
 
 
 def write(root, files):
@@ -44,7 +40,7 @@ def contents(folder):
 
 @pytest.fixture
 def source(tmp_path):
-    return write(tmp_path / "src", {"model.safetensors": {"a.weight": trits(8, 8)}})
+    return write(tmp_path / "src", {"model.safetensors": {"a.weight": ternary(8, 8)}})
 
 
 @pytest.fixture
@@ -69,9 +65,9 @@ def test_what_a_trainer_saved_is_never_opened(tmp_path, target, monkeypatch, wei
     files = dict.fromkeys(TRAINER, EVIL) | {"global_step5/mp_rank_00_model_states.pt": EVIL}
     if weights == "shards":
         for n in (1, 2):
-            files[f"model-0000{n}-of-00002.safetensors"] = {f"a.{n}.weight": trits(8, 8)}
+            files[f"model-0000{n}-of-00002.safetensors"] = {f"a.{n}.weight": ternary(8, 8)}
     else:
-        files[weights] = {"a.weight": trits(8, 8)}
+        files[weights] = {"a.weight": ternary(8, 8)}
     report = tpack.convert(write(tmp_path / "src", files), target, exact=True)
     (note,) = (note for note in report.notes if "trainer" in note)
     assert note.startswith("left out what a trainer saved: custom_checkpoint_0.pkl, global_step5/")
@@ -93,7 +89,7 @@ def test_a_scheduler_of_a_model_is_no_trainers(source, target):
 @pytest.mark.parametrize(
     "files",
     [
-        {"adapter_model.safetensors": {"x.lora_A.weight": trits(4, 8)}},
+        {"adapter_model.safetensors": {"x.lora_A.weight": ternary(4, 8)}},
         {"adapter_model.bin": EVIL, "adapter_config.json": "{}"},
         {"lora/adapter_model.bin": EVIL, "lora/adapter_config.json": "{}"},
     ],
@@ -110,7 +106,7 @@ def test_an_adapter_is_said_to_be_left_out(source, target, files):
 
 def test_an_adapter_alone_is_refused(tmp_path, target):
     folder = tmp_path / "a"
-    write(folder, {"adapter_model.safetensors": {"x.lora_A.weight": trits(4, 8)}})
+    write(folder, {"adapter_model.safetensors": {"x.lora_A.weight": ternary(4, 8)}})
     with pytest.raises(InputError, match=r"holds an adapter, .* Merge it into its model first"):
         tpack.convert(folder, target)
 
@@ -126,7 +122,7 @@ def test_other_files_of_weights_are_named(source, target):
 
 
 def test_a_folder_with_weights_that_nothing_names(source, target):
-    write(source, {"vision/model.safetensors": {"b.weight": trits(8, 8)}})
+    write(source, {"vision/model.safetensors": {"b.weight": ternary(8, 8)}})
     report = tpack.convert(source, target)
     (warning,) = report.warnings
     assert "left out vision/" in warning
@@ -136,7 +132,7 @@ def test_a_folder_with_weights_that_nothing_names(source, target):
 
 
 def test_a_pipeline_without_weights_of_its_own(tmp_path, target):
-    files = {f"{name}/model.safetensors": {"a.weight": trits(8, 8)} for name in ("unet", "vae")}
+    files = {f"{name}/model.safetensors": {"a.weight": ternary(8, 8)} for name in ("unet", "vae")}
     write(tmp_path / "src", files | {"model_index.json": "{}", "scheduler/a.json": "{}"})
     with pytest.raises(InputError, match=r"folders unet, vae do. Convert each: .*unet") as caught:
         tpack.convert(tmp_path / "src", target)
@@ -220,7 +216,10 @@ def transformer(source):
             "modules.json": json.dumps(entries),
             "1_Pooling/config.json": '{"mode": "mean"}',
             "2_Dense/config.json": '{"in_features": 8}',
-            "2_Dense/model.safetensors": {"linear.weight": trits(4, 8), "linear.bias": trits(4)},
+            "2_Dense/model.safetensors": {
+                "linear.weight": ternary(4, 8),
+                "linear.bias": ternary(4),
+            },
         },
     )
 
@@ -298,7 +297,7 @@ def test_verify_walks_sub_folders(transformer, target, tmp_path):
         "folder '2_Dense' of the source is not in the checkpoint."
     ]
     other = write(tmp_path / "other", {"m/a.txt": "x"})
-    save_file({"a.weight": trits(8, 8), "b.weight": trits(8, 8)}, other / "model.safetensors")
+    save_file({"a.weight": ternary(8, 8), "b.weight": ternary(8, 8)}, other / "model.safetensors")
     assert not tpack.verify(target, other).ok
 
 
@@ -323,7 +322,7 @@ def test_processes_and_resumed_runs_convert_it_once(transformer, target, tmp_pat
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "a/b", ""])
 def test_paths_of_modules_that_lead_elsewhere(transformer, target, tmp_path, path):
-    write(tmp_path / "outside", {"model.safetensors": {"b.weight": trits(8, 8)}})
+    write(tmp_path / "outside", {"model.safetensors": {"b.weight": ternary(8, 8)}})
     (transformer / "modules.json").write_text(json.dumps([{"path": path}]))
     report = tpack.convert(transformer, target)
     assert "left out 2_Dense/" in report.warnings[0]

@@ -7,16 +7,11 @@ import warnings
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from tensors import trits
 
 import tpack
 from tpack.errors import InputError
 from tpack.sources import open_source
-
-
-def trits(*shape, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, 2, shape, generator=generator).float()
-
 
 STATE = {
     "fc.weight": trits(8, 16) * 0.5,
