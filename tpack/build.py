@@ -40,7 +40,7 @@ from tpack.layerdef import (
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.members import Member, Members, members_of
-from tpack.layerdef.ops import OPS, PACKED_OPS, Op, OpParam, torch_name
+from tpack.layerdef.ops import OPS, PACKED_OPS, Op, OpParam
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
 
 Values = dict[str, Any]
@@ -313,7 +313,7 @@ class _Compiler:
                 continue
             step = self.argument(param, value)
             if param.keyword or len(positional) < op.params.index(param):
-                named[torch_name(op.name, param.name)] = step
+                named[param.torch_name] = step
             else:
                 positional.append(step)
 
@@ -353,10 +353,13 @@ def _index(x: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
     return x[indices]
 
 
+_BRACKETS: dict[str, Callable[..., Any]] = {"[]": _index, "[:]": _slice}
+
+
 def op_function(op: Op) -> Callable[..., Any]:
     """The function that a spelling of the table means."""
-    if op.spelling == "[]":
-        return _slice if op.name == "slice" else _index
+    if op.spelling in _BRACKETS:
+        return _BRACKETS[op.spelling]
     home, _, name = op.spelling.rpartition(".")
     if op.spelling.startswith("."):
         # called on the tensor: some methods of the class itself are wrappers that call super()

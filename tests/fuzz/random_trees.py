@@ -7,7 +7,7 @@ from typing import Any
 from drawing import Draw
 
 from tpack.layerdef.builtin import BUILTIN
-from tpack.layerdef.ops import BINARY, OPS, SEVERAL, UNARY, OpParam
+from tpack.layerdef.ops import BINARY, OPS, UNARY, OpParam, has_trait
 
 #: Strings that must reach no source, beside some that may.
 STRINGS = (
@@ -145,7 +145,7 @@ def _constant_of(draw: Draw, param: OpParam) -> Any:
             return draw.one(_DTYPES)
         case "scale":
             return draw.one(("tensor", "row", "column", "group:4"))
-        case "ints":
+        case "ints" | "window":
             return draw.one((4, 1, [4], [1, 1], [3, 3], []) if draw.chance(4) else (4, 1, 3))
         case "numbers":
             return [draw.one(_NUMBERS)]
@@ -234,7 +234,7 @@ class _Body:
         if draw.chance(64):
             return {"node": "Literal", "value": draw.one((*STRINGS, *_NUMBERS, *_ODD[:-1]))}
         match param.kind:
-            case "tensor" | "tensor?" | "device":
+            case "tensor" | "tensor?" | "ternary" | "device":
                 return self.value(fuel)
             case "tensors":
                 items = [self.value(fuel - 1) for _ in range(1 + draw.below(2))]
@@ -242,7 +242,7 @@ class _Body:
             case "sizes":
                 items = [self.number() for _ in range(draw.below(3))]
                 return {"node": "Tuple", "items": items}
-            case "ints" if draw.chance(2):
+            case "ints" | "window" if draw.chance(2):
                 sizes = [self.value(0) if draw.chance(4) else self.number() for _ in range(2)]
                 return {"node": "Tuple", "items": sizes}
             case "equation":
@@ -259,5 +259,5 @@ class _Body:
                 return {"node": "Literal", "value": value}
 
 
-_OPS = tuple(sorted(set(OPS) - SEVERAL))
-_SEVERAL = tuple(sorted(SEVERAL))
+_SEVERAL = tuple(sorted(op for op in OPS if has_trait(op, "several")))
+_OPS = tuple(sorted(set(OPS) - set(_SEVERAL)))

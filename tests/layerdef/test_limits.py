@@ -350,12 +350,12 @@ FLAT = Param("u", "TernaryTensor", [4])
 @pytest.mark.parametrize(
     ("value", "where"),
     [
-        (call("bit_linear", X, Identifier("f")), ""),
-        (call("bit_linear", X, Identifier("v")), ""),
-        (call("bit_linear", X, Identifier("u")), ""),
-        (call("bit_linear", X, X), ""),
-        (call("bit_linear", X, BinaryOp("+", Identifier("w"), Identifier("w"))), ""),
-        (call("bit_linear", X, Identifier("n.weight")), ""),
+        (call("bit_linear", X, Identifier("f")), ".weight"),
+        (call("bit_linear", X, Identifier("v")), ".weight"),
+        (call("bit_linear", X, Identifier("u")), ".weight"),
+        (call("bit_linear", X, X), ".weight"),
+        (call("bit_linear", X, BinaryOp("+", Identifier("w"), Identifier("w"))), ".weight"),
+        (call("bit_linear", X, Identifier("n.weight")), ".weight"),
         (call("chunk", X, Literal(2)), ""),
         (call("zeros", Literal(2)), ".shape"),
         (call("zeros", X), ".shape"),

@@ -13,7 +13,7 @@ import torch
 from tpack.capturing.graph import Arg, Size, Value
 from tpack.errors import LayerDefError
 from tpack.layerdef import BinaryOp, Expression, FunctionCall, Literal, Tuple, UnaryOp
-from tpack.layerdef.ops import BINARY, OPS, REQUIRED, OpParam
+from tpack.layerdef.ops import BINARY, OPS, REQUIRED, OpParam, takes_device
 
 #: Gives the expression that stands for a value, and for a free size.
 Named = Callable[[Value], Expression]
@@ -44,7 +44,7 @@ def expression(value: Value, named: Named, sized: Sized, device: Expression | No
     given.pop("count", None)
     args: list[Expression] = []
     kwargs: dict[str, Expression] = {}
-    if device is not None and any(param.kind == "device" for param in op.params):
+    if device is not None and takes_device(op.name):
         kwargs["device"] = device
     for param in op.params:
         arg = given.pop(param.name, None)
@@ -85,8 +85,8 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
         return named(arg)
     if isinstance(arg, torch.dtype):
         return Literal(str(arg).removeprefix("torch."))
-    if param.kind in ("ints", "sizes") and isinstance(arg, tuple):
-        if param.kind == "ints" and param.name in _ONE_FOR_ALL and len(set(arg)) == 1:
+    if param.kind in ("ints", "sizes", "window") and isinstance(arg, tuple):
+        if param.kind == "window" and len(set(arg)) == 1:
             return sized(arg[0])
         return Tuple([sized(item) for item in arg])
     if param.kind == "equation":
@@ -103,10 +103,6 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
     if param.kind == "float" and isinstance(arg, int) and not isinstance(arg, bool):
         arg = arg if param.name in ("min", "max") else float(arg)
     return Literal(_number(arg))
-
-
-#: Sizes of windows: one for all dims where they are the same.
-_ONE_FOR_ALL = frozenset({"stride", "padding", "dilation", "kernel_size", "size"})
 
 
 def size_expression(size: Size, known: Mapping[Size, Expression], path: str) -> Expression:

@@ -12,6 +12,8 @@ from tpack.errors import LayerDefError
 from tpack.layerdef import FunctionCall, Identifier, Literal, Param, Return, Tuple
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import MAX_VALUES
+from tpack.layerdef.ops import OPS
+from tpack.layerdef.validation import bind
 from tpack.nn.reference import rotary_frequencies
 
 
@@ -38,20 +40,20 @@ def builtin_layer(
     call = body.statements[0].value
     if len(body.inputs) != 1 or not isinstance(call, FunctionCall):
         return None
-    kind = _KINDS.get(call.function)
-    if kind is None:
+    if call.function not in _NAMES:
         return None
-    names, wanted = kind
-    given = dict(zip(names, call.args, strict=False)) | dict(call.kwargs)
-    first = given.pop(names[0])
-    if first != Identifier(body.inputs[0]):
+    op = OPS[call.function]
+    given = {param.name: value for param, value in bind(op, call, "")}
+    first, *others = (param for param in op.params if param.is_tensor)
+    if given.pop(first.name) != Identifier(body.inputs[0]):
         return None
-    for name in wanted:
-        passed = given.pop(name, Literal(None))
-        stored = _STORED_AS.get(name, name)
-        if passed != (Identifier(stored) if stored in held else Literal(None)):
-            return None
-    extra = set(held) - {_STORED_AS.get(name, name) for name in wanted}
+    wanted = {param.torch_name: given.pop(param.name, Literal(None)) for param in others}
+    if any(
+        passed != (Identifier(name) if name in held else Literal(None))
+        for name, passed in wanted.items()
+    ):
+        return None
+    extra = held.keys() - wanted.keys()
     if extra - ({"num_batches_tracked"} if call.function == "batch_norm" else set()):
         return None
     name = _NAMES[call.function]
@@ -63,19 +65,8 @@ def builtin_layer(
 
 
 _NONE = Param("", "Tensor")
-_STORED_AS = {"mean": "running_mean", "var": "running_var"}
 _AFFINE = ("weight", "bias")
-#: Op → its positional arguments, and those of them that the layer stores.
-_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "linear": (("x", "weight", "bias"), _AFFINE),
-    "bit_linear": (("x", "weight", "bias"), _AFFINE),
-    "embedding": (("ids", "weight"), ("weight",)),
-    "conv2d": (("x", "weight", "bias"), _AFFINE),
-    "layer_norm": (("x", "shape", "weight", "bias"), _AFFINE),
-    "rms_norm": (("x", "shape", "weight"), ("weight",)),
-    "batch_norm": (("x", "mean", "var", "weight", "bias"), ("mean", "var", *_AFFINE)),
-    "group_norm": (("x", "groups", "weight", "bias"), _AFFINE),
-}
+#: Op → the layer that computes it of tensors that it holds.
 _NAMES = {
     "linear": "Linear",
     "bit_linear": "BitLinear",

@@ -18,12 +18,10 @@ from sympy.logic.boolalg import BooleanFalse, BooleanTrue
 
 from tpack.capturing.formulas import INDICES, Formulas
 from tpack.capturing.graph import Graph, Size, Value, same_size, same_sizes, values_in
-from tpack.layerdef.ops import BINARY
+from tpack.layerdef.ops import BINARY, has_trait, takes_device
 
 _WRITTEN = {sympy.Le: "<=", sympy.Lt: "<", sympy.Ge: ">=", sympy.Gt: ">"}
 _WRITTEN |= {sympy.Eq: "==", sympy.Ne: "!="}
-#: Ops that broadcast: their operands need not be expanded.
-_BROADCAST = frozenset({*BINARY, "where", "masked_fill", "scaled_dot_product_attention"})
 
 
 def rewrite_positions(graph: Graph) -> None:
@@ -37,7 +35,7 @@ def rewrite_positions(graph: Graph) -> None:
         """Whether dims of size 1 do in the place of what a value does not depend on."""
         if value not in tolerant:
             tolerant[value] = all(
-                user.op in _BROADCAST and (_grows(user, value, formulas) or may_shrink(user))
+                _broadcasts(user) and (_grows(user, value, formulas) or may_shrink(user))
                 for user in users.get(value, [])
             )
         return tolerant[value]
@@ -46,13 +44,18 @@ def rewrite_positions(graph: Graph) -> None:
         if value.op == "scaled_dot_product_attention":
             return _attention(value, reader)
         formula = formulas.get(value)
-        if formula is None and value.op in _BROADCAST:
+        if formula is None and _broadcasts(value):
             value.shape = _broadcast(values_in(tuple(value.args.values())))
-        if formula is None or value.op in ("arange", "zeros", "ones", "full"):
+        if formula is None or takes_device(value.op):
             return None
         return _Writer(value, reader.leaves, whole=not may_shrink(value)).write(formula)
 
     graph.rewrite(change)
+
+
+def _broadcasts(value: Value) -> bool:
+    """Whether an op broadcasts: its operands need not be expanded."""
+    return value.op in BINARY or has_trait(value.op, "broadcasts")
 
 
 def _grows(user: Value, value: Value, formulas: Mapping[Value, Any]) -> bool:

@@ -19,6 +19,7 @@ from tpack.capturing.graph import (
     same_sizes,
     values_in,
 )
+from tpack.layerdef.ops import has_trait
 
 #: Of several roles the first counts: a table that is the head too stays a table.
 ORDER = (
@@ -31,18 +32,6 @@ ORDER = (
     "norm",
     "other",
 )
-
-#: Ops that only cut, join or repeat what they take.
-_PARTS = frozenset(
-    {"chunk", "split", "unbind", ITEM, "slice", "narrow", "select", "cat", "stack"}
-    | {"expand", "repeat", "repeat_interleave"}
-)
-#: Ops that take rows of a table.
-_LOOKUPS = frozenset({"embedding", "index", "index_select", "gather"})
-_NORMS = frozenset({"layer_norm", "rms_norm", "batch_norm", "group_norm"})
-_CONVS = frozenset({"conv1d", "conv2d"})
-#: Ops beyond which a result is no longer the scores that a router gave.
-_PRODUCTS = _CONVS | {"linear", "bit_linear", "matmul", "einsum", "scaled_dot_product_attention"}
 
 
 def find_roles(graph: Graph) -> dict[str, str]:
@@ -122,11 +111,11 @@ class _Roles:
         args = value.args
         if value.op in ("linear", "bit_linear"):
             return {args["weight"]: self.product(value, args["weight"], args["x"])}
-        if value.op in _CONVS:
+        if has_trait(value.op, "conv"):
             return {args["weight"]: self.convolution(value)}
-        if value.op in _NORMS:
+        if has_trait(value.op, "norm"):
             return dict.fromkeys((p for p in parts if p is not args["x"]), "norm")
-        if value.op in _LOOKUPS:
+        if has_trait(value.op, "lookup"):
             table = args["weight" if value.op == "embedding" else "x"]
             # of a stack of matrices, one is picked: what it is, its use says
             return {} if value.op != "embedding" and len(table.shape) > 2 else {table: "embedding"}
@@ -156,7 +145,9 @@ class _Roles:
 
     def is_form(self, value: Value, part: Value, parts: list[Value]) -> bool:
         """Whether a value is a part of the model's weights in another form."""
-        if value.op in _PARTS or (value.op in _LOOKUPS and part is value.args.get("x")):
+        if value.op == ITEM or has_trait(value.op, "moves"):
+            return True
+        if has_trait(value.op, "lookup") and part is value.args.get("x"):
             return True
         if value in self.inputs and len(parts) > 1:
             return False
@@ -173,7 +164,8 @@ class _Roles:
             for user in self.users.get(at.pop(), []):
                 if user.op == "topk":
                     return True
-                if user not in seen and user.op not in _PRODUCTS:
+                # a product of scores is no score any more
+                if user not in seen and not has_trait(user.op, "product"):
                     seen.add(user)
                     at.append(user)
         return False

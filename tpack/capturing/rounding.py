@@ -15,15 +15,11 @@ import numpy as np
 import torch
 
 from tpack.capturing.graph import CONSTANT, STORED, Arg, Graph, Value, map_values, values_in
+from tpack.layerdef.ops import ORDER, has_trait
 from tpack.quantize import Rounding
 
 #: The floor of the scale in tpack's absmean.
 FLOOR = 1e-5
-#: Ops that learn the scale of a weight, compare it, or round it.
-_MEASURES = frozenset(
-    {"abs", "amax", "amin", "argmax", "clamp", "floor", "mean", "quantile", "round", "sign"}
-    | {"sort", "std", "var", ">", ">=", "<", "<=", "where"}
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def measured_weights(graph: Graph) -> frozenset[str]:
         parts = [origin(part) for part in values_in(tuple(value.args.values()))]
         if None not in parts:
             origins[value] = frozenset().union(*(part for part in parts if part is not None))
-            if value.op in _MEASURES:
+            if value.op in ORDER or has_trait(value.op, "measures"):
                 measured |= origins[value]
     return frozenset(measured) - rounded_weights(graph).keys()
 

@@ -34,7 +34,7 @@ from tpack.layerdef import (
     Unpack,
 )
 from tpack.layerdef.names import is_position
-from tpack.layerdef.ops import BINARY, COMPARISON, OPS, PACKED_OPS, UNARY, OpParam, torch_name
+from tpack.layerdef.ops import BINARY, COMPARISON, OPS, PACKED_OPS, UNARY, OpParam
 from tpack.layerdef.walking import parts, with_part, with_parts
 
 #: Binds tighter than any operator.
@@ -217,8 +217,9 @@ class ExpressionPrinter:
     def call(self, node: FunctionCall) -> Text:
         op = OPS.get(node.function) or PACKED_OPS[node.function]
         given = dict(node.kwargs)
-        if op.spelling == "[]":
-            return f"{self.operand(given['x'], _ATOM)}[{self.position(op.name, given)}]"
+        if op.spelling in ("[]", "[:]"):
+            inside = self.slice(given) if op.spelling == "[:]" else self.indices(given)
+            return f"{self.operand(given['x'], _ATOM)}[{inside}]"
         spelling = op.spelling
         self.used.add(spelling)
         params = list(op.params)
@@ -235,15 +236,17 @@ class ExpressionPrinter:
                 continue
             value = self.argument(param, given[param.name])
             named = named or param.keyword
-            args.append(Keyword(torch_name(op.name, param.name), value) if named else value)
+            args.append(Keyword(param.torch_name, value) if named else value)
         return Call(head, tuple(args), breaks)
 
-    def position(self, function: str, given: dict[str, Expression]) -> str:
+    def indices(self, given: dict[str, Expression]) -> str:
         """What stands between the brackets of an op that indexes."""
-        if function == "index":
-            indices = given["indices"]
-            assert isinstance(indices, Tuple)
-            return ", ".join(str(self.text(item)) for item in indices.items)
+        indices = given["indices"]
+        assert isinstance(indices, Tuple)
+        return ", ".join(str(self.text(item)) for item in indices.items)
+
+    def slice(self, given: dict[str, Expression]) -> str:
+        """What stands between the brackets of an op that slices."""
         dim = given["dim"]
         assert isinstance(dim, Literal)
         assert isinstance(dim.value, int)

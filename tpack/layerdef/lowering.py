@@ -32,10 +32,10 @@ from tpack.layerdef.nodes import (
     Unpack,
     Unspecified,
 )
-from tpack.layerdef.ops import OPS
+from tpack.layerdef.ops import OPS, PACKED_OPS, Op
 from tpack.layerdef.tensors import tensor_of
 from tpack.layerdef.validation import bind
-from tpack.layerdef.walking import identifiers
+from tpack.layerdef.walking import identifiers, with_parts
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,12 @@ class _Lowering:
                 return LayerCall(layer, [self.expression(arg) for arg in args])
 
     def call(self, node: FunctionCall) -> Expression:
-        given = {param.name: value for param, value in bind(OPS[node.function], node, self.name)}
-        if node.function == "dropout":
-            return self.expression(given["x"])
-        if node.function == "relu_squared":
-            positive = FunctionCall("relu", (), {"x": self.expression(given["x"])})
-            return FunctionCall("square", (), {"x": positive})
-        weight = given.get("y" if node.function == "matmul" else "weight")
-        if isinstance(weight, Identifier) and weight.name in self.ternary:
-            packed = self.packed_call(node.function, self.ternary[weight.name], given)
-            if packed is not None:
-                return packed
-        return FunctionCall(node.function, (), self.operands(given))
+        op = OPS[node.function]
+        given = {param.name: value for param, value in bind(op, node, self.name)}
+        if op.expansion is not None:
+            defaults = {param.name: Literal(param.default) for param in op.params}
+            return self.expression(_filled(op.expansion, defaults | given))
+        return self.packed_call(op, given) or FunctionCall(op.name, (), self.operands(given))
 
     def operands(self, given: Mapping[str, Expression]) -> dict[str, Expression]:
         """Lower the operands of one op; a ternary one takes the dtype of another."""
@@ -151,31 +145,26 @@ class _Lowering:
             for name, value in values.items()
         }
 
-    def packed_call(
-        self, function: str, param: Param, given: dict[str, Expression]
-    ) -> Expression | None:
+    def packed_call(self, op: Op, given: dict[str, Expression]) -> Expression | None:
         """The op on packed bytes for a call whose weight is ternary, if there is one."""
-        rank = _RANKS.get(function)
-        shape = param.shape or ()
-        if rank is None:
+        packed = next((one for one in PACKED_OPS.values() if one.plain == op.name), None)
+        weight = given[packed.weight] if packed else None
+        if packed is None or not (isinstance(weight, Identifier) and weight.name in self.ternary):
             return None
-        if len(shape) != rank:
-            if function == "matmul":
-                return None
+        param = self.ternary[weight.name]
+        shape = param.shape or ()
+        if len(shape) != packed.rank and op.name != "matmul":
             raise LayerDefError(
-                f"{function} takes a weight of {rank} dims, found shape {shape}.",
+                f"{op.name} takes a weight of {packed.rank} dims, found shape {shape}.",
                 node=f"{self.name}.{param.name}",
             )
-        if param.rows_split != 1:
+        if len(shape) != packed.rank or param.rows_split != 1:
             return None
-        first = "ids" if function == "embedding" else "x"
-        rest = {name: value for name, value in given.items() if name not in ("weight", "y")}
-        lowered = self.operands(rest)
-        arguments = {first: lowered.pop(first)} | self.stored(param)
-        if function not in ("linear", "bit_linear"):
-            arguments["shape"] = _sizes(shape)
-        arguments |= lowered
-        return FunctionCall(f"ternary_{function}", (), arguments | _layout(param))
+        others = {name: value for name, value in given.items() if name != packed.weight}
+        arguments = self.operands(others)
+        arguments |= self.stored(param) | {"shape": _sizes(shape)} | _layout(param)
+        ordered = [(p.name, arguments[p.name]) for p in packed.params if p.name in arguments]
+        return FunctionCall(packed.name, (), ordered)
 
     def dequantize(self, param: Param, like: Expression | None) -> Expression:
         arguments = self.stored(param) | {"shape": _sizes(param.shape or ())}
@@ -236,8 +225,11 @@ def _alive(statements: Iterable[Statement]) -> tuple[Statement, ...]:
     return tuple(reversed(kept))
 
 
-#: Dims of the weight that the op on packed bytes takes.
-_RANKS = {"linear": 2, "bit_linear": 2, "matmul": 2, "embedding": 2, "conv1d": 3, "conv2d": 4}
+def _filled(node: Expression, given: Mapping[str, Expression]) -> Expression:
+    """The expansion of a composite with the arguments in the place of their names."""
+    if isinstance(node, Identifier):
+        return given[node.name]
+    return with_parts(node, lambda part: _filled(part, given))
 
 
 def _sizes(shape: tuple[int, ...]) -> Tuple:

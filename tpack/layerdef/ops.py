@@ -1,24 +1,40 @@
 """The closed table of ops: what a FunctionCall may name, and how torch spells it.
 
-``build`` and ``codegen`` both read this table and nothing else, so what runs and what is
-printed cannot differ. One row adds an op::
+What is known of an op stands in its row. ``build``, ``codegen``, ``readback`` and ``capturing``
+read it from there, so what runs and what is printed cannot differ. One row adds an op, and one
+in ``capturing.aten`` lets ``capture`` find it::
 
     name(parameter, …)  →  spelling
 
 A parameter reads ``name:kind`` or ``name:kind=default``; ``*`` before a name makes it
-keyword-only in the generated source. Kinds:
+keyword-only in the generated source, and ``@`` after it gives torch's name, where that is
+another. Kinds:
 
-- ``tensor``: an expression; ``tensor?``: also None; ``tensors``: a Tuple
+- ``tensor``: an expression; ``tensor?``: also None; ``tensors``: a Tuple; ``ternary``: the name
+  of a TernaryTensor
 - ``value``: an expression, a number, or the word inf or -inf
 - ``int``, ``float``, ``bool``: a number; an int may be an expression (a size)
-- ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them
+- ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them; ``window``: an int for all
+  dims, or a Tuple with one for each
 - ``device``: an expression: the device of that tensor
 - ``equation``: dims as letters, such as ``bij,bjk->bik``
 - ``dtype``: a word of ``dtypes.BY_NAME``; ``scale``: tensor, row, column or group:N
 - ``a|b``: one of these words
 
 A spelling is a function of ``torch``, ``torch.nn.functional`` (``F``) or, without prefix, of
-``tpack.nn``; with a leading dot, a method of the first argument; ``[]`` indexes it.
+``tpack.nn``; with a leading dot, a method of the first argument; ``[]`` indexes it, and
+``[:]`` slices it. In its place may stand an expression of other ops: what a composite lowers to.
+An op with none is always lowered to the one on packed bytes.
+
+Traits are words that other rooms ask for:
+
+- ``several``: its results must be unpacked
+- ``broadcasts``: dims of size 1 of an operand are repeated
+- ``moves``: it only cuts, joins or repeats what it takes
+- ``measures``: it learns the scale of x, compares it or rounds it
+- ``product``: sums of products; ``conv``: of a convolution
+- ``norm``: a normalization, whose other tensors belong to it
+- ``lookup``: it takes rows of a table
 """
 
 from __future__ import annotations
@@ -27,6 +43,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tpack.choices import FormatRow
+from tpack.layerdef.nodes import Expression, FunctionCall, Identifier
 
 #: Stands for "no default": the argument must be given.
 REQUIRED: Any = object()
@@ -40,6 +57,12 @@ class OpParam:
     kind: str
     default: Any = REQUIRED
     keyword: bool = False
+    torch_name: str = ""
+
+    @property
+    def is_tensor(self) -> bool:
+        """Whether it takes one tensor."""
+        return self.kind in ("tensor", "tensor?", "ternary")
 
 
 @dataclass(frozen=True)
@@ -49,70 +72,87 @@ class Op(FormatRow):
     Attributes:
         name: what a FunctionCall says.
         params: in the order of the spelling.
-        spelling: how torch says it; empty for a composite, which ``composites`` expands.
+        spelling: how torch says it; empty if lowering puts something else in its place.
         doc: what it computes.
+        traits: words of the module's docstring.
+        expansion: of a composite, in the names of its parameters.
     """
 
     name: str
     params: tuple[OpParam, ...]
     spelling: str
     doc: str
+    traits: frozenset[str] = frozenset()
+    expansion: Expression | None = None
 
 
-_CONV = "x:tensor weight:tensor bias:tensor?=None *stride:ints=1 *padding:ints=0 *dilation:ints=1"
-_POOL = "x:tensor kernel_size:ints *stride:ints=None *padding:ints=0"
-_MAX_POOL = f"{_POOL} *dilation:ints=1 *ceil_mode:bool=False"
+_WINDOWS = "*stride:window=1 *padding:window=0 *dilation:window=1 *groups:int=1"
+_LINEAR = "x:tensor weight:tensor bias:tensor?=None"
+_CONV = f"{_LINEAR} {_WINDOWS}"
+_POOL = "x:tensor kernel_size:window *stride:window=None *padding:window=0"
+_MAX_POOL = f"{_POOL} *dilation:window=1 *ceil_mode:bool=False"
 _AVG_POOL = f"{_POOL} *ceil_mode:bool=False *count_include_pad:bool=True"
+_RELU_SQUARED = FunctionCall("square", [FunctionCall("relu", [Identifier("x")])])
+_AT = "x:tensor dim:int index:tensor"
+_OVER, _OVER_ALL = (f"x:tensor dim:{ints} *keepdim:bool=False" for ints in ("ints", "ints=None"))
 _MAKE = "*dtype:dtype=None *device:device=None"
 
 _ROWS = (
-    # name, parameters, spelling, what it computes
+    # name, parameters, spelling, what it computes, traits, version of the format
     # -- with weights
-    ("linear", "x:tensor weight:tensor bias:tensor?=None", "F.linear", "x @ weight.T + bias"),
+    ("linear", _LINEAR, "F.linear", "x @ weight.T + bias", "product"),
     (
         "bit_linear",
-        "x:tensor weight:tensor bias:tensor?=None",
+        "x:tensor weight:ternary bias:tensor?=None",
         "",
         "linear of a ternary weight, activations rounded to int8 per token (BitNet b1.58)",
+        "product",
     ),
-    ("matmul", "x:tensor y:tensor", "torch.matmul", "x @ y"),
-    ("conv1d", f"{_CONV} *groups:int=1", "F.conv1d", "convolution over (batch, channels, length)"),
-    ("conv2d", f"{_CONV} *groups:int=1", "F.conv2d", "convolution over (…, height, width)"),
-    ("embedding", "ids:tensor weight:tensor", "F.embedding", "rows of weight"),
+    ("matmul", "x:tensor y:tensor", "torch.matmul", "x @ y", "product"),
+    ("conv1d", _CONV, "F.conv1d", "convolution over (batch, channels, length)", "product conv"),
+    ("conv2d", _CONV, "F.conv2d", "convolution over (…, height, width)", "product conv"),
+    ("embedding", "ids:tensor weight:tensor", "F.embedding", "rows of weight", "lookup"),
     (
         "einsum",
         "equation:equation tensors:tensors",
         "torch.einsum",
         "sums of products, as the equation names the dims",
+        "product",
     ),
     # -- normalization
     (
         "layer_norm",
-        "x:tensor shape:sizes weight:tensor?=None bias:tensor?=None *eps:float=1e-05",
+        "x:tensor shape@normalized_shape:sizes weight:tensor?=None bias:tensor?=None "
+        "*eps:float=1e-05",
         "F.layer_norm",
         "mean 0 and variance 1 over the last dims, then weight and bias",
+        "norm",
     ),
     (
         "rms_norm",
-        "x:tensor shape:sizes weight:tensor?=None *eps:float=None",
+        "x:tensor shape@normalized_shape:sizes weight:tensor?=None *eps:float=None",
         "F.rms_norm",
         "root mean square 1 over the last dims, then weight",
+        "norm",
     ),
     (
         "batch_norm",
-        "x:tensor mean:tensor var:tensor weight:tensor?=None bias:tensor?=None *eps:float=1e-05",
+        "x:tensor mean@running_mean:tensor var@running_var:tensor weight:tensor?=None "
+        "bias:tensor?=None *eps:float=1e-05",
         "F.batch_norm",
         "eval form: the stored mean and variance",
+        "norm",
     ),
     (
         "group_norm",
         "x:tensor groups:int weight:tensor?=None bias:tensor?=None *eps:float=1e-05",
         "F.group_norm",
         "mean 0 and variance 1 over groups of channels",
+        "norm",
     ),
     # -- activations
     ("relu", "x:tensor", "F.relu", "max(x, 0)"),
-    ("relu_squared", "x:tensor", "", "max(x, 0)²"),
+    ("relu_squared", "x:tensor", _RELU_SQUARED, "max(x, 0)²"),
     ("leaky_relu", "x:tensor *negative_slope:float=0.01", "F.leaky_relu", "x or slope · x"),
     ("gelu", "x:tensor *approximate:none|tanh=none", "F.gelu", "x · Φ(x)"),
     ("silu", "x:tensor", "F.silu", "x · sigmoid(x)"),
@@ -139,22 +179,23 @@ _ROWS = (
         "rotate_half",
         "the halves of the last dim swapped, the first negated: half of a rotary embedding",
     ),
-    ("dropout", "x:tensor p:float=0.5", "", "x: the identity at inference"),
+    ("dropout", "x:tensor p:float=0.5", Identifier("x"), "x: the identity at inference"),
     (
         "scaled_dot_product_attention",
         "query:tensor key:tensor value:tensor *attn_mask:tensor?=None *is_causal:bool=False "
         "*scale:float=None *enable_gqa:bool=False",
         "F.scaled_dot_product_attention",
         "softmax(query @ key.T · scale + mask) @ value",
+        "product broadcasts",
     ),
     # -- elementwise
-    ("add", "x:tensor y:value", "torch.add", "x + y"),
-    ("sub", "x:tensor y:value", "torch.sub", "x - y"),
-    ("mul", "x:tensor y:value", "torch.mul", "x · y"),
-    ("div", "x:tensor y:value", "torch.div", "x / y"),
-    ("pow", "x:tensor y:value", "torch.pow", "x ** y"),
-    ("maximum", "x:tensor y:tensor", "torch.maximum", "the larger of x and y"),
-    ("minimum", "x:tensor y:tensor", "torch.minimum", "the smaller of x and y"),
+    ("add", "x:tensor y:value", "torch.add", "x + y", "broadcasts"),
+    ("sub", "x:tensor y:value", "torch.sub", "x - y", "broadcasts"),
+    ("mul", "x:tensor y:value", "torch.mul", "x · y", "broadcasts"),
+    ("div", "x:tensor y:value", "torch.div", "x / y", "broadcasts"),
+    ("pow", "x:tensor y:value", "torch.pow", "x ** y", "broadcasts"),
+    ("maximum", "x:tensor y:tensor", "torch.maximum", "the larger of x and y", "broadcasts"),
+    ("minimum", "x:tensor y:tensor", "torch.minimum", "the smaller of x and y", "broadcasts"),
     ("square", "x:tensor", "torch.square", "x²"),
     ("sqrt", "x:tensor", "torch.sqrt", "square root"),
     ("rsqrt", "x:tensor", "torch.rsqrt", "1 / sqrt(x)"),
@@ -162,15 +203,33 @@ _ROWS = (
     ("log", "x:tensor", "torch.log", "natural logarithm"),
     ("sin", "x:tensor", "torch.sin", "sine"),
     ("cos", "x:tensor", "torch.cos", "cosine"),
-    ("abs", "x:tensor", "torch.abs", "|x|"),
+    ("abs", "x:tensor", "torch.abs", "|x|", "measures"),
     ("erf", "x:tensor", "torch.erf", "error function"),
-    ("round", "x:tensor", "torch.round", "nearest integer, halves to even"),
-    ("floor", "x:tensor", "torch.floor", "largest integer not above x"),
+    ("round", "x:tensor", "torch.round", "nearest integer, halves to even", "measures"),
+    ("floor", "x:tensor", "torch.floor", "largest integer not above x", "measures"),
     ("ceil", "x:tensor", "torch.ceil", "smallest integer not below x"),
-    ("sign", "x:tensor", "torch.sign", "-1, 0 or 1"),
-    ("where", "condition:tensor x:value y:value", "torch.where", "x where condition, else y"),
-    ("masked_fill", "x:tensor mask:tensor value:value", ".masked_fill", "value where mask, else x"),
-    ("clamp", "x:tensor *min:float=None *max:float=None", "torch.clamp", "x within bounds"),
+    ("sign", "x:tensor", "torch.sign", "-1, 0 or 1", "measures"),
+    (
+        "where",
+        "condition:tensor x:value y:value",
+        "torch.where",
+        "x where condition, else y",
+        "broadcasts measures",
+    ),
+    (
+        "masked_fill",
+        "x:tensor mask:tensor value:value",
+        ".masked_fill",
+        "value where mask, else x",
+        "broadcasts",
+    ),
+    (
+        "clamp",
+        "x:tensor *min:float=None *max:float=None",
+        "torch.clamp",
+        "x within bounds",
+        "measures",
+    ),
     ("to", "x:tensor dtype:dtype", ".to", "x in another dtype"),
     # -- shapes
     ("size", "x:tensor dim:int", ".size", "the size of one dim"),
@@ -181,34 +240,36 @@ _ROWS = (
     ("unsqueeze", "x:tensor dim:int", ".unsqueeze", "a new dim of size 1"),
     ("squeeze", "x:tensor dim:int", ".squeeze", "without a dim of size 1"),
     ("unflatten", "x:tensor dim:int sizes:ints", ".unflatten", "one dim split into several"),
-    ("expand", "x:tensor shape:ints", ".expand", "dims of size 1 repeated; -1 stays"),
-    ("repeat", "x:tensor sizes:ints", ".repeat", "copies along each dim"),
+    ("expand", "x:tensor shape:ints", ".expand", "dims of size 1 repeated; -1 stays", "moves"),
+    ("repeat", "x:tensor sizes:ints", ".repeat", "copies along each dim", "moves"),
     (
         "repeat_interleave",
         "x:tensor repeats:int *dim:int",
         ".repeat_interleave",
         "each index along dim several times",
+        "moves",
     ),
     (
         "slice",
         "x:tensor dim:int start:int=0 end:int=None step:int=1",
-        "[]",
+        "[:]",
         "indices start to end along dim",
+        "moves",
     ),
-    ("narrow", "x:tensor dim:int start:int length:int", ".narrow", "a slice along dim"),
-    ("select", "x:tensor dim:int index:int", ".select", "one index along dim"),
-    ("chunk", "x:tensor chunks:int dim:int=0", ".chunk", "several results: equal parts of dim"),
-    ("split", "x:tensor sizes:ints dim:int=0", ".split", "several results: parts of dim by size"),
-    ("unbind", "x:tensor dim:int=0", ".unbind", "several results: each index along dim"),
+    ("narrow", "x:tensor dim:int start:int length:int", ".narrow", "a slice along dim", "moves"),
+    ("select", "x:tensor dim:int index:int", ".select", "one index along dim", "moves"),
+    ("chunk", "x:tensor chunks:int dim:int=0", ".chunk", "equal parts of dim", "moves several"),
+    ("split", "x:tensor sizes:ints dim:int=0", ".split", "parts of dim by size", "moves several"),
+    ("unbind", "x:tensor dim:int=0", ".unbind", "each index along dim", "moves several"),
     ("flip", "x:tensor dims:ints", "torch.flip", "dims in reverse"),
     ("roll", "x:tensor shifts:ints dims:ints", "torch.roll", "dims shifted around"),
     ("pad", "x:tensor pad:ints *value:float=None", "F.pad", "the last dims grown by a value"),
-    ("cat", "tensors:tensors dim:int=0", "torch.cat", "joined along dim"),
-    ("stack", "tensors:tensors dim:int=0", "torch.stack", "joined along a new dim"),
-    ("gather", "x:tensor dim:int index:tensor", "torch.gather", "x at an index along dim"),
-    ("index_select", "x:tensor dim:int index:tensor", ".index_select", "x at indices along dim"),
-    ("index", "x:tensor indices:tensors", "[]", "x at indices of its first dims"),
-    ("one_hot", "x:tensor classes:int", "F.one_hot", "1 at each index, else 0"),
+    ("cat", "tensors:tensors dim:int=0", "torch.cat", "joined along dim", "moves"),
+    ("stack", "tensors:tensors dim:int=0", "torch.stack", "joined along a new dim", "moves"),
+    ("gather", _AT, "torch.gather", "x at an index along dim", "lookup"),
+    ("index_select", _AT, ".index_select", "x at indices along dim", "lookup"),
+    ("index", "x:tensor indices:tensors", "[]", "x at indices of its first dims", "lookup"),
+    ("one_hot", "x:tensor classes@num_classes:int", "F.one_hot", "1 at each index, else 0"),
     ("tril", "x:tensor diagonal:int=0", "torch.tril", "0 above a diagonal"),
     ("triu", "x:tensor diagonal:int=0", "torch.triu", "0 below a diagonal"),
     # -- new tensors
@@ -217,26 +278,29 @@ _ROWS = (
     ("ones", f"shape:sizes {_MAKE}", "torch.ones", "ones"),
     ("full", f"shape:sizes value:value {_MAKE}", "torch.full", "one value"),
     # -- reductions and pooling
-    ("mean", "x:tensor dim:ints=None *keepdim:bool=False", "torch.mean", "mean over dims"),
-    ("sum", "x:tensor dim:ints=None *keepdim:bool=False", "torch.sum", "sum over dims"),
-    ("amax", "x:tensor dim:ints *keepdim:bool=False", "torch.amax", "largest over dims"),
-    ("amin", "x:tensor dim:ints *keepdim:bool=False", "torch.amin", "smallest over dims"),
-    ("argmax", "x:tensor dim:int=None", "torch.argmax", "index of the largest along dim"),
+    ("mean", _OVER_ALL, "torch.mean", "mean over dims", "measures"),
+    ("sum", _OVER_ALL, "torch.sum", "sum over dims"),
+    ("amax", _OVER, "torch.amax", "largest over dims", "measures"),
+    ("amin", _OVER, "torch.amin", "smallest over dims", "measures"),
+    ("argmax", "x:tensor dim:int=None", "torch.argmax", "where the largest is", "measures"),
     ("cumsum", "x:tensor dim:int", "torch.cumsum", "sums of all before and at an index"),
-    ("logsumexp", "x:tensor dim:ints *keepdim:bool=False", "torch.logsumexp", "log Σ exp(x)"),
-    ("var", "x:tensor dim:ints *correction:int=1 *keepdim:bool=False", "torch.var", "variance"),
-    ("topk", "x:tensor k:int dim:int=-1", "torch.topk", "two results: largest values, indices"),
+    ("logsumexp", _OVER, "torch.logsumexp", "log Σ exp(x)"),
+    (
+        "var",
+        "x:tensor dim:ints *correction:int=1 *keepdim:bool=False",
+        "torch.var",
+        "variance",
+        "measures",
+    ),
+    ("topk", "x:tensor k:int dim:int=-1", "torch.topk", "largest values, indices", "several"),
     ("max_pool1d", _MAX_POOL, "F.max_pool1d", "largest in each window"),
     ("max_pool2d", _MAX_POOL, "F.max_pool2d", "largest in each window"),
     ("avg_pool1d", _AVG_POOL, "F.avg_pool1d", "mean of each window"),
     ("avg_pool2d", _AVG_POOL, "F.avg_pool2d", "mean of each window"),
-    ("adaptive_avg_pool1d", "x:tensor size:ints", "F.adaptive_avg_pool1d", "mean, to a size"),
-    ("adaptive_avg_pool2d", "x:tensor size:ints", "F.adaptive_avg_pool2d", "mean, to a size"),
-    ("adaptive_max_pool2d", "x:tensor size:ints", "F.adaptive_max_pool2d", "largest, to a size"),
+    ("adaptive_avg_pool1d", "x:tensor size:window", "F.adaptive_avg_pool1d", "mean, to a size"),
+    ("adaptive_avg_pool2d", "x:tensor size:window", "F.adaptive_avg_pool2d", "mean, to a size"),
+    ("adaptive_max_pool2d", "x:tensor size:window", "F.adaptive_max_pool2d", "largest, to a size"),
 )
-
-#: Ops whose result must be unpacked.
-SEVERAL = frozenset({"chunk", "split", "unbind", "topk"})
 
 _CONSTANTS = {"None": None, "True": True, "False": False}
 
@@ -244,7 +308,7 @@ _CONSTANTS = {"None": None, "True": True, "False": False}
 def _default(text: str, kind: str) -> Any:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
-    if kind in ("int", "ints"):
+    if kind in ("int", "ints", "window"):
         return int(text)
     return float(text) if kind == "float" else text
 
@@ -254,71 +318,85 @@ def parse_params(text: str) -> tuple[OpParam, ...]:
     params = []
     for word in text.split():
         declared, _, default = word.partition("=")
-        name, _, kind = declared.partition(":")
-        params.append(
-            OpParam(
-                name.removeprefix("*"),
-                kind,
-                _default(default, kind) if default else REQUIRED,
-                name.startswith("*"),
-            )
-        )
+        names, _, kind = declared.partition(":")
+        name, _, torch_name = names.removeprefix("*").partition("@")
+        value = _default(default, kind) if default else REQUIRED
+        params.append(OpParam(name, kind, value, names.startswith("*"), torch_name or name))
     return tuple(params)
 
 
+def parse_op(
+    name: str,
+    params: str,
+    spelling: str | Expression,
+    doc: str,
+    traits: str = "",
+    since: int = 0,
+) -> Op:
+    """Read a row."""
+    spelled, expansion = (spelling, None) if isinstance(spelling, str) else ("", spelling)
+    words = frozenset(traits.split())
+    return Op(name, parse_params(params), spelled, doc, words, expansion, since=since)
+
+
 #: Every op a FunctionCall may name.
-OPS = {name: Op(name, parse_params(params), spell, doc) for name, params, spell, doc in _ROWS}
+OPS = {row[0]: parse_op(*row) for row in _ROWS}
+
+
+def has_trait(name: str, trait: str) -> bool:
+    """Whether an op has a trait; an operator has none."""
+    return name in OPS and trait in OPS[name].traits
+
+
+def takes_device(name: str) -> bool:
+    """Whether an op makes a tensor on a device that none of its operands tells."""
+    return name in OPS and any(param.kind == "device" for param in OPS[name].params)
+
 
 #: Ops on packed weights that ``lower`` puts in place of the ones above; a tree cannot name
-#: them. Spelled by the functions of ``tpack.nn``. ``packed`` and ``scale`` are stored
-#: tensors; ``shape`` is the logical shape of the weight.
+#: them. Spelled by the functions of ``tpack.nn``. ``packed`` and ``scale`` are stored tensors;
+#: ``shape`` is the logical shape of the weight.
+_PACKED = "packed:tensor scale:tensor shape:ints"
+_PACKED_LINEAR = "x:tensor packed:tensor scale:tensor bias:tensor?=None"
+_PACKED_CONV = f"x:tensor {_PACKED} bias:tensor?=None {_WINDOWS}"
 _PACKED_ROWS = (
-    ("ternary_linear", "x:tensor packed:tensor scale:tensor bias:tensor?=None", "linear"),
-    ("ternary_bit_linear", "x:tensor packed:tensor scale:tensor bias:tensor?=None", "bit_linear"),
-    ("ternary_matmul", "x:tensor packed:tensor scale:tensor shape:ints", "matmul"),
-    ("ternary_embedding", "ids:tensor packed:tensor scale:tensor shape:ints", "embedding"),
-    (
-        "ternary_conv1d",
-        "x:tensor packed:tensor scale:tensor shape:ints bias:tensor?=None *stride:ints=1 "
-        "*padding:ints=0 *dilation:ints=1 *groups:int=1",
-        "conv1d",
-    ),
-    (
-        "ternary_conv2d",
-        "x:tensor packed:tensor scale:tensor shape:ints bias:tensor?=None *stride:ints=1 "
-        "*padding:ints=0 *dilation:ints=1 *groups:int=1",
-        "conv2d",
-    ),
-    ("dequantize", "packed:tensor scale:tensor shape:ints like:tensor?=None", "a whole weight"),
+    # op, parameters, the op above, its weight, the dims of it
+    ("ternary_linear", _PACKED_LINEAR, "linear", "weight", 2),
+    ("ternary_bit_linear", _PACKED_LINEAR, "bit_linear", "weight", 2),
+    ("ternary_matmul", f"x:tensor {_PACKED}", "matmul", "y", 2),
+    ("ternary_embedding", f"ids:tensor {_PACKED}", "embedding", "weight", 2),
+    ("ternary_conv1d", _PACKED_CONV, "conv1d", "weight", 3),
+    ("ternary_conv2d", _PACKED_CONV, "conv2d", "weight", 4),
+    ("dequantize", f"{_PACKED} like:tensor?=None", "", "", 0),
 )
 
-PACKED_OPS = {
-    name: Op(
-        name,
-        parse_params(f"{params} *layout:t2|t5=t2 *group_size:int=0"),
-        name,
-        f"{doc}, of packed bytes",
-    )
-    for name, params, doc in _PACKED_ROWS
-}
 
-#: Parameters whose name in torch differs from the table's.
-_TORCH_NAMES = {
-    ("batch_norm", "mean"): "running_mean",
-    ("batch_norm", "var"): "running_var",
-    ("rms_norm", "shape"): "normalized_shape",
-    ("layer_norm", "shape"): "normalized_shape",
-    ("one_hot", "classes"): "num_classes",
-}
+@dataclass(frozen=True)
+class PackedOp(Op):
+    """One row of the ops on packed bytes.
+
+    Attributes:
+        plain: the op that computes the same of a whole weight; empty if it is the weight.
+        weight: the parameter of that op whose place the bytes take.
+        rank: dims of the weight.
+    """
+
+    plain: str = ""
+    weight: str = ""
+    rank: int = 0
 
 
-def torch_name(op: str, param: str) -> str:
-    """What torch calls a parameter of an op."""
-    return _TORCH_NAMES.get((op, param), param)
+def _parse_packed(name: str, params: str, plain: str, weight: str, rank: int) -> PackedOp:
+    parsed = parse_params(f"{params} *layout:t2|t5=t2 *group_size:int=0")
+    doc = f"{plain or 'a whole weight'}, of packed bytes"
+    return PackedOp(name, parsed, name, doc, plain=plain, weight=weight, rank=rank)
 
+
+PACKED_OPS = {row[0]: _parse_packed(*row) for row in _PACKED_ROWS}
 
 #: Operators of BinaryOp with their precedence in Python, and of UnaryOp.
-COMPARISON = dict.fromkeys(("==", "!=", "<", "<=", ">", ">="), 1)
+ORDER = dict.fromkeys(("<", "<=", ">", ">="), 1)
+COMPARISON = ORDER | {"==": 1, "!=": 1}
 BINARY = COMPARISON | {"|": 2, "&": 3}
 BINARY |= {"+": 4, "-": 4, "*": 5, "/": 5, "//": 5, "%": 5, "@": 5, "**": 7}
 UNARY = {"-": 6, "~": 6}

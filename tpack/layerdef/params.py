@@ -52,9 +52,9 @@ def check_constant(param: OpParam, value: object, path: str) -> None:
         good = isinstance(value, tuple) and all(map(_is_finite, value))
     elif kind == "value" and isinstance(value, str):
         good = value in ("inf", "-inf")
-    elif kind == "ints" and isinstance(value, tuple):
+    elif kind in ("ints", "window") and isinstance(value, tuple):
         good = all(type(item) is int and abs(item) <= MAX_INT for item in value)
-    elif kind in ("int", "ints"):
+    elif kind in ("int", "ints", "window"):
         good = type(value) is int and abs(value) <= MAX_INT
     else:
         good = _is_finite(value)

@@ -34,7 +34,7 @@ from tpack.layerdef.nodes import (
     Unpack,
     Unspecified,
 )
-from tpack.layerdef.ops import BINARY, OPS, REQUIRED, SEVERAL, UNARY, Op, OpParam
+from tpack.layerdef.ops import BINARY, OPS, REQUIRED, UNARY, Op, OpParam, has_trait
 from tpack.layerdef.params import (
     MAX_INSTANCES,
     MAX_RANK,
@@ -222,7 +222,7 @@ class _Checker:
             check_identifier(target, node)
             if target in self.taken and target not in self.inputs:
                 raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
-        several = isinstance(value, FunctionCall) and value.function in SEVERAL
+        several = isinstance(value, FunctionCall) and has_trait(value.function, "several")
         if not several and not isinstance(value, LayerCall):
             raise LayerDefError("unpacks what has one result.", node=f"{node}.value")
         self.check_expression(value, f"{node}.value", 1, several=True)
@@ -271,12 +271,10 @@ class _Checker:
                         f"op {function!r:.60} is unknown. docs/layerdef.md lists the ops.",
                         node=path,
                     )
-                if function in SEVERAL and not several:
+                if has_trait(function, "several") and not several:
                     raise LayerDefError(f"{function} has several results. Unpack it.", node=path)
                 for argument, given in bind(OPS[function], node, path):
                     self.check_argument(argument, given, f"{path}.{argument.name}", depth + 1)
-                if function == "bit_linear":
-                    self.check_ternary(node, path)
             case LayerCall(layer, args):
                 child = self.params.get(layer)
                 if child is None or child.param_type != "Layer":
@@ -288,12 +286,11 @@ class _Checker:
             case _:
                 raise LayerDefError(f"is {type(node).__name__}, expected an expression.", node=path)
 
-    def check_ternary(self, call: FunctionCall, path: str) -> None:
-        weight = {p.name: v for p, v in bind(OPS["bit_linear"], call, path)}["weight"]
-        name = weight.name if isinstance(weight, Identifier) else ""
+    def check_ternary(self, value: Expression, path: str) -> None:
+        name = value.name if isinstance(value, Identifier) else ""
         param = self.params.get(name) or tensor_of(self.layer, name, self.layers)
         if param is None or param.param_type != "TernaryTensor" or param.rows_split != 1:
-            raise LayerDefError("weight must be a TernaryTensor parameter, split 1.", node=path)
+            raise LayerDefError("must be a TernaryTensor parameter, split 1.", node=path)
 
     def check_argument(self, param: OpParam, value: Expression, path: str, depth: int) -> None:
         """Check the argument of an op against the kind its row declares."""
@@ -303,6 +300,8 @@ class _Checker:
             case "tensor" | "tensor?" if is_literal:
                 if literal is not None or param.kind == "tensor":
                     raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
+            case "ternary":
+                self.check_ternary(value, path)
             case "value" if isinstance(literal, str):
                 check_constant(param, literal, path)
             case "device" if literal is not None:
@@ -316,14 +315,14 @@ class _Checker:
                     raise LayerDefError("expected a Tuple of tensors.", node=path)
                 for i, item in enumerate(value.items):
                     self.check_expression(item, f"{path}.items[{i}]", depth + 1)
-            case "ints" | "sizes" if isinstance(value, Tuple):
+            case "ints" | "sizes" | "window" if isinstance(value, Tuple):
                 for i, item in enumerate(value.items):
                     self.check_size(item, f"{path}.items[{i}]", depth + 1)
             case "sizes":
                 raise LayerDefError("expected a Tuple of sizes.", node=path)
             case "int" if param.name == "dim" and type(literal) is int and abs(literal) > MAX_RANK:
                 raise LayerDefError(f"is {literal}, beyond {MAX_RANK} dims.", node=path)
-            case "int" | "ints" if not is_literal and param.name != "dim":
+            case "int" | "ints" | "window" if not is_literal and param.name != "dim":
                 self.check_size(value, path, depth)
             case _ if is_literal:
                 check_constant(param, literal, path)

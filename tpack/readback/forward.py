@@ -30,20 +30,19 @@ from tpack.layerdef import (
     Unspecified,
 )
 from tpack.layerdef.names import is_identifier
-from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, Op, torch_name
+from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, Op, PackedOp
 from tpack.layerdef.walking import parts
 from tpack.readback.locals import Tracer
 
 _BINARY = {function: symbol for symbol, function in BINARY.items()}
 _UNARY = {function: symbol for symbol, function in UNARY.items()}
-_FUNCTIONS = {op_function(op): op for op in OPS.values() if op.spelling}
-_METHODS = {op.spelling[1:]: op for op in OPS.values() if op.spelling.startswith(".")}
-#: Ops that are functions of ``tpack.nn``; standalone source defines them itself.
-_OURS = {op.spelling: op for op in OPS.values() if op.spelling.isidentifier()}
 
 
 class Forward:
     """The trace of one forward.
+
+    Attributes:
+        ops: the ops that it may call, by spelling and by function.
 
     Raises:
         LayerDefError: it does something that LayerDef cannot express.
@@ -52,8 +51,11 @@ class Forward:
     def __init__(self, module: nn.Module) -> None:
         self.name = type(module).__name__
         names: dict[str, Any] = type(module).forward.__globals__
-        self.ours = {names[name]: op for name, op in (PACKED_OPS | _OURS).items() if name in names}
-        tracer = Tracer(tuple(self.ours), type(module).forward.__code__)
+        ops: dict[Any, Op] = {op.spelling: op for op in (OPS | PACKED_OPS).values() if op.spelling}
+        # functions of tpack.nn: standalone source defines them itself
+        ours = {names[name]: op for name, op in ops.items() if name in names}
+        self.ops = ops | {op_function(op): op for op in ops.values()} | ours
+        tracer = Tracer(tuple(ours), type(module).forward.__code__)
         try:
             self.nodes = list(tracer.trace(module).nodes)
         except NotImplementedError:
@@ -96,7 +98,7 @@ class _Body:
         self.forward = forward
         self.name = forward.name
         self.params = params
-        self.ours = forward.ours
+        self.ops = forward.ops
         self.wishes = forward.wishes
         self.values: dict[fx.Node, Expression] = {}
         self.statements: list[Statement] = []
@@ -185,8 +187,8 @@ class _Body:
             return Identifier(str(node.target))
         if node.op == "call_module":
             return LayerCall(self.child(str(node.target)), [self.value(arg) for arg in node.args])
-        if node.op == "call_method" and node.target in _METHODS:
-            return self.call(_METHODS[str(node.target)], node)
+        if node.op == "call_method" and f".{node.target}" in self.ops:
+            return self.call(self.ops[f".{node.target}"], node)
         if node.op == "call_function" and callable(node.target):
             function = node.target
             if function in _BINARY:
@@ -198,11 +200,10 @@ class _Body:
                 return self.indexed(node)
             if function is getattr and node.args[1] == "device":
                 return self.value(node.args[0])  # the op that takes a device takes its tensor
-            if function in self.ours:
-                op = self.ours[function]
-                return self.packed_call(op, node) if op.name in PACKED_OPS else self.call(op, node)
-            if function in _FUNCTIONS:
-                return self.call(_FUNCTIONS[function], node)
+            if (op := self.ops.get(function)) is not None:
+                if isinstance(op, PackedOp):
+                    return self.packed_call(op, node)
+                return self.call(op, node)
         raise LayerDefError(f"{node.target} is no op of LayerDef.", node=self.name)
 
     def child(self, path: str) -> str:
@@ -219,15 +220,15 @@ class _Body:
             dim = at - len(items) if items[0] is ... else at
             bounds = {"start": part.start, "end": part.stop, "step": part.step}
             given = {name: self.value(one) for name, one in bounds.items() if one is not None}
-            return FunctionCall("slice", [self.value(x), Literal(dim)], given)
+            return FunctionCall(self.ops["[:]"].name, [self.value(x), Literal(dim)], given)
         if len(parts_) == len(items):
-            return FunctionCall("index", [self.value(x), self.value(tuple(items))])
+            return FunctionCall(self.ops["[]"].name, [self.value(x), self.value(tuple(items))])
         raise LayerDefError(
             f"indexes by {index!r:.60}, which is no op of LayerDef.", node=self.name
         )
 
     def bound(self, op: Op, node: fx.Node) -> dict[str, Any]:
-        names = {torch_name(op.name, param.name): param.name for param in op.params}
+        names = {param.torch_name: param.name for param in op.params}
         given = {p.name: arg for p, arg in zip(op.params, node.args, strict=False)}
         if len(node.args) > len(op.params):  # sizes given one by one
             given[op.params[-1].name] = node.args[len(op.params) - 1 :]
@@ -243,7 +244,7 @@ class _Body:
         kept = {k: v for k, v in values.items() if v != Literal(defaults[k])}
         return FunctionCall(op.name, args, kept)
 
-    def packed_call(self, op: Op, node: fx.Node) -> Expression:
+    def packed_call(self, op: PackedOp, node: fx.Node) -> Expression:
         """An op on packed bytes as the op on the weight that it stands for."""
         given = self.bound(op, node)
         weight = self.value(given.pop("packed"))
@@ -257,17 +258,14 @@ class _Body:
                 "layerdef.",
                 node=self.name,
             )
-        if op.name == "dequantize":
+        if not op.plain:
             return weight
-        rest = {
-            name: self.value(arg)
-            for name, arg in given.items()
-            if name not in ("scale", "shape", "layout")
-        }
-        first = rest.pop("ids" if op.name == "ternary_embedding" else "x")
-        bias = rest.pop("bias", Literal(None))
-        args = [first, weight] + ([] if bias == Literal(None) else [bias])
-        return FunctionCall(op.name.removeprefix("ternary_"), args, rest)
+        taken = {name: self.value(arg) for name, arg in given.items() if arg is not None}
+        taken[op.weight] = weight
+        row = [one for one in OPS[op.plain].params if one.name in taken]
+        args = [taken[one.name] for one in row if not one.keyword]
+        kwargs = {one.name: taken[one.name] for one in row if one.keyword}
+        return FunctionCall(op.plain, args, kwargs)
 
     def value(self, arg: Any) -> Expression:
         if isinstance(arg, fx.Node):
