@@ -12,6 +12,7 @@ from torch import fx, nn
 from tpack import LayerDefError
 from tpack.build import build_module
 from tpack.capturing import capture, trace_module
+from tpack.capturing.aten import ATEN, functional
 from tpack.capturing.storages import shared_arguments
 from tpack.layerdef import slots
 
@@ -207,7 +208,8 @@ class Sharing(fx.Interpreter):
             first = result[0] if isinstance(result, tuple | list) else result
             name = str(node.target).removeprefix("aten.")
             dtype = getattr(first, "dtype", None)
-            known = shared_arguments(node, name, dtype)
+            row = ATEN.get(functional(name))
+            known = shared_arguments(node, row.shared if row else (), dtype)
             assert not real or any(storages(self.env[one]) & memory for one in known), name
         return result
 

@@ -16,7 +16,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from tpack.capturing.annotations import USUAL
-from tpack.capturing.aten import ATEN, CHECKS, IN_PLACE, Row
+from tpack.capturing.aten import ATEN, CHECKS, Row, functional
 from tpack.capturing.graph import (
     CONSTANT,
     INPUT,
@@ -183,12 +183,12 @@ class _Reader:
             self.storages.share(item, [whole])
 
     def compute(self, node: fx.Node, name: str, above: fx.Node | None) -> None:
-        base = IN_PLACE.get(name, name)
+        base = functional(name)
         row = ATEN.get(base)
         if row is None:
             raise LayerDefError(
-                f"uses {name or node.target}, which no LayerDef says. A row in "
-                "tpack/capturing/aten.py adds an op; docs/ops.md lists them.",
+                f"uses {name or node.target}, which no LayerDef says. docs/ops.md lists the ops "
+                "that capture knows, and says how to add one.",
                 node=_place(node),
             )
         args = self.bind(node, row, name)
@@ -199,7 +199,7 @@ class _Reader:
             return
         value = self.value(node, row.op, args, above)
         self.made[node] = value
-        shared = shared_arguments(node, name, value.dtype)
+        shared = shared_arguments(node, row.shared, value.dtype)
         self.storages.share(value, values_in([self.made[one] for one in shared]))
 
     def truth(self, node: fx.Node, arg: Arg, above: fx.Node | None) -> Arg:

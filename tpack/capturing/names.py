@@ -5,40 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
+from tpack.capturing.aten import KEEPS, naming
 from tpack.capturing.graph import INPUT, ITEM, STORED, Value
 from tpack.layerdef.names import is_identifier
 
 _TARGETS = re.compile(
     r"\s*(?P<names>[A-Za-z_]\w*(?:\s*,\s*[A-Za-z_]\w*)*)\s*(?::[^=]+)?(?:[-+*/@]|//)?=(?!=)"
-)
-#: What to call a result that no line of the source names, by the op.
-_NOUNS = {
-    "arange": "positions",
-    "size": "size",
-    "embedding": "embedded",
-    "matmul": "product",
-    "softmax": "weights",
-    "mean": "mean",
-    "sum": "total",
-    "cat": "joined",
-    "scaled_dot_product_attention": "attended",
-    "where": "chosen",
-    "sigmoid": "gate",
-    "rsqrt": "inverse",
-    "+": "total",
-    "-": "difference",
-    "*": "product",
-    "/": "ratio",
-    "abs": "magnitude",
-    "topk": "best",
-}
-_NOUNS |= dict.fromkeys(("<", "<=", ">", ">=", "==", "!=", "&", "|", "~"), "mask")
-#: Ops that leave a thing what it is: their result keeps its name.
-KEEPERS = frozenset(
-    """
-    reshape flatten unflatten transpose permute unsqueeze squeeze expand repeat to
-    repeat_interleave dropout
-    """.split()  # noqa: SIM905  # words read better than quoted strings
 )
 
 
@@ -59,16 +31,21 @@ def is_loop(line: str) -> bool:
     return "torch/nn/modules/container.py" in line.replace("\\", "/")
 
 
+def keeps_name(op: str) -> bool:
+    """Whether an op leaves a thing what it is: its result keeps the name."""
+    return naming(op) == KEEPS
+
+
 def noun(value: Value) -> str:
     """What to call a result that no line names."""
-    while value.op in KEEPERS or value.op == ITEM:
+    while keeps_name(value.op) or value.op == ITEM:
         inner = value.args["x"]
         if not isinstance(inner, Value):
             break
         value = inner
         if value.op in (INPUT, STORED):
             return value.name.rpartition(".")[2]
-    return _NOUNS.get(value.op, "hidden")
+    return naming(value.op) or "hidden"
 
 
 def free_name(wish: str, taken: Collection[str]) -> str:

@@ -19,11 +19,10 @@ from tpack.capturing.graph import (
     values_in,
 )
 from tpack.capturing.torch_export import RESULT
+from tpack.layerdef.ops import takes_device
 
 #: Values that a module without tensors must compute to be a layer of its own.
 _WORTH = 4
-#: Ops whose result lies on a device that nothing else tells.
-MAKERS = frozenset({"arange", "zeros", "ones", "full"})
 
 
 @dataclass(eq=False)
@@ -225,7 +224,7 @@ def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> list
         known |= {size for value in results for size in value.shape}
     first = next(iter(scope.items), None)
     told = found or any(value.op not in (STORED, CONSTANT) for value in given)
-    if isinstance(first, Value) and first.op in MAKERS and not told:
+    if isinstance(first, Value) and takes_device(first.op) and not told:
         found += outside[:1]
     return found
 

@@ -16,7 +16,7 @@ import sympy
 
 from tpack.capturing.expressions import Named, expression, size_expression
 from tpack.capturing.graph import INPUT, ITEM, Size, Value, values_in
-from tpack.capturing.names import KEEPERS, free_name, targets
+from tpack.capturing.names import free_name, keeps_name, targets
 from tpack.capturing.scopes import Scope, sizes_in
 from tpack.capturing.variables import Body, Step, name_variables, variable
 from tpack.capturing.widths import fits, width
@@ -120,7 +120,7 @@ class _Writer:
 
     def guess(self, value: Value) -> str:
         """What a value that no line names may be called, for its length."""
-        while variable(value) not in self.guesses and value.op in KEEPERS:
+        while variable(value) not in self.guesses and keeps_name(value.op):
             value = value.args["x"]
         return self.guesses.get(variable(value), "hidden")
 
@@ -188,7 +188,7 @@ class _Writer:
         """What the line that computes a value calls it, if it says so."""
         while not (own := targets(value.lines[-1] if value.lines else "")):
             inner = value.args.get("x")
-            if value.op not in KEEPERS or not isinstance(inner, Value):
+            if not keeps_name(value.op) or not isinstance(inner, Value):
                 return ""
             value = inner
         return own[0] if len(own) == 1 else ""
@@ -338,7 +338,7 @@ def _returned(result: Any, named: Named) -> Expression:
 
 def _is_keeper(item: Item) -> bool:
     """Whether an item gives a thing another shape or dtype: such methods form a chain."""
-    return item.value is not None and item.value.op in KEEPERS
+    return item.value is not None and keeps_name(item.value.op)
 
 
 def _container(child: Child | None) -> str:

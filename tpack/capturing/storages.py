@@ -13,7 +13,6 @@ import sympy
 import torch
 from torch import fx
 
-from tpack.capturing.aten import SHARE_UNTOLD
 from tpack.capturing.graph import CONSTANT, INPUT, STORED, Arg, Value, values_in
 from tpack.errors import LayerDefError
 
@@ -83,20 +82,21 @@ class Storages:
             )
 
 
-def shared_arguments(node: fx.Node, name: str, dtype: torch.dtype | None) -> list[fx.Node]:
+def shared_arguments(
+    node: fx.Node, untold: Iterable[str], dtype: torch.dtype | None
+) -> list[fx.Node]:
     """The arguments whose memory the results of an op may be.
 
-    The schema of torch says so; where it is silent and the op may return its argument or a view
-    of it, ``aten.SHARE_UNTOLD`` does.
-
     Args:
+        untold: those that the schema of torch does not name: dropout does nothing in eval mode,
+            einsum of one tensor may only move its dims.
         dtype: of the result. One of another dtype never shares memory.
     """
     schema = node.target._schema.arguments  # type: ignore[union-attr]  # noqa: SLF001
     given = dict(zip((item.name for item in schema), node.args, strict=False)) | node.kwargs
-    found = [given.get(item.name) for item in schema if item.alias_info is not None]
-    if name in SHARE_UNTOLD and (name != "einsum.default" or len(node.all_input_nodes) == 1):
-        found.append(node.all_input_nodes[0])
+    names = {item.name for item in schema if item.alias_info is not None}
+    found = [given.get(name) for name in names.union(untold)]
+    found = [one[0] if isinstance(one, Sequence) and len(one) == 1 else one for one in found]
     return [one for one in found if isinstance(one, fx.Node) and _dtype(one) in (dtype, None)]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tpack.capturing.graph import Value
-from tpack.capturing.names import KEEPERS, free_name, noun, targets
+from tpack.capturing.names import free_name, keeps_name, noun, targets
 from tpack.layerdef import (
     Assignment,
     Expression,
@@ -180,7 +180,7 @@ class _Namer:
             parts = [part for part in step.child.name.split(".") if not part.isdigit()]
             return parts[-1].removesuffix("_proj") if parts else "hidden"
         inner = step.value
-        while isinstance(inner, FunctionCall) and inner.function in KEEPERS:
+        while isinstance(inner, FunctionCall) and keeps_name(inner.function):
             inner = inner.args[0]
             if isinstance(inner, Identifier) and inner.name in self.names:
                 return self.names[inner.name]

@@ -166,12 +166,7 @@ _ROWS = (
     ("sigmoid", "x:tensor", "torch.sigmoid", "1 / (1 + exp(-x))"),
     ("tanh", "x:tensor", "torch.tanh", "hyperbolic tangent"),
     ("softplus", "x:tensor", "F.softplus", "log(1 + exp(x))"),
-    (
-        "softmax",
-        "x:tensor *dim:int *dtype:dtype=None",
-        "F.softmax",
-        "exp(x) / Σ exp(x) along dim",
-    ),
+    ("softmax", "x:tensor *dim:int *dtype:dtype=None", "F.softmax", "exp(x) / Σ exp(x) along dim"),
     ("log_softmax", "x:tensor *dim:int *dtype:dtype=None", "F.log_softmax", "log of softmax"),
     (
         "rotate_half",
