@@ -39,13 +39,11 @@ def packed_config(config: Mapping[str, Any]) -> dict[str, Any]:
     replaced = {
         key: config[key] for key in (*_QUANTIZATION, "transformers_weights") if key in config
     }
-    found = replaced.get("quantization_config")
-    rounds = isinstance(found, Mapping) and found.get("quant_method") == "bitnet"
     plain = {key: value for key, value in config.items() if key not in replaced}
     return plain | {
         "quantization_config": {
             "quant_method": METHOD,
-            "activations": "int8" if rounds else "float",
+            "activations": "int8" if quant_method(config) == "bitnet" else "float",
             "replaced": replaced,
         },
         "transformers_weights": REFUSAL,
@@ -74,7 +72,17 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ours} | dict(replaced)
 
 
+def quant_method(config: Mapping[str, Any]) -> Any:
+    """What a config says of who quantized its weights; empty if it says nothing.
+
+    Example:
+        >>> quant_method({"quantization_config": {"quant_method": "bitnet", "bits": 2}})
+        'bitnet'
+    """
+    found = config.get("quantization_config")
+    return found.get("quant_method", "") if isinstance(found, Mapping) else ""
+
+
 def is_packed(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a packed folder."""
-    found = config.get("quantization_config")
-    return isinstance(found, Mapping) and found.get("quant_method") == METHOD
+    return bool(quant_method(config) == METHOD)

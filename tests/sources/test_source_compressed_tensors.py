@@ -57,7 +57,7 @@ def config(strategy="channel", **weights):
 
 
 def read(state, found):
-    return adapt(state_dict_source(state).tensors, found)
+    return adapt(state_dict_source(state).tensors, found or {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

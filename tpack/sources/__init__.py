@@ -81,8 +81,7 @@ def _open_path(path: Path) -> Source:
         return open_folder(path, partial(_open_file, naming=as_stored))
     source = _open_file(path)
     source.path = path
-    if any(_may_be_packed(tensor) for tensor in source.tensors.values()):
-        _adapt(source, path)
+    _adapt(source, path)
     return source
 
 
@@ -117,17 +116,12 @@ def _begins_with(path: Path, magic: bytes) -> bool:
         return file.read(len(magic)) == magic
 
 
-def _may_be_packed(tensor: SourceTensor | PackedTensor) -> bool:
-    """Whether a dialect may have packed a weight: a matrix of integers."""
-    return tensor.dtype in ("uint8", "int32", "uint32") and len(tensor.shape) >= 2
-
-
 def _adapt(source: Source, path: Path) -> None:
     """Read a file in the dialect that the config.json beside it names."""
-    from tpack.sources.dialects import adapt
+    from tpack.sources.dialects import adapt, may_be_packed
     from tpack.sources.folder_source import read_config
 
     plain = {name: t for name, t in source.tensors.items() if isinstance(t, SourceTensor)}
-    if len(plain) == len(source.tensors):
+    if may_be_packed(plain) and len(plain) == len(source.tensors):
         source.tensors, notes = adapt(plain, read_config(path.parent))
         source.notes += notes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,8 @@ from tpack.dialects.compressed_tensors import PER_WORD, to_t2
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.quantize import widen
+from tpack.sources.adapting import Config, Plain, Tensors, read_weights
 from tpack.sources.source import PackedTensor, SourceTensor
-
-Tensors = Mapping[str, SourceTensor | PackedTensor]
 
 #: Tensors beside a packed weight that belong to forms of quantization which are not ternary.
 FOREIGN = {
@@ -27,9 +26,7 @@ FOREIGN = {
 }
 
 
-def adapt(
-    tensors: Mapping[str, SourceTensor], config: Mapping[str, Any] | None
-) -> tuple[Tensors, list[str]]:
+def adapt(tensors: Plain, config: Config) -> tuple[Tensors, list[str]]:
     """Turn packed weights, scales and shapes into one tensor each; the rest stays as it is.
 
     Other quantizations than symmetric integers of two bits stay too, and say what they are.
@@ -41,41 +38,14 @@ def adapt(
     Raises:
         InputError: a scale or shape is missing or does not fit.
     """
-    granularities = _granularities(config or {})
-    taken: set[str] = set()
-    weights: dict[str, PackedTensor] = {}
-    left: dict[str, str] = {}
-    for name in tensors:
-        if name.rpartition(".")[2] != "weight_packed":
-            continue
-        with locate(tensor=name):
-            try:
-                weight, companions = _weight(tensors, name, granularities)
-            except UnsupportedError as error:
-                left[name] = error.message
-                continue
-            try:
-                weights[name] = weight.check()
-            except InputError as error:  # two bits that hold a fourth value
-                left[name] = "it " + error.message.partition(". ")[0]
-                continue
-        taken |= companions
-    for name, weight in weights.items():
-        if weight.name in tensors:
-            raise InputError(
-                f"is stored twice, plain and as {name!r}. Remove one of them.", tensor=weight.name
-            )
-    result: dict[str, SourceTensor | PackedTensor] = {}
-    for name, tensor in tensors.items():
-        if name in weights:
-            result[weights[name].name] = weights[name]
-        elif name in left:
-            result[name] = replace(tensor, coded=left[name])
-        elif name not in taken:
-            _check_rest(tensors, name)
-            result[name] = tensor
-    notes = [f"read {len(weights)} weights in compressed-tensors' 2-bit packing"] if weights else []
-    return result, notes
+    granularities = _granularities(config)
+    return read_weights(
+        tensors,
+        [name for name in tensors if name.rpartition(".")[2] == "weight_packed"],
+        lambda name: _weight(tensors, name, granularities),
+        partial(_check_rest, tensors),
+        "compressed-tensors' 2-bit packing",
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +63,7 @@ class _Group:
     reason: str = ""
 
 
-def _granularities(config: Mapping[str, Any]) -> list[_Group]:
+def _granularities(config: Config) -> list[_Group]:
     """What the groups of the config say of scales.
 
     Raises:
@@ -145,9 +115,7 @@ def _granularity(label: str, weights: Mapping[str, Any]) -> Scale:
     )
 
 
-def _weight(
-    tensors: Mapping[str, SourceTensor], name: str, groups: Sequence[_Group]
-) -> tuple[PackedTensor, set[str]]:
+def _weight(tensors: Plain, name: str, groups: Sequence[_Group]) -> tuple[PackedTensor, set[str]]:
     """A weight, and the names of the tensors that it takes in.
 
     Raises:
@@ -244,13 +212,13 @@ def _rows(packed: SourceTensor, columns: int, first: int, last: int) -> npt.NDAr
         return to_t2(part, columns, first)
 
 
-def _check_rest(tensors: Mapping[str, SourceTensor], name: str) -> None:
+def _check_rest(tensors: Plain, tensor: SourceTensor) -> None:
     """Refuse what belongs to a packed weight that is not there."""
-    prefix, _, last = name.rpartition(".")
+    prefix, _, last = tensor.name.rpartition(".")
     if last in {"weight_shape", "weight_scale", *FOREIGN} and not any(
         f"{prefix}{'.' * bool(prefix)}{codes}" in tensors for codes in ("weight_packed", "weight")
     ):
         raise InputError(
             "belongs to a weight_packed that is missing. Download the checkpoint again.",
-            tensor=name,
+            tensor=tensor.name,
         )

@@ -1,32 +1,48 @@
-"""Weights that come packed in a dialect of others: which one it is, and who reads it.
+"""The dialects in which others store ternary weights: a row each, and which one a source is in.
 
 A dialect takes the tensors of a whole folder, so that a scale may lie in another shard than
-its weight, and gives back those of the plain model.
+its weight, and gives back those of the plain model. A new dialect is a module and a row here;
+where its tensors alone tell what they are, ``packed_systems`` has a row for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from importlib import import_module
-from typing import Any
-
 from tpack.errors import UnsupportedError
+from tpack.hfconfig import quant_method
+from tpack.sources import compressed_tensors, hf_bitnet, mlx
+from tpack.sources.adapting import Config, Dialect, Plain, Tensors
 from tpack.sources.packed_layouts import packed_groups
-from tpack.sources.source import PackedTensor, SourceTensor
 
-Tensors = Mapping[str, SourceTensor | PackedTensor]
-Adapt = Callable[[Mapping[str, SourceTensor], Mapping[str, Any]], tuple[Tensors, list[str]]]
-
-#: What a config's quant_method is called → the module that reads it.
-METHODS = {
-    "bitnet": "tpack.sources.hf_bitnet",
-    "compressed-tensors": "tpack.sources.compressed_tensors",
+#: Every dialect that is read, in the order in which a source is held against them.
+DIALECTS = {
+    row.name: row
+    for row in (
+        Dialect(
+            "Hugging Face bitnet",
+            "quant_method bitnet",
+            ("uint8",),
+            lambda _, config: quant_method(config) == "bitnet",
+            hf_bitnet.adapt,
+        ),
+        Dialect(
+            "compressed-tensors",
+            "quant_method compressed-tensors",
+            ("int32",),
+            lambda _, config: quant_method(config) == "compressed-tensors",
+            compressed_tensors.adapt,
+        ),
+        Dialect("MLX", "quantization", ("uint32",), mlx.recognises, mlx.adapt),
+    )
 }
 
 
-def adapt(
-    tensors: Mapping[str, SourceTensor], config: Mapping[str, Any] | None
-) -> tuple[Tensors, list[str]]:
+def may_be_packed(tensors: Tensors) -> bool:
+    """Whether some tensor of a single file may hold the codes of a dialect, by its dtype."""
+    codes = {dtype for row in DIALECTS.values() for dtype in row.codes}
+    return any(t.dtype in codes and len(t.shape) >= 2 for t in tensors.values())
+
+
+def adapt(tensors: Plain, config: Config | None) -> tuple[Tensors, list[str]]:
     """Recognise the dialect of a folder and read it.
 
     Args:
@@ -42,22 +58,16 @@ def adapt(
         InputError: weights that do not fit the dialect.
     """
     config = config or {}
-    quantization = config.get("quantization_config")
-    if isinstance(quantization, dict) and "quant_method" in quantization:
-        method = quantization["quant_method"]
-        if isinstance(method, str) and method in METHODS:
-            return _reader(METHODS[method])(tensors, config)
-        if packed_groups(tensors):  # each is refused by name, or kept
-            return tensors, [f"config.json says that weights are quantized by {method!r:.40}"]
-        raise UnsupportedError(
-            f"is quantized by {method!r:.40} as its config.json says, expected "
-            f"{' or '.join(METHODS)}. Dequantize it first."
-        )
-    if isinstance(config.get("quantization"), dict) and any(n.endswith(".scales") for n in tensors):
-        return _reader("tpack.sources.mlx")(tensors, config)
-    return tensors, []
-
-
-def _reader(module: str) -> Adapt:
-    found: Adapt = import_module(module).adapt
-    return found
+    for row in DIALECTS.values():
+        if row.recognises(tensors, config):
+            return row.adapt(tensors, config)
+    method = quant_method(config)
+    if method == "":
+        return tensors, []
+    if packed_groups(tensors):  # each is refused by name, or kept
+        return tensors, [f"config.json says that weights are quantized by {method!r:.40}"]
+    known = [f"{row.name} ({row.found_by})" for row in DIALECTS.values()]
+    raise UnsupportedError(
+        f"is quantized by {method!r:.40} as its config.json says, expected "
+        f"{', '.join(known[:-1])} or {known[-1]}. Dequantize it first."
+    )

@@ -22,20 +22,18 @@ from tpack.dialects.hf_bitnet import STRIPES, stripes, to_t2
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import InputError, NotTernaryError, UnsupportedError, locate
 from tpack.quantize import narrow, widen
+from tpack.sources.adapting import Config, Plain, Tensors
 from tpack.sources.shapes import expected_shape
 from tpack.sources.source import PackedTensor, SourceTensor
 
 Array = npt.NDArray[Any]
-Tensors = Mapping[str, SourceTensor | PackedTensor]
 Convention = Literal["divide", "multiply", "floats"]
 
 #: Beyond this, weights of unit inputs give outputs that no trained layer has.
 ABSURD, PLAUSIBLE = 500.0, 5.0
 
 
-def adapt(
-    tensors: Mapping[str, SourceTensor], config: Mapping[str, Any] | None
-) -> tuple[Tensors, list[str]]:
+def adapt(tensors: Plain, config: Config) -> tuple[Tensors, list[str]]:
     """Turn packed weights and their scales into one tensor each; the rest stays as it is.
 
     Args:
@@ -62,7 +60,7 @@ def adapt(
     for name, tensor in tensors.items():
         if name in scales:
             with locate(tensor=name):
-                read.append(_weight(tensor, tensors[scales[name]], config or {}, convention))
+                read.append(_weight(tensor, tensors[scales[name]], config, convention))
             result[name] = read[-1]
         elif name not in scales.values():
             result[name] = tensor
@@ -76,7 +74,7 @@ def adapt(
     return result, notes
 
 
-def packed_names(tensors: Mapping[str, SourceTensor | PackedTensor]) -> list[str]:
+def packed_names(tensors: Tensors) -> list[str]:
     """Tensors that look like weights in this packing: uint8 matrices beside a scale."""
     return [
         name
@@ -93,15 +91,13 @@ def _is_packed(tensor: SourceTensor) -> bool:
     )
 
 
-def _convention(
-    tensors: Mapping[str, SourceTensor], config: Mapping[str, Any] | None
-) -> Convention:
+def _convention(tensors: Plain, config: Config) -> Convention:
     """What the config says of the scales.
 
     Raises:
         UnsupportedError: it says nothing, or something unknown.
     """
-    found = (config or {}).get("quantization_config")
+    found = config.get("quantization_config")
     if not isinstance(found, Mapping):
         names = packed_names(tensors)
         raise UnsupportedError(
@@ -126,7 +122,7 @@ def _convention(
     return known[key]
 
 
-def _scales(tensors: Mapping[str, SourceTensor], convention: Convention) -> dict[str, str]:
+def _scales(tensors: Plain, convention: Convention) -> dict[str, str]:
     """The name of the scale of each weight in this packing.
 
     Raises:
@@ -157,7 +153,7 @@ def _scales(tensors: Mapping[str, SourceTensor], convention: Convention) -> dict
 
 
 def _weight(
-    tensor: SourceTensor, stored: SourceTensor, config: Mapping[str, Any], convention: Convention
+    tensor: SourceTensor, stored: SourceTensor, config: Config, convention: Convention
 ) -> PackedTensor:
     """A weight with its scale.
 
@@ -193,7 +189,7 @@ def _weight(
 
 
 def _layout(
-    tensor: SourceTensor, config: Mapping[str, Any]
+    tensor: SourceTensor, config: Config
 ) -> tuple[tuple[int, ...], Callable[[int, int], npt.NDArray[np.uint8]]]:
     """The logical shape of a weight, and how its rows are read.
 

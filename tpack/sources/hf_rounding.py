@@ -16,6 +16,7 @@ from typing import Any
 
 from tpack.dtypes import WEIGHT_DTYPES
 from tpack.errors import InputError
+from tpack.hfconfig import quant_method
 from tpack.quantize import Rounding
 from tpack.selection import keep_reason
 from tpack.sources.source import PackedTensor, SourceTensor
@@ -42,9 +43,9 @@ def rounding(
     Raises:
         InputError: ``modules_to_not_convert`` is no list of names and patterns.
     """
-    settings = (config or {}).get("quantization_config")
-    if not isinstance(settings, Mapping) or settings.get("quant_method") != "bitnet":
+    if not config or quant_method(config) != "bitnet":
         return {}, frozenset()
+    settings = config["quantization_config"]
     kept = _patterns(settings.get("modules_to_not_convert"))
     names: dict[str, list[str]] = {name: [name] for name in tensors}
     for alias, name in aliases.items():

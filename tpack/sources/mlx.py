@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,15 +18,19 @@ from tpack.codec import Scale
 from tpack.dialects.mlx import PER_WORD, to_t2
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import InputError, UnsupportedError, locate
+from tpack.hfconfig import quant_method
 from tpack.quantize import widen
+from tpack.sources.adapting import Config, Plain, Tensors, read_weights
 from tpack.sources.source import PackedTensor, SourceTensor
 
-Tensors = Mapping[str, SourceTensor | PackedTensor]
+
+def recognises(tensors: Plain, config: Config) -> bool:
+    """Whether a folder is one of MLX: its config says so, and weights have scales."""
+    stated = quant_method(config) == "" and isinstance(config.get("quantization"), Mapping)
+    return stated and any(name.endswith(".scales") for name in tensors)
 
 
-def adapt(
-    tensors: Mapping[str, SourceTensor], config: Mapping[str, Any] | None
-) -> tuple[Tensors, list[str]]:
+def adapt(tensors: Plain, config: Config) -> tuple[Tensors, list[str]]:
     """Turn packed weights, scales and biases into one tensor each; the rest stays as it is.
 
     Weights of more than two bits, and those whose biases are not of trits, stay too, and say
@@ -40,41 +43,22 @@ def adapt(
     Raises:
         InputError: a tensor is missing or of another shape.
     """
-    settings = (config or {}).get("quantization")
+    settings = config.get("quantization")
     if not isinstance(settings, Mapping):
         raise InputError("has no quantization in its config.json.")
-    weights: dict[str, PackedTensor] = {}
-    left: dict[str, str] = {}
-    taken: set[str] = set()
-    for name in tensors:
-        prefix, _, last = name.rpartition(".")
-        if last != "scales":
-            continue
-        with locate(tensor=f"{prefix}.weight"):
-            try:
-                weight = _weight(tensors, prefix, _group_size(settings, prefix))
-            except UnsupportedError as error:
-                left[f"{prefix}.weight"] = error.message
-                continue
-            try:
-                weight.check()
-            except InputError as error:  # two bits that hold a fourth value
-                left[weight.name] = "it " + error.message.partition(". ")[0]
-                continue
-        weights[weight.name] = weight
-        taken |= {name, f"{prefix}.biases"}
-    result: dict[str, SourceTensor | PackedTensor] = {}
-    for name, tensor in tensors.items():
-        if name in weights:
-            result[name] = weights[name]
-        elif name in left:
-            result[name] = replace(tensor, coded=left[name])
-        elif name not in taken:
-            if tensor.dtype == "uint32" and name.endswith(".weight"):
-                raise InputError("is packed, but has no scales beside it.", tensor=name)
-            result[name] = tensor
-    notes = [f"read {len(weights)} weights in MLX's 2-bit packing"] if weights else []
-    return result, notes
+
+    def read(name: str) -> tuple[PackedTensor, set[str]]:
+        prefix = name.removesuffix(".weight")
+        weight = _weight(tensors, prefix, _group_size(settings, prefix))
+        return weight, {f"{prefix}.scales", f"{prefix}.biases"}
+
+    codes = [f"{n.removesuffix('.scales')}.weight" for n in tensors if n.endswith(".scales")]
+    return read_weights(tensors, codes, read, _check_rest, "MLX's 2-bit packing")
+
+
+def _check_rest(tensor: SourceTensor) -> None:
+    if tensor.dtype == "uint32" and tensor.name.endswith(".weight"):
+        raise InputError("is packed, but has no scales beside it.", tensor=tensor.name)
 
 
 def _group_size(settings: Mapping[str, Any], prefix: str) -> int:
@@ -105,7 +89,7 @@ def _group_size(settings: Mapping[str, Any], prefix: str) -> int:
     return size
 
 
-def _weight(tensors: Mapping[str, SourceTensor], prefix: str, size: int) -> PackedTensor:
+def _weight(tensors: Plain, prefix: str, size: int) -> PackedTensor:
     packed, scales, biases = (
         tensors.get(f"{prefix}.{last}") for last in ("weight", "scales", "biases")
     )
