@@ -35,6 +35,17 @@ def layer(*body, params=(), inputs=("x",), name="L"):
     return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
 
 
+def returning(value, *params):
+    """A layer that returns a value, with parameters besides its input."""
+    return layer(Return(value), params=params)
+
+
+def holding(name, *children, repeat=None):
+    """A layer that holds layers of these classes and returns its input."""
+    params = [Param(f"c{i}", "Layer", layer=c, repeat=repeat) for i, c in enumerate(children)]
+    return layer(Return(X), params=params, name=name)
+
+
 def block(width=6):
     return LayerDef(
         "Block",

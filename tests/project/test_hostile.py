@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 
 import tpack
 from tpack.container.strictjson import canonical_json
-from tpack.errors import LayerDefError, TpackError
-from tpack.layerdef import Identifier, LayerDef, Param, Program, Return, validate
+from tpack.errors import TpackError
+from tpack.layerdef import LayerDef, Param, Program, validate
 from tpack.sources import SourceTensor
 from tpack.sources.dialects import adapt
 
@@ -111,63 +111,6 @@ def test_a_hostile_gguf_is_refused_at_once(tmp_path):
     path = tmp_path / "hostile.gguf"
     path.write_bytes(hostile_files.many_gguf_strings())
     check_cost(path, "convert", "FILE", "-o", "FILE.out")
-
-
-# ---- limits of trees
-
-
-def holding(name, *children, **fields):
-    params = [Param(f"c{i}", "Layer", layer=child, **fields) for i, child in enumerate(children)]
-    return LayerDef(name, params)
-
-
-def test_depth_counts_what_was_measured_on_another_way():
-    layers = [holding(f"L{i}", *([f"L{i + 1}"] if i < 200 else [])) for i in range(201)]
-    root = holding("Root", *(f"L{i}" for i in range(150, -1, -50)))
-    with pytest.raises(LayerDefError, match="nested deeper than 64"):
-        validate(Program([root, *layers], "Root"))
-
-
-def test_depth_of_layers_at_its_limit():
-    for depth, good in ((64, True), (65, False)):
-        layers = [holding(f"L{i}", *([f"L{i + 1}"] if i < depth else [])) for i in range(depth + 1)]
-        if good:
-            validate(Program(layers, "L0"))
-        else:
-            with pytest.raises(LayerDefError, match="nested deeper than 64"):
-                validate(Program(layers, "L0"))
-
-
-def test_gaps_in_lists_count_as_modules():
-    leaf = LayerDef("Leaf", [])
-    for name in ("99999", "a.99999", "a.0.99999"):
-        params = [Param(name, "Layer", layer="Leaf")]
-        if "." in name:
-            params.append(Param(name.replace("a.", "b."), "Layer", layer="Leaf"))
-        with pytest.raises(LayerDefError, match="unfolds to over 100000 modules"):
-            validate(Program([LayerDef("Root", params), leaf], "Root"))
-
-
-def test_parameters_are_counted_with_their_copies():
-    layer = LayerDef("L", [Param(f"p{i}", "Buffer", [1]) for i in range(100)])
-    validate(Program([holding("R", "L", repeat=9_000), layer], "R"))
-    with pytest.raises(LayerDefError, match="1000000 parameters"):
-        validate(Program([holding("R", "L", repeat=11_000), layer], "R"))
-
-
-def test_layers_are_counted():
-    layers = [LayerDef(f"L{i}", []) for i in range(20_000)]
-    with pytest.raises(LayerDefError, match="has over 20000 layers"):
-        validate(Program([*layers, holding("R", "L0")], "R"))
-
-
-def test_names_of_many_parts_are_refused():
-    name = ".".join(["a"] * 65)
-    with pytest.raises(LayerDefError, match="nested deeper than 64"):
-        validate(Program([LayerDef("R", [Param(name, "Layer", layer="Linear")])], "R"))
-    value = Identifier(".".join(["a"] * 100_000))
-    with pytest.raises(LayerDefError, match="is not defined here"):
-        validate(Program([LayerDef("R", [], [Return(value)])], "R"))
 
 
 # ---- pickles, flags, configs
