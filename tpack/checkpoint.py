@@ -5,28 +5,20 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from tpack import codec
 from tpack.build import build_module, program_of
-from tpack.codec import Scale
-from tpack.container import (
-    Checkpoint,
-    Document,
-    Origin,
-    Piece,
-    TernaryEntry,
-    digest,
-    write_checkpoint,
-)
-from tpack.container.document import NO_DIGEST, UNKNOWN
+from tpack.codec import Scale, rows_and_columns
+from tpack.container import Checkpoint, Origin, Piece
 from tpack.container.header import Entry
+from tpack.container.reader import stored_dtype
+from tpack.describing import Packer, Stored, describe
 from tpack.dtypes import BY_NAME
 from tpack.errors import (
     FormatError,
@@ -36,11 +28,10 @@ from tpack.errors import (
     UsageError,
     locate,
 )
-from tpack.layerdef import LayerDef, Program, as_program, slots
-from tpack.layerdef.completion import Found, complete
+from tpack.layerdef import LayerDef, Program, Slot, as_program, slots
 from tpack.nn import is_unfrozen
 from tpack.nn.code_check import check_legal, remember
-from tpack.parallel import ColumnLinear, Part, RowLinear, split
+from tpack.parallel import ColumnLinear, Part, RowLinear, split as divide
 from tpack.readback import read_program
 from tpack.text import plural
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
@@ -99,7 +90,7 @@ def load(
         module = build_module(program, device="meta")
         parts = {}
         if device_mesh is not None and parallel is not None:
-            parts = split(module, device_mesh, parallel)
+            parts = divide(module, device_mesh, parallel)
         elif device_mesh is not None or parallel is not None:
             raise UsageError("load: device_mesh and parallel are given together, or neither.")
         tensors = dict(map_tensors(file, parts))
@@ -212,6 +203,31 @@ def save(
         UsageError: the module is unfrozen, or shares its weights with other processes.
         TpackError: as ``new_file``.
     """
+    _check_whole(module)
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    built = program_of(module) if layerdef is None else as_program(layerdef)
+    program = read_program(module) if built is None else built
+    stored = [_stored(slot, module, state, given=layerdef is not None) for slot in slots(program)]
+    expected = {piece.name for one in stored for piece in one.pieces()}
+    if surplus := sorted(set(state) - expected):
+        raise LayerDefError(f"is in no LayerDef of {program.root}.", tensor=surplus[0])
+    description = describe(
+        stored,
+        program,
+        origin=getattr(module, "_tpack_origin", Origin()),
+        aliases=getattr(module, "ternary_aliases", {}),
+    )
+    (output,) = description.files()
+    output.write(Path(path), force=force)
+
+
+def _check_whole(module: nn.Module) -> None:
+    """Make sure that all weights are packed, and whole.
+
+    Raises:
+        UsageError: the module is unfrozen, or shares its weights with other processes.
+    """
     if is_unfrozen(module):
         raise UsageError(
             "save: the module is unfrozen, expected packed weights. Use tpack.nn.freeze(module)."
@@ -222,121 +238,91 @@ def save(
                 f"save: {layer} holds the part of one process, expected whole weights. Load the "
                 "checkpoint without device_mesh to save it."
             )
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
-    origin = getattr(module, "_tpack_origin", Origin())
-    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
-    if layerdef is not None:
-        program = as_program(layerdef)
-    elif (built := program_of(module)) is not None:
-        program = _as_scaled(built, module, state)
-    else:
-        program = read_program(module)
-    ternary: dict[str, TernaryEntry] = {}
-    packed: dict[str, npt.NDArray[np.uint8]] = {}
-    kept: dict[str, str] = {}
-    for slot in slots(program):
-        param, name = slot.param, slot.name
-        if param.param_type != "TernaryTensor":
-            kept[name] = NO_DIGEST
-            _require(state, name, param.shape or (), param.dtype)
-            continue
-        entry = TernaryEntry(
-            shape=param.shape or (),
-            split=param.rows_split,
-            layout=param.layout,
-            scale=param.scale,
-            method=UNKNOWN,
-            source_dtype=param.dtype,
-            relative_error=None,
-            sha256=NO_DIGEST,
-            scale_sha256=NO_DIGEST,
-        )
-        _require(state, f"{name}_packed", entry.packed_shape, "uint8")
-        _require(state, f"{name}_scale", entry.scale_shape, param.dtype)
-        scale = state[f"{name}_scale"]
-        if not scale.isfinite().all():
-            raise InputError(
-                "has NaN or infinity, expected finite values. Training may have diverged.",
-                tensor=f"{name}_scale",
-            )
-        with locate(tensor=f"{name}_packed"):
-            entry, packed[name] = repacked(entry, state[f"{name}_packed"], scale)
-        ternary[name] = origin.entry(name, entry, param.dtype)
-    aliases = {
-        alias: name
-        for alias, name in getattr(module, "ternary_aliases", {}).items()
-        if name in ternary or name in kept
-    }
-    document = Document(program, ternary, kept, aliases, metadata=origin.digests)
-    expected = set(kept) | {f"{name}_{part}" for name in ternary for part in ("packed", "scale")}
-    if surplus := sorted(set(state) - expected):
-        raise LayerDefError(f"is in no LayerDef of {program.root}.", tensor=surplus[0])
-    pieces = [
-        Piece.of(name, _name(tensor), tuple(tensor.shape), tensor_bytes(tensor))
-        for name, tensor in state.items()
-        if name.removesuffix("_packed") not in packed
-    ]
-    pieces += [
-        Piece.of(f"{name}_packed", "uint8", data.shape, data) for name, data in packed.items()
-    ]
-    write_checkpoint(path, document, pieces, metadata=origin.metadata, force=force)
 
 
-def _as_scaled(program: Program, module: nn.Module, state: Mapping[str, Tensor]) -> Program:
-    """The program of a built module with its scales as they lie now: training may change that."""
-    found: dict[str, Found] = {}
-    changed = False
-    for slot in slots(program):
-        param, scale = slot.param, None
-        shape = param.shape or ()
-        if param.param_type == "TernaryTensor":
-            scale = Scale.parse(param.scale)
-            stored = state.get(f"{slot.name}_scale")
-            if stored is not None and stored.shape != param.scale_shape:
-                prefix, _, own = slot.name.rpartition(".")
-                groups: Any = module.get_submodule(prefix).ternary_groups
-                scale = Scale.of(stored.shape, shape, param.rows_split, groups.get(own, 0))
-                changed = True
-        found[slot.name] = Found(shape, param.dtype, scale)
-    return complete(program, found)[0] if changed else program
-
-
-def repacked(
-    entry: TernaryEntry, packed: Tensor, scale: Tensor
-) -> tuple[TernaryEntry, npt.NDArray[np.uint8]]:
-    """The entry with its digests, and the bytes with their padding as the format wants it.
+def _stored(slot: Slot, module: nn.Module, state: Mapping[str, Tensor], *, given: bool) -> Stored:
+    """What a module holds of a slot of its program.
 
     Args:
-        entry: with placeholders for the digests.
-        packed: (rows, row bytes) uint8, in the layout of the entry.
+        given: whether the user describes the module: then scales must lie as the program says.
+    """
+    param, name = slot.param, slot.name
+    shape, split = param.shape or (), param.rows_split
+    if param.param_type != "TernaryTensor":
+        tensor = _required(state, name, shape, param.dtype)
+        return stored_tensor(name, tensor, trained=param.param_type == "Tensor")
+    packed = _required(state, f"{name}_packed", param.packed_shape, "uint8")
+    granularity, now = Scale.parse(param.scale), state.get(f"{name}_scale")
+    if now is not None and now.shape != param.scale_shape and not given:
+        prefix, _, own = name.rpartition(".")  # training may have given it another form
+        groups: Any = module.get_submodule(prefix).ternary_groups
+        granularity = Scale.of(now.shape, shape, split, groups.get(own, 0))
+    scale = _required(state, f"{name}_scale", granularity.shape(shape, split), param.dtype)
+    return stored_weight(name, shape, split, param.layout, granularity, packed, scale)
+
+
+def stored_tensor(name: str, tensor: Tensor, *, trained: bool | None) -> Stored:
+    """A tensor that is not packed, whose bytes are read when they are written."""
+    shape = tuple(tensor.shape)
+    return Stored(name, shape, dtype_name(tensor), lambda: [_bytes(tensor)], trained)
+
+
+def stored_weight(
+    name: str,
+    shape: tuple[int, ...],
+    split: int,
+    layout: str,
+    granularity: Scale,
+    packed: Tensor,
+    scale: Tensor,
+) -> Stored:
+    """A packed weight as it lies in a module, with the padding that the format wants.
+
+    Args:
+        packed: (rows, row bytes) uint8, in its layout.
         scale: as stored.
 
     Raises:
+        InputError: the scale is not finite.
         NotTernaryError: a byte without valid codes.
     """
-    trits = codec.unpack(packed.cpu().contiguous().numpy(), entry.columns, entry.layout)
-    canonical = codec.pack(trits)
-    sha256, scale_sha256 = digest([canonical.tobytes()]), digest([tensor_bytes(scale)])
-    stored = canonical if entry.layout == "t2" else codec.pack(trits, entry.layout)
-    return replace(entry, sha256=sha256, scale_sha256=scale_sha256), stored
+    if not scale.isfinite().all():
+        raise InputError(
+            "has a scale with NaN or infinity, expected finite values. Training may have diverged.",
+            tensor=name,
+        )
+    dtype, columns = dtype_name(scale), rows_and_columns(shape, split)[1]
+    numbers = np.frombuffer(_bytes(scale), stored_dtype(dtype)).reshape(scale.shape)
+    found = packed.cpu().contiguous().numpy()
+    wanted: list[Any] = []
+    packer = Packer(layout, wanted.append)
+    with locate(tensor=f"{name}_packed"):
+        packer.rows(codec.pack(codec.unpack(found, columns, layout)), columns)
+    entry = packer.entry(shape, split, granularity, numbers, dtype)
+    if np.array_equal(found, wanted[0]):  # as a rule: then no copy waits to be written
+        return Stored(name, shape, dtype, lambda: [_bytes(packed)], entry=entry, scale=numbers)
+    return Stored(name, shape, dtype, lambda: [wanted[0].reshape(-1)], entry=entry, scale=numbers)
 
 
-def _require(state: dict[str, Any], name: str, shape: tuple[int, ...], dtype: str) -> None:
+def _required(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dtype: str) -> Tensor:
     tensor = state.get(name)
     if tensor is None:
         raise LayerDefError("is in the LayerDefs, but not in the module.", tensor=name)
-    if tuple(tensor.shape) != shape or _name(tensor) != dtype:
+    if tuple(tensor.shape) != shape or dtype_name(tensor) != dtype:
         raise LayerDefError(
-            f"is {_name(tensor)} {tuple(tensor.shape)}, expected {dtype} {shape} by the LayerDefs.",
+            f"is {dtype_name(tensor)} {tuple(tensor.shape)}, expected {dtype} {shape} by the "
+            "LayerDefs.",
             tensor=name,
         )
+    return tensor
 
 
-def _name(tensor: Tensor) -> str:
+def dtype_name(tensor: Tensor) -> str:
+    """The name of a dtype as files spell it."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def tensor_bytes(tensor: Tensor) -> memoryview:
+def _bytes(tensor: Tensor) -> memoryview:
     """The elements of a tensor, row by row."""
     flat = tensor.cpu().contiguous().reshape(-1)
     if not flat.numel():

@@ -10,17 +10,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpack.container import (
-    INDEX,
-    SINGLE,
-    Shard,
-    new_file,
-    program_digest,
-    write_checkpoint,
-    write_index,
-)
+from tpack.container import INDEX, SINGLE, new_file
+from tpack.describing import Description, Shards
 from tpack.errors import UsageError
-from tpack.hf.describing import Described, describe
+from tpack.hf.describing import describe_model
 from tpack.hfconfig import packed_config
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -63,45 +56,36 @@ def save_pretrained(
     limit = _bytes_of(max_shard_size)
     folder, quantizer = Path(save_directory), model.hf_quantizer
     state = state_dict or model.state_dict()
-    described = describe(model, state, quantizer.document, quantizer.origin)
+    description = describe_model(model, state, quantizer.document, quantizer.origin)
     quantizer.saving = True
     try:
         type(model).save_pretrained(model, folder, is_main_process=is_main_process, **options)
     finally:
         quantizer.saving = False
     if is_main_process:
-        _write(folder, described, limit)
+        _write(folder, description, limit)
         config = packed_config(json.loads((folder / "config.json").read_text()))
         _write_json(folder / "config.json", config)
 
 
-def _write(folder: Path, described: Described, limit: int) -> None:
+def _write(folder: Path, description: Description, limit: int) -> None:
     """Write the weights, in files of at most ``limit`` bytes where one tensor is no larger."""
-    shards = described.split(limit)
-    one = len(shards) == 1
-    count = len(shards)
+    groups = description.split(limit)
+    count = len(groups)
     files = [
-        SINGLE if one else f"model-{number:05}-of-{count:05}.safetensors"
+        SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
         for number in range(1, count + 1)
     ]
-    program = program_digest(described.program)
-    for number, (file, names) in enumerate(zip(files, shards, strict=True), 1):
-        shard = None if one else Shard(number, count, program)
-        document, pieces = described.part(names, shard)
-        metadata = described.metadata if number == 1 else {}
-        write_checkpoint(folder / file, document, pieces, metadata=metadata, force=True)
+    write = Shards(folder, files, force=True)
+    for output in description.files(groups):
+        write(output)
     for path in [folder / SINGLE, *folder.glob("model-?????-of-?????.safetensors")]:
         if path.name not in files:
             path.unlink(missing_ok=True)
-    if one:
+    if count == 1:
         (folder / INDEX).unlink(missing_ok=True)
-        return
-    homes = {
-        piece.name: file
-        for file, names in zip(files, shards, strict=True)
-        for piece in described.pieces(names)
-    }
-    write_index(folder / INDEX, homes, {"total_size": described.nbytes})
+    else:
+        write.write_index()
 
 
 def _write_json(path: Path, data: Any) -> None:

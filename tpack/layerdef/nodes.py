@@ -14,11 +14,13 @@ Building one checks nothing: ``validate`` does, with the path of the offending n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from tpack.codec import LAYOUTS
 from tpack.codec.shapes import Scale, default_split
 
 #: Arguments of a built-in layer or a constant: name → number, bool, tuple of numbers or word.
@@ -277,6 +279,12 @@ class Param:
     def scale_shape(self) -> tuple[int, ...]:
         """Shape of the scale of a TernaryTensor."""
         return Scale.parse(self.scale).shape(self.shape or (), self.rows_split)
+
+    @property
+    def packed_shape(self) -> tuple[int, ...]:
+        """Shape of the packed rows of a TernaryTensor."""
+        shape, split = self.shape or (), self.rows_split
+        return (*shape[:split], LAYOUTS[self.layout].bytes_for(math.prod(shape[split:])))
 
 
 @dataclass(frozen=True)
