@@ -1,4 +1,4 @@
-"""The ``config.json`` of a packed folder: what tells transformers how to load it, or not to.
+"""The ``config.json`` of a folder, and what that of a packed one tells transformers.
 
 A transformers that does not know ``quant_method`` ``tpack`` would warn, and run the model on
 random weights. It reads ``transformers_weights``, though, as the name of the file to load, and
@@ -10,9 +10,12 @@ tokenizers, configs and tools that only read the architecture work as before.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from tpack.errors import InputError
+from tpack.container import parse_json
+from tpack.container.opening import input_errors, open_input
+from tpack.errors import FormatError, InputError, locate
 
 #: The ``quant_method`` of a packed folder.
 METHOD = "tpack"
@@ -21,6 +24,27 @@ REFUSAL = "none, the weights are packed by tpack. Run `import tpack.hf` first"
 
 #: Where a config says how weights are quantized: transformers, MLX, early compressed-tensors.
 _QUANTIZATION = ("quantization_config", "quantization", "compression_config")
+MAX_CONFIG = 4_000_000
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's config.json; None if there is none.
+
+    Raises:
+        FormatError: it is not strict JSON, or no object.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    with locate(file=path):
+        with open_input(path) as file, input_errors():
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise FormatError(f"is longer than {MAX_CONFIG} bytes.", rule="R18")
+        data = parse_json(text, "R18", "config")
+        if not isinstance(data, dict):
+            raise InputError("is no JSON object.")
+        return data
 
 
 def packed_config(config: Mapping[str, Any]) -> dict[str, Any]:

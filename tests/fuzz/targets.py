@@ -38,12 +38,12 @@ from tpack.dialects import gguf_values
 from tpack.difference import diff
 from tpack.dtypes import BY_NAME
 from tpack.errors import FormatError, LayerDefError, NotTernaryError, TpackError, UsageError
+from tpack.hfconfig import read_config
 from tpack.inspection import inspect
 from tpack.layerdef import LayerDef, Program, slots, validate
 from tpack.layerdef.names import is_identifier, is_position
 from tpack.sources import PackedTensor, Source, SourceTensor, open_source
 from tpack.sources.dialects import adapt
-from tpack.sources.folder_source import read_config
 from tpack.verification import verify
 
 Target = Callable[[bytes], None]

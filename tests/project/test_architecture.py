@@ -17,10 +17,10 @@ CLI = Path(__file__).parents[2] / "cli"
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
     {"choices", "dtypes", "errors", "grouping", "report", "text"},
-    {"codec", "hfconfig"},
+    {"codec"},
     {"layerdef", "kernels"},
     {"quantize", "container"},
-    {"codegen", "describing", "dialects", "options", "selection"},
+    {"codegen", "describing", "dialects", "hfconfig", "options", "selection"},
     {"sources"},
     {"nn"},
     {"build", "pack", "parallel"},

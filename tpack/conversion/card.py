@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+from tpack.grouping import Place
 from tpack.report import TensorReport
 from tpack.sources import Source
 
@@ -13,7 +14,6 @@ _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _FRONT = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*(?:\n|$)", re.DOTALL)
 _KEY = re.compile(r"([A-Za-z_][\w-]*):(?=\s|$)")
 _TAGS = ("tpack", "ternary", "2-bit")
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> str:
@@ -89,7 +89,7 @@ def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:
     for report in reports:
         how = f"{report.method}, {report.scale}" if report.scale else report.reason
         shape = "×".join(map(str, report.shape)) or "()"
-        key = (_NUMBER.sub("*", report.name), shape, report.action, how)
+        key = (Place.of(report.name).role, shape, report.action, how)
         groups.setdefault(key, []).append(report)
     for (name, shape, action, how), members in groups.items():
         error = max(member.relative_error for member in members)

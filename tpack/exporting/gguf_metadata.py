@@ -15,8 +15,7 @@ from tpack.dialects.gguf_values import Value, alignment_of, from_json, value
 from tpack.errors import InputError, UnsupportedError
 from tpack.exporting.gguf_fields import architecture_of, check_fields, check_rope
 from tpack.exporting.gguf_tokenizer import tokenizer_metadata
-from tpack.hfconfig import plain_config
-from tpack.sources.folder_source import read_config
+from tpack.hfconfig import plain_config, read_config
 
 #: Tensors that are no weights: llama.cpp computes them.
 _LEFT_OUT = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|attention\.(masked_)?bias)")

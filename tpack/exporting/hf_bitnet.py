@@ -28,12 +28,11 @@ from tpack.errors import FormatError, InputError, NotTernaryError, UnsupportedEr
 from tpack.exporting.bitnet_layers import check_layer, has_experts, tied_heads
 from tpack.exporting.bitnet_scales import SETTINGS, Convention, Number, Scaled, choose, scaled
 from tpack.exporting.folder import new_folder
-from tpack.hfconfig import plain_config
+from tpack.hfconfig import plain_config, quant_method, read_config
 from tpack.layerdef.from_names import is_embedding
 from tpack.quantize import widen
 from tpack.quantize.weight import BLOCK
 from tpack.sources.beside import is_copied
-from tpack.sources.folder_source import read_config
 
 #: Keys of a config that told how the source was packed.
 REPLACED = ("quantization_config", "quantization", "compression_config", "transformers_weights")
@@ -161,9 +160,10 @@ class _Plan:
 
     def source_settings(self) -> Mapping[str, Any]:
         """The ``quantization_config`` of the source, if it was in this packing."""
-        found = self.config.get("quantization_config")
-        ours = isinstance(found, Mapping) and found.get("quant_method") == "bitnet"
-        return found if ours and isinstance(found, Mapping) else {}
+        if quant_method(self.config) != "bitnet":
+            return {}
+        settings: Mapping[str, Any] = self.config["quantization_config"]
+        return settings
 
     def notes(self) -> tuple[str, ...]:
         """What changes for a model that was not in this packing."""

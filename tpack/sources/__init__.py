@@ -118,8 +118,8 @@ def _begins_with(path: Path, magic: bytes) -> bool:
 
 def _adapt(source: Source, path: Path) -> None:
     """Read a file in the dialect that the config.json beside it names."""
+    from tpack.hfconfig import read_config
     from tpack.sources.dialects import adapt, may_be_packed
-    from tpack.sources.folder_source import read_config
 
     plain = {name: t for name, t in source.tensors.items() if isinstance(t, SourceTensor)}
     if may_be_packed(plain) and len(plain) == len(source.tensors):

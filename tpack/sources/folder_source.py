@@ -7,12 +7,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from tpack.container import INDEX, SINGLE, Index, parse_json, read_index
+from tpack.container import INDEX, SINGLE, Index, read_index
 from tpack.container.index import PICKLE_INDEX
-from tpack.container.opening import input_errors, open_input
-from tpack.errors import FormatError, InputError, locate
+from tpack.errors import InputError, locate
+from tpack.grouping import Place
+from tpack.hfconfig import read_config
 from tpack.sources.beside import (
     SINGLES,
     adapters,
@@ -29,7 +29,6 @@ from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
 
 OpenFile = Callable[[Path], Source]
 
-MAX_CONFIG = 4_000_000
 #: Characters of a model card that are kept.
 MAX_CARD = 1_000_000
 
@@ -70,7 +69,8 @@ def open_folder(path: Path, open_file: OpenFile) -> Source:
                 tensors[name], homes[name] = tensor, number
             aliases |= source.aliases
         if len(files) > 1:  # a block that two shards share must look like its siblings
-            tensors = {name: tensors[name] for name in sorted(tensors, key=_natural)}
+            in_order = sorted(tensors, key=lambda name: Place.of(name).sort_key)
+            tensors = {name: tensors[name] for name in in_order}
         plain = {name: t for name, t in tensors.items() if isinstance(t, SourceTensor)}
         # a file that knows its trits itself, GGUF, needs no config
         adapted, notes = adapt(plain, config) if len(plain) == len(tensors) else (tensors, [])
@@ -122,31 +122,6 @@ def _clean(sources: list[Source]) -> list[str]:
             }
             source.aliases = {names[a]: names[name] for a, name in source.aliases.items()}
     return notes
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that orders ``layers.2`` before ``layers.10``."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in name.split(".")]
-
-
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """The content of a folder's config.json; None if there is none.
-
-    Raises:
-        FormatError: it is not strict JSON, or no object.
-    """
-    path = folder / "config.json"
-    if not path.exists():
-        return None
-    with locate(file=path):
-        with open_input(path) as file, input_errors():
-            text = file.read(MAX_CONFIG + 1)
-        if len(text) > MAX_CONFIG:
-            raise FormatError(f"is longer than {MAX_CONFIG} bytes.", rule="R18")
-        data = parse_json(text, "R18", "config")
-        if not isinstance(data, dict):
-            raise InputError("is no JSON object.")
-        return data
 
 
 def _files(path: Path) -> tuple[Index | None, list[Path]]:
