@@ -18,7 +18,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(nn\.Module|DeviceMesh|GgufReport|HfBitnetReport)"),
     (
         r"py:.*",
-        r"tpack\.(nn\.training\.Module|quantize\.statistics\.Statistics|quantize\.exact\.Found)",
+        r"tpack\.(nn\.training\.Module|container\.version\.Version|quantize\.statistics\.Statistics|quantize\.exact\.Found)",
     ),
 ]
 

@@ -80,6 +80,13 @@ def test_every_module_has_its_place():
     assert {name.split(".")[0] for name in MODULES} - FACADE == set(RANK)
 
 
+def test_the_manual_has_these_floors():
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.*?) \|", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(LAYERS) + 1))
+    assert [set(re.findall(r"`(\w+)`", parts)) for _, parts in rows] == list(LAYERS)
+
+
 @pytest.mark.parametrize("name", sorted(set(MODULES) - FACADE))
 def test_imports_only_go_down(name):
     own = name.split(".")[0]
