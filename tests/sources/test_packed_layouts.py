@@ -25,8 +25,9 @@ ZEROS = torch.rand(16, 2)
 ONE = torch.ones(1)
 SIZES = torch.tensor([16, 128])
 
-#: What each system writes for one linear layer ``mlp.up``: seen by running it where a version
-#: stands, else read in its code.
+#: What each system writes for one linear layer ``mlp.up``: names and dtypes; sizes are made up.
+#: A version is that of the system they were compared with. Rows without one, and those marked
+#: "not run", were read in code or written from memory: no file of the system stands behind them.
 PACKED = {
     "MLX": {"weight": U32, "scales": SCALES, "biases": -SCALES},  # 0.32.4
     "MLX mxfp4": {"weight": U32, "scales": U8},  # 0.32.4
@@ -49,7 +50,7 @@ PACKED = {
     "FP8 of compressed-tensors": {"weight": F8, "weight_scale": SCALES[:, :1]},
     "FP8 of DeepSeek": {"weight": F8, "weight_scale_inv": SCALES},
     "tpack": {"weight_packed": U8, "weight_scale": ONE},
-    # auto-round 0.16.1, auto-gptq 0.7.1, autoawq 0.2.9, gptqmodel 7.7.0
+    # auto-round 0.16.1, auto-gptq 0.7.1, autoawq 0.2.9, gptqmodel 7.7.0; not run
     "GPTQ or AWQ": {"qweight": I32, "qzeros": I32[:2], "scales": SCALES, "g_idx": I32[0]},
     "GPTQ or AWQ fast": {"qweight": I16, "qzeros": ZEROS, "scales": SCALES},
     "Marlin": {"B": I32, "s": SCALES, "workspace": I32[0]},
@@ -66,7 +67,7 @@ PACKED = {
     },
     "bitsandbytes 8 bits": {"weight": I8, "SCB": torch.ones(16), "weight_format": U8[0, 0]},
     "MXFP4": {"up_blocks": U8, "up_scales": U8},
-    "gemlite": {  # 0.6.0
+    "gemlite": {  # 0.6.0; not run
         "W_q": I32,
         "scales": SCALES,
         "zeros": ZEROS,
@@ -81,7 +82,7 @@ PACKED = {
     "torchao": {"_weight_qdata": I8, "_weight_scale": SCALES, "_weight_zero_point": I8[:, :2]},
     "torchao FP8": {"_weight_qdata": F8, "_weight_scale": SCALES[:, :1]},
     "EETQ": {"weight": I8, "weight_scales": torch.ones(16)},
-    "ModelOpt": {  # 0.46.1
+    "ModelOpt": {  # 0.47.0
         "weight": U8,
         "weight_quantizer._amax": SCALES,
         "weight_quantizer._scale": SCALES,
@@ -111,7 +112,7 @@ PACKED = {
         "proj_down": SCALES,
         "proj_up": SCALES,
     },
-    "ParoQuant": {  # 0.1.16
+    "ParoQuant": {  # 0.1.16; not run
         "qweight": I32,
         "qzeros": I32[:2],
         "scales": SCALES,

@@ -1,7 +1,8 @@
 """How other systems store a packed weight, a row for each.
 
-The names are those that the systems write, seen by running them or, where that needs another
-machine, in their code. ``tests/sources/test_packed_layouts.py`` has an example of each.
+The names are those that the systems write: some were seen in their output, others read in their
+code or written from memory. ``tests/sources/test_packed_layouts.py`` has an example of each, and
+says which.
 """
 
 from __future__ import annotations
