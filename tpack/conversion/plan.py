@@ -19,6 +19,7 @@ from tpack.quantize.rounding import Rounding
 from tpack.selection import PATTERNS, keep_reason, split_by_name, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
+from tpack.sources.scaled_codes import nameless_scales
 from tpack.text import plural
 
 #: Roles of weights in a captured computation that are packed where they are ternary, but are
@@ -220,26 +221,15 @@ def _say_of_rules(plan: Plan, source: Source) -> None:
 def _spare_scales(plan: Plan, source: Source) -> None:
     """Never round what may be the scale of trits in bytes; say that it was not used."""
     for name, (tensor, _) in list(plan.weights.items()):
-        if tensor.dtype != "int8" or name in plan.others.read:
-            continue
-        module, rows = name.rpartition(".")[0], tensor.shape[0]
-        beside = [
-            other
-            for other, found in source.tensors.items()
-            if other.rpartition(".")[0] == module
-            and other != name
-            and BY_NAME[found.dtype].is_float
-            and "bias" not in other.rpartition(".")[2]
-            and (found.numel == 1 or (found.shape[0] == rows and len(found.shape) == 2))
-        ]
-        for other in beside:
-            plan.exact_only[other] = f"beside the bytes of {name}"
-        if beside:
-            plan.warnings.append(
-                f"{name} holds int8, and {', '.join(beside)} beside it may be its scale, but no "
-                "name says so: the trits were packed without it. Rename it to "
-                f"{name}_scale if it multiplies them."
-            )
+        if tensor.dtype == "int8" and name not in plan.others.read:
+            beside = nameless_scales(tensor, source.tensors)
+            plan.exact_only |= dict.fromkeys(beside, f"beside the bytes of {name}")
+            if beside:
+                plan.warnings.append(
+                    f"{name} holds int8, and {', '.join(beside)} beside it may be its scale, but "
+                    "no name says so: the trits were packed without it. Rename it to "
+                    f"{name}_scale if it multiplies them."
+                )
 
 
 def _idle_patterns(source: Source, options: Options) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.choices import MEANINGS, Means
-from tpack.dtypes import SCALE_DTYPES
+from tpack.dtypes import BY_NAME, SCALE_DTYPES
 from tpack.errors import InputError, TpackError, UnsupportedError
 from tpack.quantize import widen
 from tpack.quantize.weight import BLOCK
@@ -201,6 +201,24 @@ def _reciprocal(factor: npt.NDArray[np.float32], scale: SourceTensor) -> npt.NDA
     if not np.isfinite(result).all():
         raise InputError("has values that nothing can be divided by.", tensor=scale.name)
     return result
+
+
+def nameless_scales(codes: SourceTensor | PackedTensor, tensors: Tensors) -> list[str]:
+    """Floats beside int8 codes that have the shape of their scale, but no name that says so.
+
+    Args:
+        tensors: of the whole source.
+    """
+    module, rows = codes.name.rpartition(".")[0], codes.shape[0]
+    return [
+        name
+        for name, tensor in tensors.items()
+        if name.rpartition(".")[0] == module
+        and name != codes.name
+        and BY_NAME[tensor.dtype].is_float
+        and "bias" not in name.rpartition(".")[2]
+        and (tensor.numel == 1 or (tensor.shape[0] == rows and len(tensor.shape) == 2))
+    ]
 
 
 # ---- codes
