@@ -13,7 +13,7 @@ import sympy
 import torch
 
 from tpack.capturing.cells import lstm_cell
-from tpack.capturing.graph import CONSTANT, ITEM, Arg, Graph, Value, same_size, same_sizes
+from tpack.capturing.graph import CONSTANT, ITEM, Graph, Value, same_size, same_sizes
 from tpack.capturing.shapes import reshaped
 from tpack.layerdef.ops import BINARY
 
@@ -28,17 +28,22 @@ def simplify(graph: Graph) -> None:
 
 
 def _simpler(value: Value) -> Value | None:
-    args = {name: _number(value, name, arg) for name, arg in value.args.items()}
-    if args != value.args:
-        return value.like(value.op, args)
+    simple = _with_numbers(value)
     rule = _RULES.get(value.op)
-    return rule(value) if rule is not None else None
+    made = rule(simple) if rule is not None else None
+    return simple if made is None else made
 
 
-def _number(value: Value, name: str, arg: Arg) -> Arg:
-    """An argument, or the number that it always is where the op takes a number."""
-    number = scalar(arg) if isinstance(arg, Value) and _takes_number(value, name) else None
-    return arg if number is None else number
+def _with_numbers(value: Value) -> Value:
+    """The value with numbers in the place of operands that always are one."""
+    numbers = {
+        name: number
+        for name, arg in value.args.items()
+        if isinstance(arg, Value)
+        and (number := scalar(arg)) is not None
+        and _takes_number(value, name)
+    }
+    return value.like(value.op, value.args | numbers) if numbers else value
 
 
 def scalar(value: Value) -> float | None:
