@@ -151,9 +151,11 @@ class Work:
             return False
 
     def difference(self, number: int) -> str:
-        """In what a shard's manifest is of another conversion; empty if there is none, or not.
+        """Say how a shard's manifest differs from this conversion, so that it is made again.
 
-        Options that differ go first; else the source has changed, or is another.
+        Returns:
+            The options that differ, or that the source does; "" where nothing has to be said:
+            there is no manifest, it cannot be read, or it is of this conversion.
         """
         try:
             manifest = json.loads(self._manifest(number).read_bytes())

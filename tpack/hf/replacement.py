@@ -235,7 +235,7 @@ def _check_parts(model: PreTrainedModel, file: Checkpoint, sources: Mapping[str,
         InputError: naming a norm of a packed layer that is not there.
         UnsupportedError: naming a weight whose parts are renamed otherwise.
     """
-    names = _Names(model)
+    names = _Names(model)  # of the model as it is now, with its layers replaced
     there = _stored(file, names)
     for path, module in model.named_modules():
         norm = f"{path}.rms_norm.weight"
