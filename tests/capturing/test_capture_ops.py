@@ -22,7 +22,6 @@ from torch.export import Dim
 from tpack import LayerDefError
 from tpack.build import build_module
 from tpack.capturing import capture
-from tpack.capturing.aten import ATEN
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import slots
 
@@ -235,10 +234,3 @@ def test_constants_that_are_not_finite_are_refused():
 
     with pytest.raises(LayerDefError, match="infinity"):
         capture(Infinite().eval(), (torch.randn(2, 2),))
-
-
-def test_rows_of_the_table_name_arguments_of_torch():
-    for name, row in ATEN.items():
-        packet, _, overload = name.partition(".")
-        op = getattr(getattr(torch.ops.aten, packet), overload)
-        assert row.taken or row.op == "same" or row.ignored, op
