@@ -47,7 +47,7 @@ class Value:
     """One tensor of the graph, or several as one result.
 
     Attributes:
-        op: of LayerDef, or one of the above.
+        op: of LayerDef, an operator, a word of ``aten.PSEUDO``, or one of the above.
         args: by the names of the op's parameters; x and y for an operator.
         shape: its sizes.
         dtype: as torch calls it.
