@@ -41,8 +41,8 @@ def export(
 ) -> None:
     """Write a checkpoint in the dialect of another system.
 
-    gguf is a file for llama.cpp, made of a GGUF file or of the folder of a Llama or BitNet
-    model. hf-bitnet is a folder for transformers. What the dialect cannot say exactly is
+    gguf is a file for llama.cpp, made of a GGUF file or of the folder of a model such as
+    Llama or BitNet. hf-bitnet is a folder for transformers. What the dialect cannot say exactly is
     refused, by name.
 
     \b
