@@ -19,14 +19,19 @@ from tpack.cli.output import print_json, size
 def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) -> None:
     """Write plain safetensors: weights dequantized, in the dtype of their source.
 
+    Of a folder it makes a folder, with its config and tokenizer; of a file, or if the
+    output ends in .safetensors, one file.
+
     \b
     Example:
       tpack unpack model.tpack.safetensors -o model.safetensors
+      tpack unpack packed-model -o plain-model
     """
     from tpack.container import Checkpoint
-    from tpack.unpacking import unpack_file
+    from tpack.unpacking import unpack_file, unpack_folder
 
-    written = unpack_file(file, output, force=force)
+    whole = file.is_dir() and output.suffix != ".safetensors"
+    written = (unpack_folder if whole else unpack_file)(file, output, force=force)
     if as_json:
         print_json({"output": str(output), "output_bytes": written})
         return

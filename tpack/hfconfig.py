@@ -110,3 +110,12 @@ def quant_method(config: Mapping[str, Any]) -> Any:
 def is_packed(config: Mapping[str, Any]) -> bool:
     """Whether a config is that of a packed folder."""
     return bool(quant_method(config) == METHOD)
+
+
+#: What stands in the model card of a packed folder before that of its source.
+CARD_FOLLOWS = "The card of the source follows.\n\n---\n"
+
+
+def source_card(card: str) -> str:
+    """Return the text of the source's card from that of a packed folder; "" if there is none."""
+    return card.partition(CARD_FOLLOWS)[2].lstrip("\n")

@@ -1,9 +1,10 @@
-"""Unpack a checkpoint into plain tensors, piece by piece, without torch."""
+"""Unpack a checkpoint, a file or a folder, into plain tensors, piece by piece, without torch."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpack.container import Checkpoint, Piece, write_tensors
-from tpack.container.atomic import check_not_input, check_target
+from tpack.container import INDEX, SINGLE, Checkpoint, Document, Piece, write_tensors
+from tpack.container.atomic import check_not_input, check_target, copy_file
+from tpack.container.folders import new_folder
 from tpack.container.reader import stored_dtype
-from tpack.errors import FormatError, InputError, NotTernaryError, locate
+from tpack.errors import ExistsError, FormatError, InputError, NotTernaryError, locate
+from tpack.hfconfig import plain_config, read_config, source_card
 from tpack.quantize import narrow, widen
 from tpack.quantize.fitting import spread
+from tpack.sources.beside import check_inside, look_beside
 
 Array = npt.NDArray[Any]
 
@@ -44,10 +48,79 @@ def unpack_file(
         return write_tensors(destination, plain_pieces(file, dtype), force=force)
 
 
-def plain_pieces(file: Checkpoint, dtype: str | None = None) -> Iterator[Piece]:
-    """Every tensor of the source of a checkpoint: dequantized, kept or shared."""
+def unpack_folder(
+    path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    force: bool = False,
+) -> int:
+    """Write the plain folder of a packed one: shards, config, tokenizer, sub-folders.
+
+    The shards are those of the packed folder. The config is that of the plain model, and the
+    model card that of the source, if there was one.
+
+    Args:
+        dtype: of the weights that were packed; that of their source, if not given.
+
+    Returns:
+        The size of the files of weights, in bytes.
+
+    Raises:
+        TpackError: as ``Checkpoint`` and ``new_folder``.
+    """
+    source, target = Path(path).resolve(), Path(destination).resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise ExistsError("is or holds the input itself. Choose another.", file=destination)
+    with new_folder(destination, force=force) as out:
+        return _write_folder(Path(path), out, dtype)
+
+
+def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
+    """Write the plain form of a packed folder into an empty one."""
+    homes: dict[str, str] = {}
+    sizes, total = [], 0
+    with Checkpoint(path) as file, locate(file=path):
+        for part in file.files:
+            name = part.path.name if len(file.files) > 1 else SINGLE
+            pieces = list(plain_pieces(file, dtype, part.document))
+            homes |= dict.fromkeys((piece.name for piece in pieces), name)
+            total += sum(piece.nbytes for piece in pieces)
+            sizes.append(write_tensors(out / name, pieces))
+        beside = look_beside(path, {part.path for part in file.files})
+    if len(sizes) > 1:
+        _write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": homes})
+    if (config := read_config(path)) is not None:
+        _write_json(out / "config.json", plain_config(config))
+    for name, copied in beside.copies.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(copied, out / name)
+    if (path / "README.md").is_file():
+        check_inside(path, path / "README.md")
+        card = source_card((path / "README.md").read_text(encoding="utf-8", errors="replace"))
+        if card:
+            (out / "README.md").write_text(card, encoding="utf-8")
+    for name in beside.parts:
+        (out / name).mkdir()
+        sizes.append(_write_folder(path / name, out / name, dtype))
+    return sum(sizes)
+
+
+def _write_json(path: Path, data: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def plain_pieces(
+    file: Checkpoint, dtype: str | None = None, document: Document | None = None
+) -> Iterator[Piece]:
+    """Yield every tensor of the source of a checkpoint: dequantized, kept or shared.
+
+    Args:
+        document: of one of its shards, for the tensors of this alone.
+    """
+    document = document or file.document
     made: dict[str, Piece] = {}
-    for name, entry in file.ternary():
+    for name, entry in sorted(document.tensors.items()):
         wanted = dtype or entry.source_dtype
         made[name] = Piece(
             name,
@@ -55,7 +128,7 @@ def plain_pieces(file: Checkpoint, dtype: str | None = None) -> Iterator[Piece]:
             entry.shape,
             partial(_blocks, file, name, wanted),
         )
-    for name in file.document.kept:
+    for name in document.kept:
         stored = file.entries[name]
         made[name] = Piece(
             name,
@@ -64,7 +137,7 @@ def plain_pieces(file: Checkpoint, dtype: str | None = None) -> Iterator[Piece]:
             partial(file.chunks, name),
         )
     yield from made.values()
-    for alias, target in file.document.aliases.items():
+    for alias, target in document.aliases.items():
         piece = made[target]
         yield Piece(alias, piece.dtype, piece.shape, piece.chunks)
 

@@ -18,6 +18,7 @@ import tpack.hf
 from tpack.container import Checkpoint, Piece, digest, write_checkpoint
 from tpack.errors import InputError, UnsupportedError, UsageError
 from tpack.nn import TernaryLinear
+from tpack.unpacking import unpack_folder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -207,3 +208,52 @@ def test_gradients_reach_scales_and_what_is_not_packed(folder):
     model(IDS, labels=IDS).loss.backward()
     assert model.model.layers[0].mlp.up_proj.weight_scale.grad.abs() > 0
     assert model.model.embed_tokens.weight.grad.abs().sum() > 0
+
+
+# ---- the folder
+
+
+def test_other_files_of_the_folder_stay(folder, tmp_path):
+    model = load(folder)
+    (tmp_path / "checkpoint-10").mkdir()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("old weights")
+    (tmp_path / "model.safetensors.index.json").write_text("old index")
+    model.save_pretrained(tmp_path)
+    names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert names >= {"checkpoint-10/trainer_state.json", "tokenizer.json", "model.safetensors"}
+    assert not {name for name in names if "model-0000" in name or "index" in name}
+    close(logits(load(tmp_path)), logits(model))
+
+
+def test_a_model_is_saved_over_the_folder_it_came_from(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "m")
+    model = load(tmp_path / "m")
+    before = logits(model)
+    model.save_pretrained(tmp_path / "m")
+    assert same_bytes(tmp_path / "m", folder)
+    close(logits(model), before)
+
+
+def test_only_the_main_process_writes(folder, tmp_path):
+    load(folder).save_pretrained(tmp_path / "new", is_main_process=False)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_save_leaves_the_folder_as_it_was(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "m")
+    model = load(tmp_path / "m")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight_scale.fill_(float("nan"))
+    with pytest.raises(InputError, match="scale"):
+        model.save_pretrained(tmp_path / "m")
+    assert same_bytes(tmp_path / "m", folder)
+
+
+def test_an_unpacked_folder_is_a_plain_model(folder, tmp_path):
+    unpack_folder(folder, tmp_path / "plain")
+    plain = load(tmp_path / "plain")
+    assert type(plain.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert getattr(plain.config, "quantization_config", None) is None
+    close(logits(load(folder)), logits(plain))

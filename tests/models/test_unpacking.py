@@ -1,13 +1,17 @@
 """Unpacking: the source's dtype and bits come back."""
 
+import json
+
 import pytest
 import torch
+from click.testing import CliRunner
 from corpus import make
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import tpack
+from tpack.cli.main import cli
 from tpack.errors import ExistsError, InputError, TpackError, UsageError
-from tpack.unpacking import unpack_file
+from tpack.unpacking import unpack_file, unpack_folder
 
 EXACT = [name for name in sorted(make.checkpoints()) if name != "quantized"]
 
@@ -111,3 +115,93 @@ def test_output_is_not_replaced(tmp_path):
     assert out.read_bytes() == b"old"
     unpack_file(path, out, force=True)
     assert torch.equal(load_file(out)["w"], make.trits(4, 4))
+
+
+# ---- folders
+
+
+@pytest.fixture
+def packed_folder(tmp_path):
+    """Two shards with what lies beside them, packed; and the plain source."""
+    source = tmp_path / "source"
+    source.mkdir()
+    generator = torch.Generator().manual_seed(0)
+    trits = torch.randint(-1, 2, (2, 16, 64), generator=generator).to(torch.bfloat16) * 0.25
+    shards = [
+        {"model.layers.0.mlp.up_proj.weight": trits[0], "model.norm.weight": torch.rand(64)},
+        {"model.layers.1.mlp.up_proj.weight": trits[1]},
+    ]
+    for number, shard in enumerate(shards, 1):
+        save_file(shard, source / f"model-0000{number}-of-00002.safetensors")
+    homes = {
+        name: f"model-0000{number}-of-00002.safetensors"
+        for number, shard in enumerate(shards, 1)
+        for name in shard
+    }
+    index = {"metadata": {"total_size": 1}, "weight_map": homes}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "tokenizer.json").write_text("{}")
+    (source / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n\nIts text.\n")
+    (source / "modules.json").write_text('[{"path": "2_Dense"}]')
+    (source / "2_Dense").mkdir()
+    save_file({"linear.weight": trits[0]}, source / "2_Dense" / "model.safetensors")
+    (source / "2_Dense" / "config.json").write_text('{"in_features": 64}')
+    tpack.convert(source, tmp_path / "packed")
+    return source, tmp_path / "packed"
+
+
+def test_a_folder_gives_the_folder_back(packed_folder, tmp_path):
+    source, packed = packed_folder
+    written = unpack_folder(packed, tmp_path / "plain")
+    plain = tmp_path / "plain"
+    names = {str(p.relative_to(source)) for p in source.rglob("*")}
+    assert {str(p.relative_to(plain)) for p in plain.rglob("*")} == names
+    weights = list(plain.rglob("*.safetensors"))
+    assert written == sum(p.stat().st_size for p in weights)
+    for path in weights:
+        theirs = load_file(source / path.relative_to(plain))
+        ours = load_file(path)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[n], t) and ours[n].dtype == t.dtype for n, t in theirs.items())
+    for name in ("config.json", "modules.json", "tokenizer.json", "2_Dense/config.json"):
+        assert json.loads((plain / name).read_text()) == json.loads((source / name).read_text())
+    index = json.loads((plain / "model.safetensors.index.json").read_text())
+    wanted = json.loads((source / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == wanted["weight_map"]
+    assert (plain / "README.md").read_text() == "# A model\n\nIts text.\n"
+
+
+def test_an_unpacked_folder_packs_to_the_same_weights(packed_folder, tmp_path):
+    _, packed = packed_folder
+    unpack_folder(packed, tmp_path / "plain")
+    tpack.convert(tmp_path / "plain", tmp_path / "again", exact=True)
+    assert tpack.diff(packed, tmp_path / "again").equal
+
+
+def test_a_folder_in_another_dtype(packed_folder, tmp_path):
+    _, packed = packed_folder
+    unpack_folder(packed, tmp_path / "plain", dtype="float32")
+    state = load_file(tmp_path / "plain" / "model-00002-of-00002.safetensors")
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+
+
+def test_a_folder_does_not_go_into_itself_or_over_another(packed_folder, tmp_path):
+    _, packed = packed_folder
+    for target in (packed, packed / "plain", tmp_path):
+        with pytest.raises(ExistsError, match="input itself"):
+            unpack_folder(packed, target, force=True)
+    unpack_folder(packed, tmp_path / "plain")
+    with pytest.raises(ExistsError, match="--force"):
+        unpack_folder(packed, tmp_path / "plain")
+    unpack_folder(packed, tmp_path / "plain", force=True)
+
+
+def test_the_command_writes_a_folder_or_one_file(packed_folder, tmp_path):
+    _, packed = packed_folder
+    for output in ("plain", "plain.safetensors"):
+        done = CliRunner().invoke(cli, ["unpack", str(packed), "-o", str(tmp_path / output)])
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "plain" / "config.json").exists()
+    assert len(load_file(tmp_path / "plain.safetensors")) == 3

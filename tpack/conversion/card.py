@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from tpack.grouping import Place
+from tpack.hfconfig import CARD_FOLLOWS
 from tpack.report import TensorReport
 from tpack.sources import Source
 
@@ -40,7 +41,7 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
         "",
     ]
     if text.strip():
-        lines += ["The card of the source follows.", "", "---", "", text.strip("\n"), ""]
+        lines += [CARD_FOLLOWS, text.strip("\n"), ""]
     return "\n".join(lines)
 
 

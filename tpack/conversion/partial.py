@@ -8,13 +8,11 @@ takes it up.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -23,64 +21,31 @@ import numpy as np
 
 from tpack.codec import pack, unpack
 from tpack.container import TernaryEntry, digest, new_file
-from tpack.container.atomic import exchange
+from tpack.container.folders import Workplace
 from tpack.container.header import CHUNK
 from tpack.container.reader import stored_dtype
 from tpack.conversion.cases import Left
 from tpack.conversion.packing import Batch, Packed
 from tpack.conversion.plan import Plan
-from tpack.errors import StorageError, TpackError
+from tpack.errors import TpackError
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Workplace):
     """The working folder of one target.
 
     Attributes:
-        folder: where it is.
         key: of the source and the options: what others have left is not taken up.
-        options: in plain data, for what is told of the work of others.
+        options: in plain data, to say how the work of others differs.
     """
 
-    folder: Path
     key: str
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, target: Path, folder: Path | None, key: str, options: Mapping[str, Any]) -> Work:
-        """The working folder that belongs to an output: hidden beside it, if not somewhere else."""
-        return cls(folder or target.parent / f".{target.name}.tpack-partial", key, options)
-
-    # ---- who works here
-
-    @contextmanager
-    def lock(self, name: str, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
-        """Hold a lock while the block runs; gives False where another process has it.
-
-        The lock ends with the process, however that ends.
-        """
-        self.folder.mkdir(exist_ok=True)
-        with (self.folder / f"{name}.lock").open("w") as file:
-            kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-            try:
-                fcntl.flock(file, kind)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-
-    def clear(self) -> None:
-        """Remove what an earlier run has left, but for locks."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.suffix != ".lock":
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-
-    def remove(self) -> None:
-        """Remove the whole folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Return the working folder of an output: ``folder``, or hidden beside the output."""
+        return cls(folder or Workplace.beside(target).folder, key, options)
 
     # ---- shards
 
@@ -175,41 +140,6 @@ class Work:
         return self.folder / f"{number:05}.json"
 
     # ---- the end
-
-    @property
-    def output(self) -> Path:
-        """Where the output is put together before it takes its place."""
-        return self.folder / "out"
-
-    def publish(self, target: Path, *, force: bool) -> None:
-        """Give the finished output its name, in one step where the system can do that.
-
-        Raises:
-            StorageError: somebody else put a folder there in the meantime, or an I/O error; what
-                was there before is there again.
-        """
-        try:
-            if not (force and target.exists()):
-                self.output.rename(target)
-            elif not exchange(self.output, target):
-                target.rename(self.replaced)
-                try:
-                    self.output.rename(target)
-                except OSError:
-                    self.replaced.rename(target)
-                    raise
-        except OSError as error:
-            raise StorageError(f"cannot take its place: {error.strerror}.", file=target) from error
-
-    @property
-    def replaced(self) -> Path:
-        """Where an output waits while another takes its place."""
-        return self.folder / "replaced"
-
-    def restore(self, target: Path) -> None:
-        """Bring back an output whose replacement was killed between two steps."""
-        if self.replaced.exists() and not target.exists():
-            self.replaced.rename(target)
 
     def mark_done(self) -> None:
         """Leave word for processes that come late, before the output takes its place."""

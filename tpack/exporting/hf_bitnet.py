@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,14 +19,14 @@ import numpy.typing as npt
 
 from tpack.codec import LAYOUTS, unpack
 from tpack.container import INDEX, SINGLE, Checkpoint, Piece, TernaryEntry, write_tensors
-from tpack.container.atomic import check_not_input
+from tpack.container.atomic import check_not_input, copy_file
+from tpack.container.folders import new_folder
 from tpack.container.reader import CheckpointFile
 from tpack.dialects.hf_bitnet import STRIPES, from_codes
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import FormatError, InputError, NotTernaryError, UnsupportedError, locate
 from tpack.exporting.bitnet_layers import check_layer, has_experts, tied_heads
 from tpack.exporting.bitnet_scales import SETTINGS, Convention, Number, Scaled, choose, scaled
-from tpack.exporting.folder import new_folder
 from tpack.hfconfig import plain_config, quant_method, read_config
 from tpack.layerdef.from_names import is_embedding
 from tpack.quantize import widen
@@ -232,7 +231,7 @@ class _Plan:
             _write_json(folder / INDEX, index)
         for path in sorted(self.checkpoint.path.iterdir()):
             if _belongs_to_model(path):
-                shutil.copyfile(path, folder / path.name)
+                copy_file(path, folder / path.name)
         config = {key: value for key, value in self.config.items() if key not in REPLACED}
         _write_json(folder / "config.json", config | {"quantization_config": self.settings})
         return sizes

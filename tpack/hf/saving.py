@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpack.container import INDEX, SINGLE, new_file
+from tpack.container.folders import changed_folder
 from tpack.describing import Description, Shards
 from tpack.errors import UsageError
 from tpack.hf.describing import describe_model
 from tpack.hfconfig import packed_config
 
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -29,9 +32,10 @@ def save_pretrained(
     variant: str | None = None,
     **options: Any,
 ) -> None:
-    """Write a packed folder, replacing what was in it.
+    """Write a packed folder; other files that it has stay.
 
     transformers writes the configs and the code of custom models; the weights are written here.
+    The new folder takes the place of the old one in one step, as ``changed_folder`` describes.
 
     Args:
         model: what ``from_pretrained`` made of a packed folder.
@@ -54,18 +58,25 @@ def save_pretrained(
     if variant is not None:
         raise UsageError(f"variant {variant!r:.40} is given, but packed folders have none.")
     limit = _bytes_of(max_shard_size)
-    folder, quantizer = Path(save_directory), model.hf_quantizer
+    quantizer = model.hf_quantizer
     state = state_dict or model.state_dict()
     description = describe_model(model, state, quantizer.document, quantizer.origin)
-    quantizer.saving = True
-    try:
-        type(model).save_pretrained(model, folder, is_main_process=is_main_process, **options)
-    finally:
-        quantizer.saving = False
-    if is_main_process:
+    if not is_main_process:
+        return
+    with changed_folder(save_directory, _is_of_weights) as folder:
+        quantizer.saving = True
+        try:
+            type(model).save_pretrained(model, folder, **options)
+        finally:
+            quantizer.saving = False
         _write(folder, description, limit)
         config = packed_config(json.loads((folder / "config.json").read_text()))
         _write_json(folder / "config.json", config)
+
+
+def _is_of_weights(name: str) -> bool:
+    """Return whether a file of this name belongs to the weights that were there before."""
+    return name in (SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def _write(folder: Path, description: Description, limit: int) -> None:
@@ -79,12 +90,7 @@ def _write(folder: Path, description: Description, limit: int) -> None:
     write = Shards(folder, files, force=True)
     for output in description.files(groups):
         write(output)
-    for path in [folder / SINGLE, *folder.glob("model-?????-of-?????.safetensors")]:
-        if path.name not in files:
-            path.unlink(missing_ok=True)
-    if count == 1:
-        (folder / INDEX).unlink(missing_ok=True)
-    else:
+    if count > 1:
         write.write_index()
 
 
