@@ -13,6 +13,7 @@ from weight_kinds import BEGIN, END, table
 
 import tpack
 from tpack.cli.main import cli
+from tpack.conversion import cases
 from tpack.errors import NotTernaryError
 from tpack.layerdef import LayerDef, Param
 
@@ -300,3 +301,11 @@ def test_layerdefs_that_declare_a_weight_ternary(tmp_path):
     report = tpack.convert(state, tmp_path / "out", layerdef=layer, force=True)
     assert set(actions(report).values()) == {"quantized"}
     assert "masters of BitNet" in report.warnings[0]
+
+
+def test_a_weight_that_is_looked_at_early_is_not_looked_at_again(tmp_path, monkeypatch):
+    seen, real = [], cases.detect
+    monkeypatch.setattr(cases, "detect", lambda *args: seen.append(args) or real(*args))
+    state = {f"{i}.weight": noise(8, 8, seed=i) for i in range(5)}
+    tpack.convert(state, tmp_path / "a.tpack.safetensors")
+    assert len(seen) == len(state)

@@ -53,6 +53,7 @@ class Cases:
         self.plan = plan
         self.options = plan.options
         self._seen: dict[str, bool] = {}  # name → whether it is ternary, and not by chance
+        self._early: dict[str, Detected] = {}  # weights that were read before their turn
         if plan.others.refused and not self.of_ternary_source:
             refuse_packed(plan.others.refused)
 
@@ -67,7 +68,9 @@ class Cases:
         options = self.options
         weight = as_weight(tensor, split)
         rule = self.plan.rounded.get(name)
-        detected = detect(weight, options.scale if rule is None else rule.scale)
+        scale = options.scale if rule is None else rule.scale
+        early = self._early.pop(name, None)
+        detected = early if early is not None and scale == "auto" else detect(weight, scale)
         self._seen[name] = rule is not None or _is_ternary(tensor, detected)
         if rule is not None:
             if options.exact:
@@ -121,10 +124,21 @@ class Cases:
                 yield True
             elif name not in self._seen and name not in self.plan.exact_only:
                 try:
-                    self._seen[name] = _ternary_if_read(tensor, split)
+                    self._seen[name] = self._ternary_if_read(name, tensor, split)
                 except InputError:  # NaN: an error when its turn comes, unless it is excluded
                     self._seen[name] = False
                 yield self._seen[name]
+
+    def _ternary_if_read(self, name: str, tensor: SourceTensor, split: int) -> bool:
+        """Whether a weight is ternary; one that is not shows it in its first rows."""
+        weight = as_weight(tensor, split)
+        rows = max(1, PROBE // max(weight.columns, 1))
+        if rows < weight.rows:
+            first = Weight((rows, weight.columns), 1, weight.dtype, weight.load)
+            if detect(first).fit is None:
+                return False
+        self._early[name] = detect(weight)
+        return _is_ternary(tensor, self._early[name])
 
 
 def as_weight(tensor: SourceTensor, split: int) -> Weight:
@@ -136,17 +150,6 @@ def _is_ternary(tensor: SourceTensor, detected: Detected) -> bool:
     """Whether a weight is ternary, and not by chance; bytes of trits are so on purpose."""
     meant = tensor.dtype == "int8" and not detected.zero
     return detected.fit is not None and (meant or not detected.by_chance)
-
-
-def _ternary_if_read(tensor: SourceTensor, split: int) -> bool:
-    """Whether a weight is ternary; one that is not is told by its first rows."""
-    weight = as_weight(tensor, split)
-    rows = max(1, PROBE // max(weight.columns, 1))
-    if rows < weight.rows:
-        first = Weight((rows, weight.columns), 1, weight.dtype, weight.load)
-        if detect(first).fit is None:
-            return False
-    return _is_ternary(tensor, detect(weight))
 
 
 def first_offence(plan: Plan, name: str) -> NotTernaryError:
