@@ -89,6 +89,67 @@ class TernaryEntry:
         """Shape of the scale tensor."""
         return Scale.parse(self.scale).shape(self.shape, self.split)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return vars(self) | {"shape": list(self.shape)}
+
+    @classmethod
+    def from_dict(cls, data: Any, name: str) -> TernaryEntry:
+        """Return the entry of ``to_dict``'s data.
+
+        Raises:
+            FormatError: rule R10, with the name of the tensor.
+        """
+        fields = set(cls.__dataclass_fields__)
+        found = _object(data, f"description of {name!r:.100}", fields)
+
+        def require(good: bool, field_name: str, known: Iterable[str] = ()) -> None:
+            if not good:
+                expected = f", expected {either(known)}" if known else ""
+                raise FormatError(
+                    f"has {field_name} {found[field_name]!r:.60} in its description{expected}.",
+                    rule="R10",
+                    tensor=name,
+                )
+
+        def require_one_of(known: Iterable[str], field_name: str) -> None:
+            names = tuple(known)  # whose membership asks for no hash, as that of a dict does
+            require(found[field_name] in names, field_name, names)
+
+        shape, split = found["shape"], found["split"]
+        require(
+            isinstance(shape, list)
+            and 0 < len(shape) <= MAX_RANK
+            and all(type(n) is int and n > 0 for n in shape)
+            and math.prod(shape) < 2**63,
+            "shape",
+        )
+        require(type(split) is int and 0 <= split < len(shape), "split")
+        require_one_of(LAYOUTS, "layout")
+        require_one_of(("exact", *QUANTIZERS, UNKNOWN), "method")
+        require_one_of(WEIGHT_DTYPES, "source_dtype")
+        error = found["relative_error"]
+        if found["method"] == UNKNOWN:
+            require(error is None, "relative_error")
+        else:
+            require(type(error) in (int, float) and error >= 0, "relative_error")  # JSON has no inf
+            found["relative_error"] = float(error)
+        for key in ("sha256", "scale_sha256"):
+            require(isinstance(found[key], str) and bool(_HEX.fullmatch(found[key])), key)
+        divisor = found["divisor"]
+        if divisor is not None:
+            require(
+                type(divisor) in (int, float) and divisor != 0 and found["scale"] == "tensor",
+                "divisor",
+            )
+            found["divisor"] = float(divisor)
+        require(isinstance(found["scale"], str), "scale", GRANULARITIES)
+        try:
+            Scale.parse(found["scale"])
+        except UsageError:
+            require(False, "scale", GRANULARITIES)
+        return cls(**{**found, "shape": tuple(shape)})
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -156,7 +217,7 @@ class Document:
         data: dict[str, Any] = {
             "version": self.version.to_json(),
             "program": None if self.program is None else self.program.to_dict(),
-            "tensors": {name: _entry_to_dict(entry) for name, entry in self.tensors.items()},
+            "tensors": {name: entry.to_dict() for name, entry in self.tensors.items()},
             "kept": dict(self.kept),
             "aliases": dict(self.aliases),
             "shard": None if self.shard is None else self.shard.to_dict(),
@@ -219,7 +280,7 @@ def _read(raw: Any) -> Document:
         program = Program.from_dict(data["program"])
         validate(program)
     tensors = {
-        name: _entry_from_dict(value, name)
+        name: TernaryEntry.from_dict(value, name)
         for name, value in _object(data["tensors"], "tensors", set(), open_ended=True).items()
     }
     kept = _strings(data["kept"], "kept")
@@ -253,64 +314,6 @@ def _strings(data: Any, what: str) -> dict[str, str]:
     if not all(isinstance(value, str) for value in found.values()):
         raise FormatError(f"{what} is not an object of strings.", rule="R10")
     return found
-
-
-def _entry_to_dict(entry: TernaryEntry) -> dict[str, Any]:
-    return {name: getattr(entry, name) for name in TernaryEntry.__dataclass_fields__} | {
-        "shape": list(entry.shape)
-    }
-
-
-def _entry_from_dict(data: Any, name: str) -> TernaryEntry:
-    fields = set(TernaryEntry.__dataclass_fields__)
-    found = _object(data, f"description of {name!r:.100}", fields)
-
-    def require(good: bool, field_name: str, known: Iterable[str] = ()) -> None:
-        if not good:
-            expected = f", expected {either(known)}" if known else ""
-            raise FormatError(
-                f"has {field_name} {found[field_name]!r:.60} in its description{expected}.",
-                rule="R10",
-                tensor=name,
-            )
-
-    def require_one_of(known: Iterable[str], field_name: str) -> None:
-        names = tuple(known)  # whose membership asks for no hash, as that of a dict does
-        require(found[field_name] in names, field_name, names)
-
-    shape, split = found["shape"], found["split"]
-    require(
-        isinstance(shape, list)
-        and 0 < len(shape) <= MAX_RANK
-        and all(type(n) is int and n > 0 for n in shape)
-        and math.prod(shape) < 2**63,
-        "shape",
-    )
-    require(type(split) is int and 0 <= split < len(shape), "split")
-    require_one_of(LAYOUTS, "layout")
-    require_one_of(("exact", *QUANTIZERS, UNKNOWN), "method")
-    require_one_of(WEIGHT_DTYPES, "source_dtype")
-    error = found["relative_error"]
-    if found["method"] == UNKNOWN:
-        require(error is None, "relative_error")
-    else:
-        require(type(error) in (int, float) and error >= 0, "relative_error")  # JSON has no inf
-        found["relative_error"] = float(error)
-    for key in ("sha256", "scale_sha256"):
-        require(isinstance(found[key], str) and bool(_HEX.fullmatch(found[key])), key)
-    divisor = found["divisor"]
-    if divisor is not None:
-        require(
-            type(divisor) in (int, float) and divisor != 0 and found["scale"] == "tensor",
-            "divisor",
-        )
-        found["divisor"] = float(divisor)
-    require(isinstance(found["scale"], str), "scale", GRANULARITIES)
-    try:
-        Scale.parse(found["scale"])
-    except UsageError:
-        require(False, "scale", GRANULARITIES)
-    return TernaryEntry(**{**found, "shape": tuple(shape)})
 
 
 def check_entries(document: Document, entries: Mapping[str, Entry]) -> None:

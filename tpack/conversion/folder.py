@@ -273,7 +273,7 @@ def _unfinished(folder: Folder, work: Work) -> ConversionReport:
         what = f"still missing from others: {names}"
     notes = [f"packed the shards of this process; {what}"]
     for number in missing:
-        if told := work.difference(number):
+        if told := work.other(number):
             notes.append(
                 f"{shards[number - 1].output} was packed with {told}, and cannot be joined with "
                 "those of this process: run every rank with the same options"

@@ -61,7 +61,7 @@ class Work(Workplace):
         packed: dict[str, Any] = {}
         for name, item in batch.packed.items():
             packed[name] = {
-                "entry": asdict(item.entry) | {"shape": list(item.entry.shape)},
+                "entry": item.entry.to_dict(),
                 "dtype": item.dtype,
                 "offset": item.offset,
                 "length": item.length,
@@ -88,14 +88,14 @@ class Work(Workplace):
         Args:
             resources: an ``ExitStack`` that closes the spool.
         """
+        manifest = self._read(number)
+        if manifest is None or manifest["key"] != self.key:
+            return None
         try:
-            manifest = json.loads(self._manifest(number).read_bytes())
-            if manifest["key"] != self.key:
-                return None
             spool = resources.enter_context(self._spool(number).open("rb"))
             batch = Batch(spool)
             for name, item in manifest["packed"].items():
-                batch.packed[name] = _packed(item, spool)
+                batch.packed[name] = _packed(name, item, spool)
                 if not is_whole(batch.packed[name], spool):
                     return None
             for name, why in manifest["left"].items():
@@ -110,28 +110,34 @@ class Work(Workplace):
 
     def has(self, number: int) -> bool:
         """Whether a shard has a manifest of this conversion."""
-        try:
-            return bool(json.loads(self._manifest(number).read_bytes())["key"] == self.key)
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+        found = self._read(number)
+        return found is not None and found["key"] == self.key
 
-    def difference(self, number: int) -> str:
-        """Say how a shard's manifest differs from this conversion, so that it is made again.
+    def other(self, number: int) -> str | None:
+        """Say what a shard was packed with by a conversion other than this one.
 
         Returns:
-            The options that differ, or that the source does; "" where nothing has to be said:
-            there is no manifest, it cannot be read, or it is of this conversion.
+            The options that differ; where none does, that the source has changed. None if no
+            other conversion has packed the shard.
         """
-        try:
-            manifest = json.loads(self._manifest(number).read_bytes())
-            if manifest["key"] == self.key:
-                return ""
-            theirs = manifest["options"]
-            names = [name for name in self.options if theirs[name] != self.options[name]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
-        told = [f"{name} {theirs[name]!r:.60}, not {self.options[name]!r:.60}" for name in names]
+        found = self._read(number)
+        if found is None or found["key"] == self.key:
+            return None
+        theirs = found["options"]
+        told = [
+            f"{name} {theirs.get(name)!r:.60}, not {mine!r:.60}"
+            for name, mine in self.options.items()
+            if theirs.get(name) != mine
+        ]
         return ", ".join(told) or "another state of the source"
+
+    def _read(self, number: int) -> dict[str, Any] | None:
+        """The manifest of a shard; None if there is none, or none that can be read."""
+        try:
+            found = json.loads(self._manifest(number).read_bytes())
+            return {**found, "key": str(found["key"]), "options": dict(found["options"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _spool(self, number: int) -> Path:
         return self.folder / f"{number:05}.spool"
@@ -167,9 +173,8 @@ class Work(Workplace):
                 self.remove()
 
 
-def _packed(item: Any, spool: IO[bytes]) -> Packed:
-    fields = item["entry"] | {"shape": tuple(item["entry"]["shape"])}
-    entry = TernaryEntry(**fields)
+def _packed(name: str, item: Any, spool: IO[bytes]) -> Packed:
+    entry = TernaryEntry.from_dict(item["entry"], name)
     dtype = np.dtype(stored_dtype(item["dtype"]))
     spool.seek(item["scale_offset"])
     count = int(np.prod(entry.scale_shape))
