@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import tpack
-from tpack.layerdef import slots
+from tpack.layerdef import LayerDef, Param, Program, Unspecified, slots
 
 
 def kinds(path):
@@ -62,3 +62,18 @@ def test_names_say_it_of_a_state_dict_by_their_last_part(tmp_path):
     path = tmp_path / "a.tpack.safetensors"
     tpack.convert(Norms().state_dict(), path)
     assert kinds(path) == KINDS | {"table": "Tensor"}
+
+
+def test_copies_of_a_layer_share_a_scale_that_training_refined(tmp_path):
+    layer = LayerDef("B", [Param("w", "TernaryTensor", [4, 6])], [Unspecified()])
+    root = LayerDef("M", [Param("l", "Layer", layer="B", repeat=2)], [Unspecified()])
+    path = tmp_path / "a.tpack.safetensors"
+    state = {f"l.{i}.w": torch.ones(4, 6) for i in range(2)}
+    tpack.convert(state, path, layerdef=Program([layer, root], "M"))
+    module = tpack.load(path)
+    module.l[1].w_scale = nn.Parameter(torch.arange(1.0, 5)[:, None])
+    tpack.save(module, path, force=True)
+    assert tpack.verify(path).ok
+    scales = [one.w_scale for one in tpack.load(path).l]
+    assert torch.equal(scales[0], torch.ones(4, 1))
+    assert torch.equal(scales[1], module.l[1].w_scale)
