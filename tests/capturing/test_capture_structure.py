@@ -10,8 +10,9 @@ from tpack import UsageError
 from tpack.build import build_module
 from tpack.capturing import capture
 from tpack.capturing.names import free_name, targets
+from tpack.capturing.widths import fits
 from tpack.codegen import generate_pytorch_code
-from tpack.layerdef import slots
+from tpack.layerdef import FunctionCall, Identifier, Literal, Tuple, slots
 
 
 def agree(module, *inputs, **options):
@@ -231,3 +232,10 @@ def test_free_names():
     assert free_name("x", {"x", "x2"}) == "x3"
     assert free_name("class", set()) == "class_value"
     assert free_name("1", set()) == "value"
+
+
+def test_a_statement_does_not_break_inside_brackets():
+    x = Identifier("x")
+    assert not fits(FunctionCall("slice", [x, Literal(2)], {"end": x}), 5, {})
+    assert not fits(FunctionCall("index", [x, Tuple([x, x, x, x])]), 12, {})
+    assert fits(FunctionCall("linear", [x, x]), 12, {})

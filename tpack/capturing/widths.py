@@ -52,7 +52,7 @@ def _breaks(node: Expression) -> bool:
     """Whether an expression may go over several lines."""
     if isinstance(node, FunctionCall):
         spelling = OPS[node.function].spelling
-        return not spelling.startswith(".") and spelling != "[]"
+        return not spelling.startswith((".", "["))
     return isinstance(node, LayerCall | Tuple | Dict)
 
 
