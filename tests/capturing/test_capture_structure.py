@@ -236,6 +236,6 @@ def test_free_names():
 
 def test_a_statement_does_not_break_inside_brackets():
     x = Identifier("x")
-    assert not fits(FunctionCall("slice", [x, Literal(2)], {"end": x}), 5, {})
+    assert not fits(FunctionCall("slice", [x, Literal(2)], {"end": x}), 20, {})
     assert not fits(FunctionCall("index", [x, Tuple([x, x, x, x])]), 12, {})
     assert fits(FunctionCall("linear", [x, x]), 12, {})
