@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md"))]
 #: Packages whose public names the page of the Python API has, each of them.
 PUBLIC = ("tpack", "tpack.nn", "tpack.layerdef", "tpack.quantize", "tpack.codegen", "tpack.codec")
 

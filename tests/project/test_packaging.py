@@ -22,6 +22,7 @@ WORKFLOWS = {
     path.stem: yaml.safe_load(path.read_text())
     for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 }
+TEMPLATES = ROOT / ".github" / "ISSUE_TEMPLATE"
 TARGETS = set(re.findall(r"^([\w-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -92,6 +93,28 @@ def test_ci_runs_what_the_readme_says():
     assert {"make test", "make test-slow"} <= set(ran)
 
 
+def test_contributing_names_commands_and_files_that_exist():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    assert set(re.findall(r"\bmake ([\w-]+)`", page)) <= TARGETS
+    lines = re.findall(r"^ *\$ (.*)$", page, re.MULTILINE)
+    programs = {shlex.split(line)[0] for line in lines}
+    assert programs == {"make", ".venv/bin/python"}
+    paths = re.findall(r"\b((?:tests|tpack|docs|cli)/[\w./-]+|\.ci/run)", page)
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.yml")), ids=lambda path: path.stem)
+def test_templates_of_issues_ask_for_the_version_or_a_file(path):
+    form = yaml.safe_load(path.read_text())
+    if path.stem == "config":
+        return
+    fields = {field["id"]: field for field in form["body"]}
+    assert form["name"]
+    assert form["description"]
+    assert {"version", "file"} & set(fields)
+    assert all(field["attributes"]["label"] for field in fields.values())
+
+
 def test_wheels_are_tested_with_files_that_exist():
     settings = PROJECT["tool"]["cibuildwheel"]
     for command in settings["test-command"]:
@@ -143,7 +166,8 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packaging")
     # in a copy: an earlier list of files in an egg-info would be added to the sdist
     shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*UNTRACKED))
-    shutil.copytree(ROOT / ".github", folder / "tree" / ".github")
+    for hidden in (".ci", ".github"):
+        shutil.copytree(ROOT / hidden, folder / "tree" / hidden)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "tree")
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     return wheel, sdist, folder / "tree"
@@ -186,9 +210,17 @@ def test_contents_of_the_wheel(built):
 def test_contents_of_the_sdist(built):
     with tarfile.open(built[1]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    needed = files_of(built[2], "tests", "examples", "docs", ".github", "tpack", "cli")
+    needed = files_of(built[2], "tests", "examples", "docs", ".ci", ".github", "tpack", "cli")
     assert needed <= names
-    others = {"Makefile", "constraints.txt", "pyproject.toml", "setup.py", "LICENSE"}
+    others = {
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "Makefile",
+        "constraints.txt",
+        "pyproject.toml",
+        "setup.py",
+        "LICENSE",
+    }
     assert others | {"README.md", "CHANGELOG.md", "MANIFEST.in"} <= names
 
 
