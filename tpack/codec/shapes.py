@@ -126,7 +126,7 @@ class Scale:
 
     @property
     def kind(self) -> str:
-        """The name without a number: ``tensor``, ``row``, ``column`` or ``group``."""
+        """Return the name without a number, such as ``group``."""
         return self.granularity.name.partition(":")[0]
 
     @property
