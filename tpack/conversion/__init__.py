@@ -54,8 +54,8 @@ def convert(
 ) -> ConversionReport:
     """Convert a checkpoint to packed ternary safetensors.
 
-    A weight that already is ternary, at any granularity, is packed losslessly; another is
-    quantized and the report says so. What is no weight is kept bit for bit.
+    A weight that already is ternary, at any granularity, is packed losslessly; others are
+    kept or quantized, and the report says so. Tensors that are not weights are kept bit for bit.
 
     Args:
         source: path of a file or folder, a state dict, or an ``nn.Module``.
@@ -69,20 +69,20 @@ def convert(
         keep_dtype: ``f32``, ``f16`` or ``bf16`` for floats that are not packed.
         layout: ``t2`` or ``t5``.
         scale_means: ``multiply`` or ``divide``: what scales beside int8 and uint8 weights do,
-            where nothing else says it.
+            if the source does not record it.
         layerdef: the description of the model, or the path of its JSON; decides what is packed.
         example_args: arguments for a module's forward: its computation is captured too, as
             ``tpack.capture`` does it.
         example_kwargs: keyword arguments likewise.
-        dynamic_shapes: which of their sizes are free.
+        dynamic_shapes: which sizes of the arguments are free, as ``torch.export`` takes them.
         dry_run: write nothing.
-        resume: go on with an interrupted conversion of a folder.
+        resume: continue an interrupted conversion of a folder.
         force: replace an existing output.
         progress: called with a phase, bytes done and bytes in all.
 
     Raises:
-        TpackError: see ``tpack.errors``; nothing is left behind, but for what ``resume`` takes
-            up.
+        TpackError: see ``tpack.errors``; nothing is left behind, except the shards that ``resume``
+            takes up.
     """
     given = locals() | {"progress": progress or (lambda *_: None)}
     options = Options(**{each.name: given[each.name] for each in fields(Options)})
@@ -136,9 +136,9 @@ def convert(
 
 
 def _address(source: object, destination: object) -> str | None:
-    """The source or destination that is read or written through a temporary copy, if one is.
+    """Return the source or destination that needs a temporary copy: an address, if one is.
 
-    A repository of the hub lies in its cache.
+    A repository of the hub needs none: it lies in the cache of the hub.
     """
     hub = isinstance(source, str) and source.startswith(SCHEME)
     for end in (None if hub else source, destination):
@@ -148,7 +148,7 @@ def _address(source: object, destination: object) -> str | None:
 
 
 def default_output(source: Path, *, folder: bool = False) -> Path:
-    """``<stem>.tpack.safetensors`` beside a source file, ``<name>.tpack`` beside a folder.
+    """Return ``<stem>.tpack.safetensors`` beside a file, ``<name>.tpack`` beside a folder.
 
     Example:
         >>> print(default_output(Path("models/a.pt")))

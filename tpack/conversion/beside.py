@@ -1,4 +1,4 @@
-"""What an output folder has beside its shards: copies, config, index, and its sub-folders."""
+"""Write what lies beside the shards of an output folder; join the reports of sub-folders."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from tpack.sources import Source
 
 
 def write_copies(source: Source, out: Path) -> None:
-    """Copy what belongs to the model."""
+    """Copy the other files of the model, such as its tokenizer."""
     for name, path in source.copies.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         copy_file(path, out / name)
 
 
 def write_config(source: Source, out: Path, *, inner: bool) -> None:
-    """Write the config of a packed model.
+    """Write the config of a packed model, if the source has a config.
 
     Args:
-        inner: of a sub-folder, whose config may be that of a module: then it stays as it is.
+        inner: whether the source is a sub-folder. Its config stays as it is unless it is that of
+            a model of transformers.
     """
     config = source.config
     if config is None:
@@ -42,12 +43,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def named_rows(place: str, report: ConversionReport) -> Iterator[TensorReport]:
-    """The rows of a sub-folder, with its name before those of its tensors."""
+    """Return the rows of a sub-folder, its name put before the names of the tensors."""
     return (replace(row, name=f"{place}/{row.name}") for row in report.tensors)
 
 
 def with_parts(report: ConversionReport, parts: Mapping[str, ConversionReport]) -> ConversionReport:
-    """The report of a folder together with those of its sub-folders."""
+    """Join the report of a folder with those of its sub-folders."""
     notes, warnings = list(report.notes), list(report.warnings)
     for place, part in parts.items():
         packed = sum(row.action != "kept" for row in part.tensors)

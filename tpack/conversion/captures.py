@@ -1,4 +1,4 @@
-"""What a source computes, where it is more than a state dict: a module, or its export."""
+"""Capture what a source computes, if it is a module or its export and not a state dict."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from tpack.capturing import Captured
 
 
-#: Why a weight that forward rounds or measures by a rule that tpack has not is kept.
+#: Why a weight is kept that forward rounds, or measures, by a rule that tpack does not know.
 OWN_RULE = "forward rounds it by a rule of its own"
 
 
 def masters(source: Any) -> dict[str, Rounding]:
-    """The float masters of a module that ``tpack.nn.unfreeze`` made, each with its rule."""
+    """Return the float masters that ``tpack.nn.unfreeze`` made, each with its rule."""
     if isinstance(source, str | os.PathLike | Mapping):
         return {}
     from tpack.nn.training import rules
@@ -37,11 +37,11 @@ def captured(
     kwargs: Mapping[str, Any] | None,
     dynamic_shapes: Any,
 ) -> Captured | None:
-    """The trace of a source, compared with it; None for one that only holds tensors.
+    """Capture a source and compare its results; None if the source only holds tensors.
 
     Raises:
-        LayerDefError: it cannot be captured, or what was captured gives other results.
-        UsageError: example arguments for a source that is no module.
+        LayerDefError: the source cannot be captured, or the capture gives other results.
+        UsageError: example arguments are given, but the source is not a module.
     """
     if isinstance(source, str | os.PathLike):
         if args is not None or kwargs is not None:
@@ -74,10 +74,10 @@ def _compared(trace: Captured) -> Captured:
 
 
 def packed_note(trace: Captured, description: Description) -> list[str]:
-    """How what was packed differs from the source, run on the arguments of the capture.
+    """Run the packed model on the arguments of the capture, and note how its results differ.
 
     Raises:
-        LayerDefError: it differs, though nothing was rounded that the source does not round.
+        LayerDefError: they differ, though no weight was rounded that the source does not round.
     """
     assert description.program is not None  # the trace has one
     lossy = [

@@ -18,7 +18,7 @@ _TAGS = ("tpack", "ternary", "2-bit")
 
 
 def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> str:
-    """README.md in the form that model hubs read: front matter, what was done, the source's card.
+    """Return README.md as model hubs read it: front matter, what was done, the source's card.
 
     Args:
         size: bytes of the output.
@@ -46,7 +46,7 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
 
 
 def _split(card: str) -> tuple[dict[str, list[str]], str]:
-    """The front matter of a card, by key the lines of its value, and the text after it."""
+    """Split a card into its front matter, as lines by key, and the text after it."""
     match = _FRONT.match(card)
     if match is None:
         return {}, card
@@ -60,7 +60,7 @@ def _split(card: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _front_matter(source: Source, front: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """That of the source, with what tells of the packed model in place of what told of it."""
+    """Yield the front matter of the source, with our keys about the packed model."""
     base = source.repository or str((source.config or {}).get("_name_or_path", ""))
     ours = {"library_name", "tags"}
     if _REPO.fullmatch(base):
@@ -76,7 +76,7 @@ def _front_matter(source: Source, front: Mapping[str, Sequence[str]]) -> Iterato
 
 
 def _tags(lines: Sequence[str]) -> list[str]:
-    """The tags of a card, each as it is written there: in a list of lines, or in brackets."""
+    """Return the tags of a card, which may stand on lines of their own or in brackets."""
     flow = re.fullmatch(r"tags:\s*\[(.*)\]\s*", " ".join(lines), re.DOTALL)
     if flow:
         return [tag.strip() for tag in flow[1].split(",") if tag.strip()]
@@ -85,7 +85,7 @@ def _tags(lines: Sequence[str]) -> list[str]:
 
 
 def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:
-    """One row for the same tensor of all blocks."""
+    """Yield the rows of the table: one for the same tensor of all blocks."""
     groups: dict[tuple[str, ...], list[TensorReport]] = {}
     for report in reports:
         how = f"{report.method}, {report.scale}" if report.scale else report.reason

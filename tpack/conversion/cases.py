@@ -1,10 +1,10 @@
-"""The cases of a conversion: what becomes of each weight, and of what others it depends.
+"""Decide what becomes of each weight, which may depend on the other weights of the source.
 
-In this order: a weight that is ternary is packed losslessly; one that its model rounds as it runs
-is rounded by the model's rule; one for which a method was named, by that method. Where none was
-named it depends on the others: beside a ternary weight it is kept bit for bit; where no weight
-is ternary, all are masters of BitNet b1.58 and rounded by absmean. A weight that recognisably is
-something else is never rounded unless a method was named.
+In this order: a weight that its model rounds as it runs is rounded by the model's rule; a weight
+that is ternary is packed losslessly; any other is rounded by the method that was named. If no
+method was named, the other weights decide: beside a ternary weight it is kept bit for bit; if no
+weight is ternary, all are taken for masters of BitNet b1.58 and rounded by absmean. A weight that
+is recognised as something else is never rounded unless a method was named.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Left:
     """A weight that is not packed, and why.
 
     Attributes:
-        kind: what it is, in a few words: ``not ternary``, ``nearly ternary``, ``two scales``, …
-        text: completes "tensor X …", with the numbers; empty where the kind says all.
+        kind: a few words, for counting: ``not ternary``, ``nearly ternary``, ``two scales``, …
+        text: completes "tensor X …", with the numbers; empty if the kind is enough.
         advice: what to do.
-        refused: whether there must be no output.
-        silent: whether nobody needs to be warned: what is kept is no weight.
+        refused: whether it forbids an output.
+        silent: whether it is kept without a warning, as routers and output heads are.
     """
 
     kind: str
@@ -43,25 +43,25 @@ class Left:
 
 
 class Cases:
-    """Decides, weight after weight, in the order of a plan or of a part of it.
+    """Decides about one weight after the other, in the order of a plan or of a part of it.
 
     Raises:
-        NotTernaryError: weights that another system packed, and none that is ternary.
+        NotTernaryError: another system packed weights, and no other weight is ternary.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.options = plan.options
-        self._seen: dict[str, bool] = {}  # name → whether it is ternary, and not by chance
+        self._seen: dict[str, bool] = {}  # name → whether it is ternary, not by chance
         self._early: dict[str, Detected] = {}  # weights that were read before their turn
         if plan.others.refused and not self.of_ternary_source:
             refuse_packed(plan.others.refused)
 
     def of(self, name: str) -> tuple[Fit | Left, Detected]:
-        """What becomes of a weight that does not come packed.
+        """Fit a weight that does not come packed, or say why it is left.
 
         Raises:
-            InputError: NaN or infinity.
+            InputError: the weight has NaN or infinity.
         """
         tensor, split = self.plan.weights[name]
         assert isinstance(tensor, SourceTensor)
@@ -117,7 +117,7 @@ class Cases:
         return bool(self.plan.rounded) or any(self._ternary_weights())
 
     def _ternary_weights(self) -> Iterator[bool]:
-        """Whether each weight is ternary: those seen first, then the others, as far as needed."""
+        """Yield whether each weight is ternary: those seen first, the others read on demand."""
         yield from self._seen.values()
         for name, (tensor, split) in [*self.plan.weights.items(), *self.plan.aside.items()]:
             if isinstance(tensor, PackedTensor):
@@ -130,7 +130,7 @@ class Cases:
                 yield self._seen[name]
 
     def _ternary_if_read(self, name: str, tensor: SourceTensor, split: int) -> bool:
-        """Whether a weight is ternary; one that is not shows it in its first rows."""
+        """Return whether a weight is ternary; its first rows usually show that it is not."""
         weight = as_weight(tensor, split)
         rows = max(1, PROBE // max(weight.columns, 1))
         if rows < weight.rows:
@@ -142,18 +142,18 @@ class Cases:
 
 
 def as_weight(tensor: SourceTensor, split: int) -> Weight:
-    """The tensor as the weight that an exact packing gives back."""
+    """Return a tensor as the weight that an exact packing gives back."""
     return tensor.weight(split, tensor.dtype_unpacked("exact"))
 
 
 def _is_ternary(tensor: SourceTensor, detected: Detected) -> bool:
-    """Whether a weight is ternary, and not by chance; bytes of trits are so on purpose."""
+    """Return whether a weight is ternary, and not by chance; int8 trits never are by chance."""
     meant = tensor.dtype == "int8" and not detected.zero
     return detected.fit is not None and (meant or not detected.by_chance)
 
 
 def first_offence(plan: Plan, name: str) -> NotTernaryError:
-    """The error that names the first value of a weight that no scale explains."""
+    """Return the error that names the first value of a weight that no scale explains."""
     tensor, split = plan.weights[name]
     assert isinstance(tensor, SourceTensor)
     weight = as_weight(tensor, split)

@@ -1,7 +1,7 @@
 """Convert a folder of shards: shard by shard, in one process or several, resumable.
 
-Each process packs its shards into the working folder; whoever finds all of them there writes
-the output. No process waits for another, so one that fails is run again alone.
+Each process packs its shards into the working folder; a process that finds all of them there
+writes the output. No process waits for another: if one fails, run that one again.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from tpack.options import Options
 from tpack.report import ConversionReport
 from tpack.sources import Source
 
-#: Bytes at the beginning of a source file that tell it from another.
+#: Bytes at the beginning of a source file that go into its state.
 BEGIN = 1 << 16
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder to be converted: the conversion of a source with shards, and where it goes.
+    """A folder to convert: the job, and where its output goes.
 
     Attributes:
-        place: of a sub-folder that goes with another folder, its name.
-        work: where it is put together; None for a hidden folder beside the target.
+        place: the name of a sub-folder that is converted with its parent; else empty.
+        work: where the output is put together; None for a hidden folder beside the target.
     """
 
     job: Job
@@ -54,16 +54,16 @@ class Folder:
 
     @property
     def source(self) -> Source:
-        """What is converted."""
+        """The source that is converted."""
         return self.job.source
 
     @property
     def key(self) -> str:
-        """What manifests must be of to be taken up: this source, as it is now, and the options.
+        """Identifies this conversion: the state of the source, and the options.
 
-        A file is the same if its size, both its times and its first bytes are, which hold the
-        header of safetensors. Only the time of the last change of anything, ctime, notices a
-        file that was written to and given its old time of modification again.
+        ``resume`` takes up only manifests with this key. A file counts as unchanged if its size,
+        mtime, ctime and first bytes are equal; the first bytes hold the header of safetensors.
+        ctime is needed for a file that was written to and then given its old mtime again.
         """
         return hashlib.sha256(
             canonical_json(
@@ -73,12 +73,12 @@ class Folder:
 
     @property
     def asked(self) -> dict[str, Any]:
-        """The options, and which LayerDefs were given, as plain data."""
+        """The options and the digest of the LayerDefs given, as plain JSON data."""
         return self.job.options.to_dict() | {"layerdef": program_digest(self.job.program)}
 
 
 def _state(path: Path) -> list[Any]:
-    """What tells a file of the source from itself after a change."""
+    """Return data of a source file that differs once the file was changed."""
     with path.open("rb") as file:
         stat, begin = os.fstat(file.fileno()), file.read(BEGIN)
     digest = hashlib.sha256(begin).hexdigest()
@@ -132,7 +132,7 @@ def convert_folder(folder: Folder) -> ConversionReport:
 
 
 def _check_target(folder: Folder) -> None:
-    """Refuse a target that is no place for a folder, or lies in the source."""
+    """Refuse a target that cannot be a folder, or that is, holds or lies in the source."""
     target = folder.target
     if not target.parent.is_dir():
         raise StorageError(
@@ -149,8 +149,8 @@ def _check_target(folder: Folder) -> None:
 def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionReport]:
     """Convert the sub-folders with weights of their own into the output, or into nothing.
 
-    They are not what the options were chosen for: one is packed if that loses nothing, and
-    rounded only if the options ask for it. Else it is kept bit for bit.
+    The options were chosen for the model itself. So a sub-folder is packed if that loses
+    nothing, rounded only if a method was named, and else kept bit for bit.
     """
     reports = {}
     for place, source in folder.source.parts.items():
@@ -169,7 +169,7 @@ def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionRep
 
 
 def _part(source: Source, options: Options) -> Job:
-    """The conversion of a sub-folder, by the options of the whole."""
+    """Plan the conversion of a sub-folder, by the options of the whole."""
     asked = options.exact or options.quantize != Options().quantize
     careful = replace(options, exact=options.exact or not asked, resume=False, force=False)
     try:
@@ -183,13 +183,13 @@ def _part(source: Source, options: Options) -> Job:
 
 
 def _about_name(target: Path) -> list[str]:
-    """A note for who may have thought of a file."""
+    """Return a note if the name of the folder looks like the name of a file."""
     named = target.suffix in (".safetensors", ".bin", ".pt")
     return [f"{target.name} is a folder, as the source is one"] if named else []
 
 
 def _pack_own(job: Job, work: Work, ranks: Ranks, stack: ExitStack) -> dict[int, Batch]:
-    """Pack the shards of this process that are not there yet; gives all of its shards."""
+    """Pack the shards of this process that are not packed yet; return all of its shards."""
     plan, shards = job.plan, job.shards
     sizes = [sum(job.source.tensors[name].nbytes for name in names) for _, names in shards]
     batches: dict[int, Batch] = {}
@@ -213,7 +213,7 @@ def _pack_own(job: Job, work: Work, ranks: Ranks, stack: ExitStack) -> dict[int,
 def _finish(
     folder: Folder, work: Work, own: Mapping[int, Batch], *, shared: bool
 ) -> ConversionReport | None:
-    """Write the output if all shards are packed and nobody else does."""
+    """Write the output, if all shards are packed and no other process has written it."""
     job, count = folder.job, len(folder.source.shards)
     if not all(number in own or work.has(number) for number in range(1, count + 1)):
         return None
@@ -246,7 +246,7 @@ def _finish(
 def _write_beside(
     folder: Folder, report: ConversionReport, parts: Mapping[str, ConversionReport], sink: Shards
 ) -> None:
-    """Write what goes beside the shards, and bring all of it to the disk."""
+    """Write the files beside the shards, and sync all folders to the disk."""
     source, out = folder.source, sink.folder
     write_copies(source, out)
     write_config(source, out, inner=bool(folder.place))
@@ -264,7 +264,7 @@ def _write_beside(
 
 
 def _unfinished(folder: Folder, work: Work) -> ConversionReport:
-    """The report of a process that left the rest to others."""
+    """Return the report of a process that leaves the rest to others."""
     shards = folder.source.shards
     missing = [number for number in range(1, len(shards) + 1) if not work.has(number)]
     what = "another process finishes"

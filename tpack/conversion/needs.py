@@ -1,4 +1,4 @@
-"""What a conversion needs, known before it begins."""
+"""Memory and disk that a conversion needs, computed before it begins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tpack.quantize.weight import BLOCK
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.text import size
 
-#: Of the interpreter with numpy, and of torch where a source needs it; measured.
+#: Bytes of the interpreter with numpy, and of torch if a source needs it; measured.
 INTERPRETER, TORCH = 64 << 20, 200 << 20
 #: Copies of a piece that a thread works on, at four bytes a number; measured.
 PIECE_BYTES = 4 * 4 * BLOCK
@@ -40,7 +40,7 @@ class Needs:
 
     @classmethod
     def of(cls, plan: Plan, source: Source, options: Options) -> Needs:
-        """What a plan needs."""
+        """Return what a plan needs."""
         layout = layout_named(options.layout)
         packed = scales = largest = 0
         for tensor, split in plan.weights.values():
@@ -54,16 +54,16 @@ class Needs:
         return cls(memory, 2 * packed + scales + kept)
 
     def with_output(self, spooled: int, output: int) -> Needs:
-        """The needs once it is known what is spooled and how large the output will be."""
+        """Return the needs once the bytes of the spool and of the output are known."""
         return replace(self, disk=max(self.disk, spooled + output))
 
     def left(self, spooled: int) -> Needs:
-        """The needs that are left once the packed bytes are spooled."""
+        """Return what is still needed after the packed bytes were spooled."""
         return replace(self, disk=max(0, self.disk - spooled))
 
 
 def _at_once(tensor: SourceTensor | PackedTensor, options: Options) -> int:
-    """What a weight needs beside pieces of it: trits and sums, for some methods all its numbers."""
+    """Return the bytes for a whole weight: trits and sums, for some methods all its numbers."""
     needed = 2 * tensor.numel
     if options.quantize != "auto" and QUANTIZERS[options.quantize].at_once:
         needed += 2 * tensor.numel * (8 if tensor.dtype == "float64" else 4)
@@ -71,7 +71,7 @@ def _at_once(tensor: SourceTensor | PackedTensor, options: Options) -> int:
 
 
 def _of_torch(source: Source) -> int:
-    """What torch needs, if it has the tensors: pickles are mapped, odd strides copied."""
+    """Return the bytes for torch, if it holds the tensors: maps of pickles, copied strides."""
     if "torch" not in sys.modules:
         return 0
     mapped = sum(f.stat().st_size for f in source.files if f.suffix != ".safetensors")
@@ -79,10 +79,10 @@ def _of_torch(source: Source) -> int:
 
 
 def check_room(folder: Path, needs: Needs) -> None:
-    """Make sure that a file system has the room, before hours are spent.
+    """Check that a file system has enough room, before hours are spent.
 
     Raises:
-        StorageError: it has not.
+        StorageError: there is less free space than the needs.
     """
     free = shutil.disk_usage(folder).free
     if free < needs.disk:

@@ -19,11 +19,11 @@ class Others:
 
     Attributes:
         read: weights whose codes are trits, by the name of the codes.
-        taken: names of what these take in.
-        kept: names of what is kept bit for bit, with the reason.
-        groups: weights that are kept, all parts of them.
-        refused: those of them that nobody asked to keep: no output unless another weight is
-            ternary.
+        taken: names of the scales and other parts that these weights were read from.
+        kept: names of the tensors that are kept bit for bit, with the reason.
+        groups: the weights that are kept, each with all its parts.
+        refused: those of ``groups`` that neither a name nor an option keeps; they forbid an output
+            unless another weight is ternary.
     """
 
     read: dict[str, ReadGroup] = field(default_factory=dict)
@@ -34,20 +34,21 @@ class Others:
 
     @property
     def never(self) -> list[PackedGroup]:
-        """Those that no output may hold: weights that tpack itself packed."""
+        """The refused weights that tpack itself packed, which no output may hold."""
         return [group for group in self.refused if group.system == OURS]
 
 
 def sort_others(
     source: Source, options: Options, by_name: Callable[[PackedGroup], str | None]
 ) -> Others:
-    """Read what other systems packed where it is trits, and keep the rest as it is.
+    """Read weights of other systems whose codes are trits, and keep the rest as it is.
 
     Args:
-        by_name: why codes are no weight that was to be packed; None if they are one.
+        by_name: returns why codes are kept and not read; None if they are a weight to pack.
 
     Raises:
-        UnsupportedError: trits whose scale may multiply or divide.
+        UnsupportedError: the codes are trits, but it is not known whether the scale multiplies
+            or divides.
     """
     others = Others()
     asked = options.quantize != "auto" or bool(options.include)
@@ -72,6 +73,6 @@ def sort_others(
 
 
 def weight_of(others: Others, tensor: SourceTensor | PackedTensor) -> SourceTensor | PackedTensor:
-    """What takes the place of a tensor."""
+    """Return the weight that was read from a tensor of codes; any other tensor as it is."""
     found = others.read.get(tensor.name)
     return tensor if found is None else found.weight

@@ -29,18 +29,19 @@ from tpack.sources import Source
 if TYPE_CHECKING:
     from tpack.capturing import Captured
 
-#: Takes what a file is written from, and what to call with bytes that are written; returns the
-#: size of the file. Called for each file, in order.
+#: Writes one file of an output, calling ``Advance`` with the bytes written; returns the size of
+#: the file. It is called for each file, in order.
 Sink = Callable[[Output, Advance], int]
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is converted, and what becomes of each tensor.
+    """A source with its options and the plan for its tensors.
 
     Attributes:
-        program: the LayerDefs that decide what is packed, if there are any.
-        trace: a captured computation, whose LayerDefs follow from what was packed.
+        program: the LayerDefs that decide what is packed, if they are given.
+        trace: the captured computation of the source, if it has one; the LayerDefs are made from
+            it once it is known which weights are packed.
     """
 
     source: Source
@@ -60,10 +61,10 @@ class Job:
         *,
         as_it_is: bool = False,
     ) -> Job:
-        """Plan a conversion; errors as of ``make_plan``.
+        """Plan a conversion; raises the errors of ``make_plan``.
 
         Args:
-            as_it_is: keep all tensors.
+            as_it_is: whether to keep all tensors.
         """
         with locate(file=source.label):
             plan = everything_kept(source) if as_it_is else make_plan(source, options, program)
@@ -80,7 +81,7 @@ class Job:
 
 
 def unwritten(source: Source, *notes: str, needs: Needs = Needs(0, 0)) -> ConversionReport:  # noqa: B008
-    """The report of a process that leaves the output to others."""
+    """Return the report of a process that leaves the output to others."""
     return ConversionReport(None, source.nbytes, 0, (), notes, needs.memory, needs.disk)
 
 
@@ -97,7 +98,7 @@ def convert_file(job: Job, target: Path) -> ConversionReport:
 
 
 def measure(job: Job) -> ConversionReport:
-    """Convert a source into nothing; the report has the exact size."""
+    """Convert a source without writing; the report has the exact size of the output."""
     return _at_once(job, lambda output, _: output.size, None)
 
 
@@ -119,13 +120,13 @@ def write_outputs(
     """Describe what was packed and write it, one file for each batch.
 
     Args:
-        sink: takes the files.
-        target: the output that they are or belong to; None if nothing is written.
+        sink: writes a file.
+        target: the file, or the folder of the files; None if nothing is written.
 
     Raises:
         NotTernaryError: a weight that must be packed is not ternary.
-        LayerDefError: what was packed does not fit the LayerDefs.
-        StorageError: no room for the files.
+        LayerDefError: the packed weights do not fit the LayerDefs.
+        StorageError: there is no room for the files.
     """
     source, plan = job.source, job.plan
     check_refused(batches, plan)
@@ -158,7 +159,7 @@ def write_outputs(
 
 
 def _described(job: Job, batches: Sequence[Batch], notes: list[str]) -> Description:
-    """Describe what was packed, and note what cannot be said or run of it."""
+    """Describe the output; append to ``notes`` what it lacks: LayerDefs, or a forward."""
     source, trace = job.source, job.trace
     stored = {one.name: one for batch in batches for one in batch.stored(source)}
     packed = [name for batch in batches for name in batch.packed]
@@ -184,7 +185,7 @@ def _described(job: Job, batches: Sequence[Batch], notes: list[str]) -> Descript
 def _reports(
     job: Job, batches: Sequence[Batch], description: Description
 ) -> Iterator[TensorReport]:
-    """What became of each tensor, and of what shares its storage."""
+    """Yield a report for each tensor, and for each alias that shares its storage."""
     source = job.source
     for batch, (_, names) in zip(batches, job.shards, strict=True):
         for name in names:

@@ -29,9 +29,9 @@ class Packed:
 
     Attributes:
         entry: the description.
-        scale: as stored in ``dtype``.
-        offset, length: bytes in the spool.
-        sha256: of these bytes; that of the entry, but in layout t5.
+        scale: its stored elements, of ``dtype``.
+        offset, length: where its rows lie in the spool, in bytes.
+        sha256: the digest of these bytes; equal to that of the entry, except in layout t5.
     """
 
     entry: TernaryEntry
@@ -44,16 +44,16 @@ class Packed:
 
 @dataclass
 class Batch:
-    """What the tensors of one output file became.
+    """The tensors of one output file, packed or kept.
 
     Attributes:
-        packed: weights, whose bytes lie in the spool.
+        packed: weights whose bytes lie in the spool.
         kept: tensors that are read from the source when the file is written.
         reasons: why a tensor is kept.
-        left: weights among the kept that are not ternary, or are no weights.
+        left: weights of the plan that are kept, and why.
         refused: weights that forbid an output.
-        zero: weights that are all zero.
-        spool: where packed bytes are.
+        zero: packed weights that are all zero.
+        spool: the file with the packed bytes.
     """
 
     spool: IO[bytes]
@@ -65,13 +65,13 @@ class Batch:
     zero: list[str] = field(default_factory=list)
 
     def leave(self, name: str, why: Left, plan: Plan) -> None:
-        """Keep a weight of the plan."""
+        """Keep a weight that the plan would have packed."""
         self.left[name] = why
         for tensor, reason in plan.as_kept(name, why.kind):
             self.kept[tensor.name], self.reasons[tensor.name] = tensor, reason
 
     def stored(self, source: Source) -> Iterator[Stored]:
-        """Every tensor of the output."""
+        """Yield every tensor of the output: first the kept ones, then the packed ones."""
         for name, tensor in self.kept.items():
             trained = source.trained.get(name)
             yield Stored(name, tensor.shape, tensor.dtype, tensor.chunks, trained)
@@ -95,11 +95,11 @@ class Batch:
 def pack_batch(
     cases: Cases, names: Iterable[str], spool: IO[bytes], label: str, start: int = 0
 ) -> Batch:
-    """Pack or keep the tensors ``names`` of a plan; others of them have been taken in.
+    """Pack or keep the tensors ``names``; skip those that a weight of the plan was read from.
 
     Args:
-        label: the file they come from, for messages.
-        start: bytes of the source that are done, for the progress.
+        label: the file that the tensors come from, for messages.
+        start: bytes of the source that earlier batches took, for the progress.
     """
     batch, plan, options = Batch(spool), cases.plan, cases.plan.options
     total = sum(t.nbytes for t, _ in plan.weights.values())
@@ -122,7 +122,7 @@ def pack_batch(
 
 
 def _pack(name: str, cases: Cases, batch: Batch) -> None:
-    """Pack a weight into the spool of its batch, or leave it."""
+    """Pack a weight into the spool of its batch, or note why it is kept or refused."""
     tensor, split = cases.plan.weights[name]
     options = cases.plan.options
     if isinstance(tensor, PackedTensor):
@@ -139,10 +139,10 @@ def _pack(name: str, cases: Cases, batch: Batch) -> None:
 
 
 def _packed(tensor: PackedTensor, options: Options, spool: IO[bytes]) -> Packed:
-    """Append a weight that comes packed to the spool, as it is.
+    """Append a weight that comes packed to the spool, without rounding.
 
     Raises:
-        NotTernaryError: its scale is no finite number.
+        NotTernaryError: its scale has NaN or infinity.
     """
     if not np.isfinite(widen(tensor.scale, tensor.scale_dtype)).all():
         raise NotTernaryError("has a scale that is NaN or infinite, expected finite numbers.")
@@ -166,7 +166,7 @@ def _packed(tensor: PackedTensor, options: Options, spool: IO[bytes]) -> Packed:
 def _encoded(
     tensor: SourceTensor, split: int, found: Fit, options: Options, spool: IO[bytes]
 ) -> Packed:
-    """Append the trits of a fitted weight, packed, to the spool."""
+    """Pack the trits of a fitted weight and append them to the spool."""
     packer, offset = Packer(options.layout, spool.write), spool.tell()
     error = float(f"{encode_blocks(as_weight(tensor, split), found, packer.rows):.3e}")
     entry = packer.entry(

@@ -1,9 +1,8 @@
-"""The working folder of a folder conversion: what is done already, kept for a resumed run.
+"""The working folder of a folder conversion: its packed shards, kept for a resumed run.
 
-It lies beside the output under a hidden name. Each converted shard is two files in it: a spool
-with packed bytes and scales, and a manifest that says what is where, with the digests. Manifests
-are only written once their spool is on the disk, and every digest is checked before a later run
-takes it up.
+It lies beside the output under a hidden name. Each packed shard is two files in it: a spool
+with packed bytes and scales, and a manifest with their offsets and digests. A manifest is written
+only once its spool is on the disk, and a later run checks every digest before it takes a shard.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class Work(Workplace):
     """The working folder of one target.
 
     Attributes:
-        key: of the source and the options: what others have left is not taken up.
-        options: in plain data, to say how the work of others differs.
+        key: identifies source and options; shards of a conversion with another key are not used.
+        options: as plain JSON data, to name those that differ in other conversions.
     """
 
     key: str
@@ -50,12 +49,12 @@ class Work(Workplace):
     # ---- shards
 
     def spool(self, number: int) -> IO[bytes]:
-        """A new file for the packed bytes of a shard."""
+        """Open a new file for the packed bytes of a shard, and drop its old manifest."""
         self._manifest(number).unlink(missing_ok=True)
         return self._spool(number).open("w+b")
 
     def finish(self, number: int, batch: Batch) -> None:
-        """Put scales behind the packed bytes of a shard, and write its manifest."""
+        """Write the scales after the packed bytes of a shard, then its manifest."""
         spool = batch.spool
         spool.seek(0, os.SEEK_END)
         packed: dict[str, Any] = {}
@@ -83,10 +82,10 @@ class Work(Workplace):
             file.write(json.dumps(manifest, sort_keys=True).encode("ascii"))
 
     def load(self, number: int, plan: Plan, resources: Any) -> Batch | None:
-        """A shard that was converted before; None if it was not, or not whole, or otherwise.
+        """Load a packed shard; None if it is missing, damaged or of another conversion.
 
         Args:
-            resources: an ``ExitStack`` that closes the spool.
+            resources: the ``ExitStack`` that closes the spool.
         """
         manifest = self._read(number)
         if manifest is None or manifest["key"] != self.key:
@@ -109,16 +108,16 @@ class Work(Workplace):
         return batch
 
     def has(self, number: int) -> bool:
-        """Whether a shard has a manifest of this conversion."""
+        """Return whether a shard has a manifest of this conversion."""
         found = self._read(number)
         return found is not None and found["key"] == self.key
 
     def other(self, number: int) -> str | None:
-        """Say what a shard was packed with by a conversion other than this one.
+        """Say how the conversion that packed a shard differs from this one.
 
         Returns:
-            The options that differ; where none does, that the source has changed. None if no
-            other conversion has packed the shard.
+            The options that differ; if none does, that the source has changed. None if the shard
+            is not packed, or is packed by this conversion.
         """
         found = self._read(number)
         if found is None or found["key"] == self.key:
@@ -132,7 +131,7 @@ class Work(Workplace):
         return ", ".join(told) or "another state of the source"
 
     def _read(self, number: int) -> dict[str, Any] | None:
-        """The manifest of a shard; None if there is none, or none that can be read."""
+        """Read the manifest of a shard; None if there is none, or it cannot be read."""
         try:
             found = json.loads(self._manifest(number).read_bytes())
             return {**found, "key": str(found["key"]), "options": dict(found["options"])}
@@ -148,11 +147,11 @@ class Work(Workplace):
     # ---- the end
 
     def mark_done(self) -> None:
-        """Leave word for processes that come late, before the output takes its place."""
+        """Mark the conversion as finished, for processes that come late."""
         (self.folder / "done").write_text(self._done(self.output))
 
     def is_done(self, target: Path) -> bool:
-        """Whether another process has finished this very conversion."""
+        """Return whether another process has finished this conversion."""
         with suppress(OSError):
             return (self.folder / "done").read_text() == self._done(target)
         return False
@@ -161,11 +160,11 @@ class Work(Workplace):
         return f"{self.key} {output.stat().st_ino}"  # a folder that is renamed keeps its number
 
     def enter(self, rank: int) -> None:
-        """Say that a process is at work, whatever an earlier run of it said."""
+        """Note that a process is at work, and forget that an earlier run of it had left."""
         (self.folder / f"left-{rank}").unlink(missing_ok=True)
 
     def leave(self, rank: int, of: int, target: Path) -> None:
-        """Say that a process is through; the last one of a finished conversion tidies up."""
+        """Note that a process is done; the last one of a finished conversion removes the folder."""
         with suppress(FileNotFoundError):  # tidied up already
             (self.folder / f"left-{rank}").touch()
             left = all((self.folder / f"left-{other}").exists() for other in range(of))
@@ -183,7 +182,7 @@ def _packed(name: str, item: Any, spool: IO[bytes]) -> Packed:
 
 
 def is_whole(item: Packed, spool: IO[bytes]) -> bool:
-    """Whether a weight in a spool has the digests of its entry."""
+    """Return whether a weight in a spool has the digests of its entry."""
     layout, state = item.entry.layout, hashlib.sha256()
     width = item.entry.packed_shape[-1]
     step = max(1, CHUNK // width) * width

@@ -22,8 +22,8 @@ from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
 from tpack.sources.scaled_codes import nameless_scales
 from tpack.text import plural
 
-#: Roles of weights in a captured computation that are packed where they are ternary, but are
-#: never rounded, unless a pattern asks for it.
+#: Roles of weights in a captured computation that are packed if they are ternary, but never
+#: rounded unless ``include`` names them.
 UNROUNDED = ("output head", "router", "depthwise")
 
 
@@ -32,18 +32,19 @@ class Plan:
     """What becomes of each tensor.
 
     Attributes:
-        options: of the conversion.
-        weights: to be packed, each with its split.
-        kept: stored as they are, or cast.
+        options: the options of the conversion.
+        weights: the weights to pack, each with its split.
+        kept: the tensors to keep, as they are or cast.
         reasons: why a tensor is kept.
-        notes: what else was decided, for the report.
-        warnings: likewise, what nobody may miss.
-        others: what another system packed.
+        notes: other decisions, for the report.
+        warnings: decisions that nobody may miss.
+        others: the tensors that another system packed.
         rounded: weights that the source's model rounds as it runs, each with its rule.
-        exact_only: weights that are packed where they are ternary, and never rounded: why.
-        aside: weights that only a pattern keeps; they still tell what model it is.
-        companions: what weights were read from, where that is several tensors.
-        declared: whether LayerDefs of the user say which tensors are ternary.
+        exact_only: weights that are packed if they are ternary, and never rounded; with the reason.
+        aside: weights that only a pattern keeps; they still count as weights of the model when
+            ``Cases`` asks whether it is ternary.
+        companions: the tensors that a weight was read from, if there are several.
+        declared: whether LayerDefs of the user declare which tensors are ternary.
     """
 
     options: Options = field(default_factory=Options)
@@ -63,7 +64,7 @@ class Plan:
         """Keep the weights that a captured computation does not use as ternary ones.
 
         Args:
-            program: of the computation, with the weights described as ternary where they can be.
+            program: the LayerDefs of the computation, in which weights are ternary if they can be.
         """
         splits = {
             slot.name: slot.param.rows_split
@@ -79,7 +80,7 @@ class Plan:
             del self.weights[name]
 
     def as_kept(self, name: str, reason: str) -> Iterator[tuple[SourceTensor, str]]:
-        """A weight as it is stored where it is not packed: all tensors that it was read from."""
+        """Yield the tensors that are stored if a weight is kept, each with the reason."""
         if parts := self.companions.get(name):
             yield from ((part, reason if part.name == name else f"of {name}") for part in parts)
         else:
@@ -93,14 +94,15 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     """Sort the tensors of a source into weights to pack and tensors to keep.
 
     Args:
-        program: the LayerDefs that decide, if there are any; else names and shapes do.
+        program: the LayerDefs that decide; if None, names and shapes do.
 
     Raises:
-        InputError: nothing to pack, or names that clash with those of packed tensors.
+        InputError: there is nothing to pack, or names clash with those of packed tensors.
         LayerDefError: the program has other tensors than the source.
-        NotTernaryError: weights that another system packed, and no others that are ternary.
-        UnsupportedError: a weight in a dtype that cannot be packed; trits whose scale may
-            multiply or divide.
+        NotTernaryError: another system packed weights and there are no others to pack, or tpack
+            itself packed them.
+        UnsupportedError: a weight has a dtype that cannot be packed, or it is not known whether
+            the scale of trits multiplies or divides.
     """
     plan = Plan(options, declared=program is not None)
     ternary = (
@@ -158,7 +160,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
 def _why_kept(
     source: Source, reasons: _Reasons, ternary: set[str] | None, group: PackedGroup
 ) -> str | None:
-    """Why the codes of another system are no weight to pack; None if they would be one."""
+    """Return why codes of another system are kept; None if they are a weight to pack."""
     codes = _plain(source, group.codes)
     if ternary is not None:
         return None if group.codes in ternary else "LayerDef"
@@ -175,10 +177,10 @@ def _plain(source: Source, name: str) -> SourceTensor:
 
 
 def _check_others(plan: Plan) -> None:
-    """Say what of other systems is kept; refuse it where there is nothing else.
+    """Note which weights of other systems are kept; refuse them if there is nothing to pack.
 
     Raises:
-        NotTernaryError: naming the first one.
+        NotTernaryError: with the name of the first.
     """
     others = plan.others
     for found in others.read.values():
@@ -191,7 +193,7 @@ def _check_others(plan: Plan) -> None:
 
 
 def everything_kept(source: Source) -> Plan:
-    """A plan that packs nothing."""
+    """Return a plan that packs nothing."""
     plan = Plan()
     for name, tensor in source.tensors.items():
         plan.kept[name], plan.reasons[name] = _kept_form(tensor, "as it was", plan.options)
@@ -199,13 +201,13 @@ def everything_kept(source: Source) -> Plan:
 
 
 def _counted(plan: Plan) -> str:
-    """``2 1-D, 1 embedding``: why tensors are kept."""
+    """Count the reasons why tensors are kept: ``2 1-D, 1 embedding``."""
     counts = Counter(plan.reasons.values())
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common(4))
 
 
 def _say_of_rules(plan: Plan, source: Source) -> None:
-    """Say which weights the model rounds by another rule than was asked for, or than tpack has."""
+    """Note weights that the model rounds by a rule that was not asked for, or is unknown."""
     if plan.rounded and plan.options.quantize != "auto":
         plan.notes.append(
             f"{plural(len(plan.rounded), 'weight')} packed by the rule by which the model rounds "
@@ -219,7 +221,7 @@ def _say_of_rules(plan: Plan, source: Source) -> None:
 
 
 def _spare_scales(plan: Plan, source: Source) -> None:
-    """Never round what may be the scale of trits in bytes; say that it was not used."""
+    """Never round what may be the scale of int8 trits; warn that it was not used."""
     for name, (tensor, _) in list(plan.weights.items()):
         if tensor.dtype == "int8" and name not in plan.others.read:
             beside = nameless_scales(tensor, source.tensors)
@@ -233,7 +235,7 @@ def _spare_scales(plan: Plan, source: Source) -> None:
 
 
 def _idle_patterns(source: Source, options: Options) -> list[str]:
-    """Notes for patterns that name no tensor: what they were to keep may be packed."""
+    """Return notes about patterns that match no tensor: a misspelled one keeps nothing."""
     names = [*source.tensors, *source.aliases]
     return [
         f"--{option} {pattern!r} matches no name"
@@ -244,7 +246,7 @@ def _idle_patterns(source: Source, options: Options) -> list[str]:
 
 
 class _Reasons:
-    """Why tensors of a source are kept: by what its modules say of them, or by their names."""
+    """Finds why tensors of a source are kept: by their roles, or by their names."""
 
     def __init__(self, source: Source, options: Options) -> None:
         self.options = options
@@ -255,7 +257,7 @@ class _Reasons:
             self.names.setdefault(owner, [owner]).append(alias)
 
     def of(self, tensor: SourceTensor) -> str | None:
-        """Why a tensor is kept, by any of its names: a tied embedding is one under each."""
+        """Return why a tensor is kept, or None; a tied embedding is one under any of its names."""
         options, source = self.options, self.source
         if tensor.name in source.floats:
             return source.floats[tensor.name]
@@ -280,7 +282,7 @@ class _Reasons:
         return next(filter(None, reasons), None)
 
     def without_patterns(self, tensor: SourceTensor | PackedTensor) -> str | None:
-        """Why a tensor would be kept if no pattern were given."""
+        """Return why a tensor would be kept if no pattern were given."""
         if isinstance(tensor, PackedTensor):
             return None
         try:
@@ -296,14 +298,14 @@ class _Reasons:
 
 
 def _as_weight(role: str | None) -> str | None:
-    """What a role means to the rules of names."""
+    """Return the role as ``keep_reason`` knows it: weights of any kind are ``weight``."""
     return "weight" if role in ("linear", "conv", *UNROUNDED) else role
 
 
 def _weight(
     tensor: SourceTensor | PackedTensor, slot: Slot | None
 ) -> tuple[SourceTensor | PackedTensor, int]:
-    """A weight with its split; one that comes packed in another split as floats."""
+    """Return a weight with its split; as floats if it comes packed in another split."""
     if isinstance(tensor, SourceTensor):
         return tensor, slot.param.rows_split if slot else split_by_name(tensor.name, tensor.shape)
     if slot is None or slot.param.rows_split == tensor.split:
@@ -314,7 +316,7 @@ def _weight(
 def _kept_form(
     tensor: SourceTensor | PackedTensor, reason: str, options: Options
 ) -> tuple[SourceTensor, str]:
-    """A tensor as it is, or in the dtype wished for floats, and why it is kept."""
+    """Return a tensor to be kept, cast if ``keep_dtype`` asks for it, and why it is kept."""
     plain = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
     wish = KEEP_DTYPES[options.keep_dtype].name if options.keep_dtype else plain.dtype
     if wish != plain.dtype and BY_NAME[plain.dtype].is_float and BY_NAME[plain.dtype].size > 1:
@@ -323,7 +325,7 @@ def _kept_form(
 
 
 def _check_names(plan: Plan, aliases: Mapping[str, str]) -> None:
-    """Refuse names that clash with those of packed tensors."""
+    """Refuse names that packed tensors need, and aliases of tensors that are not stored."""
     taken = {*plan.kept, *plan.weights, *aliases}
     for name in plan.weights:
         for stored in (f"{name}_packed", f"{name}_scale"):

@@ -1,4 +1,4 @@
-"""Which of several processes this is, and which shards are its own."""
+"""Find which of several processes this is, and which shards it converts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Ranks:
     """This process among those that convert together.
 
     Attributes:
-        number: from 0.
-        of: how many there are.
+        number: its rank, from 0.
+        of: how many processes there are.
     """
 
     number: int = 0
@@ -31,10 +31,10 @@ class Ranks:
 
     @classmethod
     def here(cls, environment: Mapping[str, str] | None = None) -> Ranks:
-        """What the launcher says; one process if there is none.
+        """Read rank and size from the variables of the launcher; one process without a launcher.
 
         Raises:
-            UsageError: variables that contradict each other.
+            UsageError: the variables are not a rank and a size.
         """
         environment = os.environ if environment is None else environment
         for number, of in LAUNCHERS:
@@ -48,7 +48,7 @@ class Ranks:
         return cls()
 
     def own(self, sizes: Sequence[int]) -> list[int]:
-        """The positions of the shards that this process converts, balanced by their sizes.
+        """Return the positions of the shards that this process converts, balanced by size.
 
         Example:
             >>> Ranks(0, 2).own([5, 1, 3, 3]), Ranks(1, 2).own([5, 1, 3, 3])

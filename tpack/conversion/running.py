@@ -1,4 +1,4 @@
-"""What cannot be run of a converted model, said when it is converted, with the way out."""
+"""Notes about a converted model that will not run as it is, with the way out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _EXPERTS = re.compile(r"(^|\.)experts\.")
 
 
 def about_forward(source: Source, program: Program) -> list[str]:
-    """A note where neither the LayerDefs nor transformers have a forward for the model."""
+    """Return a note if neither the LayerDefs nor transformers have a forward for the model."""
     root = program.by_name[program.root]
     if not isinstance(root.body[0], Unspecified) or _of_transformers(source):
         return []
@@ -25,7 +25,7 @@ def about_forward(source: Source, program: Program) -> list[str]:
 
 
 def about_experts(source: Source, packed: Iterable[str]) -> list[str]:
-    """A warning where transformers would merge packed weights of experts."""
+    """Return a warning if transformers would merge packed weights of experts."""
     names = [name for name in packed if _EXPERTS.search(name)]
     if not names or not _of_transformers(source):
         return []

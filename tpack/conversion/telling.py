@@ -1,4 +1,4 @@
-"""What a conversion tells of the weights that it did not pack losslessly: warnings, a refusal."""
+"""Warnings and errors about the weights that a conversion did not pack losslessly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST = 8
 
 
 def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
-    """What nobody may miss of a conversion, one sentence or a few for each kind of thing."""
+    """Return the warnings of a conversion, one for each kind of problem."""
     packed = {name: item for batch in batches for name, item in batch.packed.items()}
     left = {name: why for batch in batches for name, why in batch.left.items() if not why.silent}
     found = [_left(left, len(packed) + len(left), plan)] if left else []
@@ -52,7 +52,7 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
 
 
 def _left(left: Mapping[str, Left], of: int, plan: Plan) -> str:
-    """The warning about weights that were kept."""
+    """Return the warning about weights that were kept."""
     wish = plan.options.keep_dtype
     how = "kept bit for bit" if wish is None else f"not packed (--keep-dtype {wish} holds)"
     lines = [
@@ -67,7 +67,7 @@ def _left(left: Mapping[str, Left], of: int, plan: Plan) -> str:
 
 
 def _recognised(left: Mapping[str, Left]) -> list[str]:
-    """A sentence for each kind of thing that weights recognisably are, about the first of it."""
+    """Return a sentence for each recognised kind of weight, about the first of the kind."""
     kinds: dict[str, list[str]] = {}
     for name, why in left.items():
         if why.text:
@@ -81,10 +81,10 @@ def _recognised(left: Mapping[str, Left]) -> list[str]:
 
 
 def check_refused(batches: Sequence[Batch], plan: Plan) -> None:
-    """Make sure that no weight forbids an output, and that there is something to put in it.
+    """Check that no weight forbids an output, and that at least one weight was packed.
 
     Raises:
-        NotTernaryError: naming all weights concerned.
+        NotTernaryError: with the names of all weights concerned.
     """
     if refused := {name: why for batch in batches for name, why in batch.refused.items()}:
         raise _refusal(refused, plan)
@@ -94,7 +94,7 @@ def check_refused(batches: Sequence[Batch], plan: Plan) -> None:
 
 
 def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
-    """The error about all weights that forbid an output."""
+    """Return the error about all weights that forbid an output."""
     first = next(iter(refused))
     advice = f"Keep {'it' if len(refused) == 1 else 'them'} with {_excludes(refused, plan)}"
     if plan.options.exact:
@@ -128,7 +128,7 @@ def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
 
 
 def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
-    """The error where no weight is ternary, and none may be rounded unasked."""
+    """Return the error that no weight is ternary, and none may be rounded unasked."""
     kinds = ", ".join(dict.fromkeys(why.kind for why in left.values()))
     sentences = [
         f"holds no ternary weight that was to be packed: {_names(left)} ({kinds}).",
@@ -139,7 +139,7 @@ def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
 
 
 def _excludes(names: Collection[str], plan: Plan) -> str:
-    """The options that keep these weights and no others: a pattern for repeated layers."""
+    """Return the options that keep exactly these weights; repeated layers share a pattern."""
     found = []
     for group in groups((name, None) for name in names):
         pattern = re.sub(r"([\[?])", r"[\1]", Place.of(group[0]).role)
@@ -152,13 +152,13 @@ def _excludes(names: Collection[str], plan: Plan) -> str:
 
 
 def _names(names: Iterable[str], most: int | None = MOST) -> str:
-    """Names, those of repeated layers together."""
+    """List names, those of repeated layers as one."""
     found = [label(group) for group in groups((name, None) for name in names)]
     more = f" and {len(found) - MOST} more" if most is not None and len(found) > most else ""
     return ", ".join(found[:most]) + more
 
 
 def _of(names: Sequence[str]) -> str:
-    """``2 weights are (a, b)``."""
+    """Return ``2 weights (a, b) are``, the beginning of a sentence."""
     verb = "is" if len(names) == 1 else "are"
     return f"{plural(len(names), 'weight')} ({_names(names)}) {verb}"
