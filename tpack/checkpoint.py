@@ -1,4 +1,4 @@
-"""Checkpoints in deployment: load a module on the packed bytes, save it, unpack it (torch)."""
+"""Load a checkpoint as a module on its packed bytes, save a module, unpack a checkpoint (torch)."""
 
 from __future__ import annotations
 
@@ -60,20 +60,21 @@ def load(
 
     Args:
         path: the checkpoint.
-        device: where the module goes; another device gets copies.
+        device: where the module goes; a device other than the CPU gets copies.
         verify: check all codes, padding, scales and digests first, as ``tpack.verify`` does. This
             reads every byte, at the speed of SHA-256, and finds any change since the file was
             written; without it only the structure is checked.
         device_mesh: processes that share the work.
-        parallel: how they do: pattern of layers → ``column``, ``column-gather`` or ``row``, see
-            ``tpack.parallel``. Each process maps or reads its part of these layers only.
+        parallel: how each layer is divided between them: a pattern of names → ``column``,
+            ``column-gather`` or ``row``, see ``tpack.parallel``. Each process maps or reads only
+            its own part of these layers.
 
     Raises:
         InputError: the file cannot be read, or its structure is broken.
         FormatError: ``verify`` is asked for, and the data is not what was written.
-        LayerDefError: it carries no LayerDefs.
-        UsageError: no such device, or a plan that names nothing to divide.
-        UnsupportedError: a weight that does not divide evenly.
+        LayerDefError: the file has no LayerDefs.
+        UsageError: the device cannot be used, or ``parallel`` names no packed linear layer.
+        UnsupportedError: a weight does not divide evenly.
     """
     with Checkpoint(path) as file, locate(file=path):
         if verify and not (report := verify_file(file)).ok:
@@ -116,10 +117,11 @@ def load(
 def map_tensors(
     file: Checkpoint, parts: Mapping[str, Part] | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a checkpoint as views of its mapped bytes.
+    """Yield the tensors of a checkpoint by name, as views of its mapped bytes.
 
     Args:
-        parts: of tensors that are not wanted whole; what lies in pieces is copied.
+        parts: the part that is wanted of a tensor, by name; a part that does not lie in one
+            stretch is copied.
     """
     for shard in file.files:
         size = os.fstat(shard.fileno()).st_size
@@ -150,13 +152,16 @@ def _view(mapped: mmap.mmap, entry: Entry, data_start: int) -> Tensor:
 def unpack(
     path: str | os.PathLike[str], dtype: torch.dtype | str | None = None
 ) -> dict[str, Tensor]:
-    """The plain state dict of a checkpoint: weights dequantized, the rest as it is.
+    """Return the plain state dict of a checkpoint: weights dequantized, the rest as it is.
 
     Args:
-        dtype: float dtype of the weights; that of their source, if not given.
+        path: the checkpoint.
+        dtype: float dtype of the weights; if not given, that of their source.
 
     Raises:
-        TpackError: the file is damaged.
+        InputError: the file cannot be read, or is damaged.
+        UsageError: the dtype is not a float dtype of weights.
+        UnsupportedError: torch cannot hold a shape.
     """
     name = None if dtype is None else str(dtype).removeprefix("torch.")
     if name is not None and name not in WEIGHT_FLOATS:
@@ -187,21 +192,22 @@ def save(
 
     A weight that still is what ``load`` read keeps its method, its error, the dtype of its source
     and its divisor; a checkpoint that is loaded and saved has the same bytes again. Any other
-    weight, one that was trained or set by hand, gets the method ``unknown`` and no error: there is
-    no source that it could be compared with.
+    weight, one that was trained or set by hand, gets the method ``unknown`` and no error, since it
+    has no source to compare with.
 
     Args:
         module: what ``load`` or ``build_module`` returned, or an instance of a generated class.
-        path: where it goes.
-        layerdef: the description of a generated module, if it is not to be read off its
+        path: the file to write.
+        layerdef: the LayerDefs of a generated module; if not given, they are read from its
             forward methods.
         force: replace an existing file.
 
     Raises:
         LayerDefError: the module does not fit its description.
         InputError: a scale is not finite.
+        NotTernaryError: a packed byte holds no valid codes.
         UsageError: the module is unfrozen, or shares its weights with other processes.
-        TpackError: as ``new_file``.
+        ExistsError, StorageError: as ``new_file``.
     """
     _check_whole(module)
     module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
@@ -223,7 +229,7 @@ def save(
 
 
 def _check_whole(module: nn.Module) -> None:
-    """Make sure that all weights are packed, and whole.
+    """Check that all weights are packed, and not divided between processes.
 
     Raises:
         UsageError: the module is unfrozen, or shares its weights with other processes.
@@ -241,10 +247,11 @@ def _check_whole(module: nn.Module) -> None:
 
 
 def _stored(slot: Slot, module: nn.Module, state: Mapping[str, Tensor], *, given: bool) -> Stored:
-    """What a module holds of a slot of its program.
+    """Return the tensor or packed weight that a module holds for a slot of its program.
 
     Args:
-        given: whether the user describes the module: then scales must lie as the program says.
+        given: whether the user gave the LayerDefs: then scales must have the granularity that
+            they declare.
     """
     param, name = slot.param, slot.name
     shape, split = param.shape or (), param.rows_split
@@ -262,7 +269,7 @@ def _stored(slot: Slot, module: nn.Module, state: Mapping[str, Tensor], *, given
 
 
 def stored_tensor(name: str, tensor: Tensor, *, trained: bool | None) -> Stored:
-    """A tensor that is not packed, whose bytes are read when they are written."""
+    """Return a tensor to store as it is; its bytes are read when the file is written."""
     shape = tuple(tensor.shape)
     return Stored(name, shape, dtype_name(tensor), lambda: [_bytes(tensor)], trained)
 
@@ -276,11 +283,11 @@ def stored_weight(
     packed: Tensor,
     scale: Tensor,
 ) -> Stored:
-    """A packed weight as it lies in a module, with the padding that the format wants.
+    """Return a packed weight of a module to store, its padding set as the format wants.
 
     Args:
-        packed: (rows, row bytes) uint8, in its layout.
-        scale: as stored.
+        packed: uint8 (rows, row bytes), in ``layout``.
+        scale: the stored elements, in the shape that ``granularity`` gives.
 
     Raises:
         InputError: the scale is not finite.
@@ -318,12 +325,12 @@ def _required(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...], dt
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """The name of a dtype as files spell it."""
+    """Return the dtype of a tensor as files spell it: ``float32``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The elements of a tensor, row by row."""
+    """Return the bytes of the elements of a tensor, row by row."""
     flat = tensor.cpu().contiguous().reshape(-1)
     if not flat.numel():
         return memoryview(b"")

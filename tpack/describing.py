@@ -1,8 +1,8 @@
-"""What is stored and what is said of it: the one describer of all that writes checkpoints.
+"""Describe the tensors of a checkpoint: the one describer, whoever writes it.
 
-``convert``, ``save`` and ``save_pretrained`` bring their tensors as ``Stored``. ``describe``
-completes the LayerDefs, or draws them from names, and keeps what is known of weights that did not
-change; ``Description.files`` gives what each file is written from.
+``convert``, ``save`` and ``save_pretrained`` pass their tensors as ``Stored``. ``describe``
+completes the LayerDefs, or makes them from the names, and keeps method, error and source dtype of
+weights that did not change. ``Description.files`` returns an ``Output`` for each file.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ class Stored:
     """A tensor to be stored.
 
     Attributes:
-        name: before packing.
-        shape: before packing.
-        dtype: as stored; of the scale, if the tensor is packed.
-        chunks: gives its bytes; those of the packed rows, if it is packed.
-        trained: whether the source says that it is a parameter; None where it does not say.
+        name: its name before packing.
+        shape: its shape before packing.
+        dtype: the dtype that is stored; that of the scale, if the tensor is packed.
+        chunks: returns the bytes of the tensor, or of its packed rows.
+        trained: whether the source has it as a parameter; None if the source does not record it.
         entry: how it is packed; None if it is kept.
-        scale: stored elements, in the shape of the entry.
-        sha256: of the packed rows as stored, where it is known.
+        scale: the stored elements of the scale, in the shape that the entry has.
+        sha256: the digest of the packed rows as stored, if it is known.
     """
 
     name: str
@@ -69,13 +69,13 @@ class Stored:
 
     @property
     def found(self) -> Found:
-        """What LayerDefs are completed with."""
+        """Shape, dtype and granularity, with which LayerDefs are completed."""
         granularity = None if self.entry is None else Scale.parse(self.entry.scale)
         return Found(self.shape, self.dtype, granularity)
 
     @property
     def param(self) -> Param:
-        """What LayerDefs that follow from names say of it."""
+        """The parameter for it in LayerDefs that are made from names."""
         if self.entry is None:
             return kept_param(self.name, self.shape, self.dtype, trained=self.trained)
         scale, entry = Scale.parse(self.entry.scale), self.entry
@@ -83,11 +83,11 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes in a file, scales included."""
+        """Its bytes in a file, scales included."""
         return sum(piece.nbytes for piece in self.pieces())
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield what is written: one tensor, or a scale and packed rows."""
+        """Yield the pieces that are written: one tensor, or a scale and packed rows."""
         if self.entry is None:
             yield Piece(self.name, self.dtype, self.shape, self.chunks)
             return
@@ -97,7 +97,7 @@ class Stored:
         yield Piece(f"{self.name}_packed", "uint8", shape, self.chunks, self.sha256)
 
     def known_from(self, origin: Origin) -> Stored:
-        """Return the tensor with what is known of its source, if it still is what it was."""
+        """Return the tensor with the entry that its origin has, if it has not changed since."""
         if self.entry is None:
             return self
         return replace(self, entry=origin.entry(self.name, self.entry, self.dtype))
@@ -115,11 +115,11 @@ class Stored:
 
 
 class Packer:
-    """Takes the rows of a weight, packed in layout t2, and gives them on in the layout wanted.
+    """Takes the rows of a weight, packed in layout t2, and writes them in another layout.
 
     Args:
-        layout: what is wanted.
-        write: takes the bytes.
+        layout: the layout to write.
+        write: called with the bytes.
     """
 
     def __init__(self, layout: str, write: Callable[[Any], Any]) -> None:
@@ -129,11 +129,11 @@ class Packer:
 
     @property
     def sha256(self) -> str:
-        """The digest of the rows as stored."""
+        """The digest of the rows as stored, in hex."""
         return self._stored.hexdigest()
 
     def rows(self, packed: npt.NDArray[np.uint8], columns: int) -> None:
-        """Take some rows, of so many trits each."""
+        """Take some rows: uint8 (rows, row bytes), of ``columns`` trits each."""
         self._canonical.update(packed)
         if self.layout != "t2":
             packed = pack(unpack(packed, columns), self.layout)
@@ -152,7 +152,7 @@ class Packer:
         relative_error: float | None = None,
         divisor: float | None = None,
     ) -> TernaryEntry:
-        """Return the entry of the weight whose rows were taken; arguments as its attributes."""
+        """Return the entry of the weight whose rows were taken; see ``TernaryEntry``."""
         return TernaryEntry(
             shape=shape,
             split=split,
@@ -173,11 +173,11 @@ def _digest(scale: Array) -> str:
 
 @dataclass(frozen=True)
 class Output:
-    """What one file of a checkpoint is written from.
+    """The content of one file of a checkpoint.
 
     Attributes:
-        document: its description.
-        pieces: its tensors.
+        document: the description.
+        pieces: the tensors.
         metadata: other keys of ``__metadata__``.
     """
 
@@ -187,16 +187,16 @@ class Output:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors."""
+        """The bytes of its tensors."""
         return sum(piece.nbytes for piece in self.pieces)
 
     @property
     def size(self) -> int:
-        """The size of the file."""
+        """The size of the file in bytes."""
         return checkpoint_size(self.document, self.pieces, self.metadata)
 
     def write(self, path: Path, *, force: bool = False, advance: Advance = lambda _: None) -> int:
-        """Write the file; arguments, result and errors as of ``write_checkpoint``."""
+        """Write the file; see ``write_checkpoint`` for arguments, result and errors."""
         return write_checkpoint(
             path, self.document, self.pieces, metadata=self.metadata, force=force, progress=advance
         )
@@ -206,8 +206,8 @@ class Shards:
     """Writes the files of a folder one after the other, and their index.
 
     Args:
-        folder: where they go.
-        names: of the files, in order.
+        folder: the folder that gets the files.
+        names: the names of the files, in order.
         force: replace files that exist.
     """
 
@@ -218,28 +218,28 @@ class Shards:
         self._nbytes = 0
 
     def __call__(self, output: Output, advance: Advance = lambda _: None) -> int:
-        """Write the next file; returns its size."""
+        """Write the next file and return its size in bytes."""
         name = next(self._names)
         self._homes |= {piece.name: name for piece in output.pieces}
         self._nbytes += output.nbytes
         return output.write(self.folder / name, force=self.force, advance=advance)
 
     def write_index(self, **metadata: int) -> None:
-        """Write the index of all files; errors as of ``write_index``."""
+        """Write the index of all files; raises the errors of ``write_index``."""
         about = metadata | {"total_size": self._nbytes}
         write_index(self.folder / INDEX, self._homes, about)
 
 
 @dataclass(frozen=True)
 class Description:
-    """The tensors of a checkpoint, and what is said of them.
+    """The tensors of a checkpoint with their LayerDefs and aliases.
 
     Attributes:
-        tensors: by name.
-        program: the LayerDefs; None where names cannot be expressed.
-        problem: why there are none.
+        tensors: the tensors by name.
+        program: the LayerDefs; None if they cannot express the names.
+        problem: why there are no LayerDefs; else empty.
         aliases: other names of tensors.
-        origin: where keys of ``__metadata__`` come from.
+        origin: has the other keys of ``__metadata__``, with their digests.
     """
 
     tensors: Mapping[str, Stored]
@@ -249,11 +249,11 @@ class Description:
     origin: Origin
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield everything that is written."""
+        """Yield the pieces of all tensors."""
         return (piece for one in self.tensors.values() for piece in one.pieces())
 
     def split(self, limit: int) -> list[list[str]]:
-        """Return the names of tensors, in groups of at most ``limit`` bytes or of one tensor."""
+        """Group the names of tensors, at most ``limit`` bytes or one tensor in each group."""
         groups: list[list[str]] = [[]]
         room = limit
         for name, one in self.tensors.items():
@@ -265,10 +265,10 @@ class Description:
         return groups
 
     def files(self, groups: Sequence[Collection[str]] | None = None) -> list[Output]:
-        """Return what each file is written from.
+        """Return the content of each file.
 
         Args:
-            groups: names of the tensors of each file; if not given, one file has all.
+            groups: the names of the tensors of each file; if not given, one file has all.
         """
         if groups is None:
             groups = [self.tensors]
@@ -301,16 +301,17 @@ def describe(
     """Describe tensors that are to be stored.
 
     Args:
-        tensors: in the order in which LayerDefs that follow from names list them.
-        program: the LayerDefs, to be completed with dtypes, layouts and scales, which copies of a
-            layer share; None to draw them from the names.
-        origin: of the checkpoint that the tensors were loaded from: the entry of a weight with
-            the same digests survives.
-        aliases: other names, of tensors that are stored or were.
-        int8_inputs: weights of linear layers that round their inputs.
+        tensors: the tensors, in the order in which LayerDefs made from names list them.
+        program: the LayerDefs, which are completed with dtypes, layouts and scales; the copies of
+            a layer share these. None to make LayerDefs from the names.
+        origin: the checkpoint that the tensors were loaded from. A weight that still has the same
+            digests keeps its entry.
+        aliases: other names of tensors; those of tensors that are not stored are dropped.
+        int8_inputs: the names of weights of linear layers that round their inputs to int8.
 
     Raises:
-        LayerDefError: the program has other tensors, or they fit no one description.
+        LayerDefError: the program has other tensors, or the copies of a layer differ in what
+            they must share.
     """
     stored = {one.name: one.known_from(origin) for one in tensors}
     problem = ""
@@ -328,7 +329,7 @@ def describe(
 
 
 def _completed(program: Program, stored: Mapping[str, Stored]) -> tuple[Program, dict[str, Stored]]:
-    """Complete a program with what is stored, and repeat scales that copies of a layer share."""
+    """Complete a program, and repeat scales to the granularity that copies of a layer share."""
     layouts = {one.entry.layout for one in stored.values() if one.entry is not None}
     matched = match_slots(program, {name: one.shape for name, one in stored.items()})
     for name, slot in matched.items():

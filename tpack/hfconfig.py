@@ -1,10 +1,10 @@
-"""The ``config.json`` of a folder, and what that of a packed one tells transformers.
+"""Read the ``config.json`` of a folder, and write that of a packed folder for transformers.
 
 A transformers that does not know ``quant_method`` ``tpack`` would warn, and run the model on
 random weights. It reads ``transformers_weights``, though, as the name of the file to load, and
-refuses a name that is none: from version 4.53 on the folder cannot be loaded without
-``import tpack.hf``, through whatever class. Everything else stays as the model has it, so
-tokenizers, configs and tools that only read the architecture work as before.
+refuses a name without such a file: from version 4.53 on no class of transformers loads the folder
+without ``import tpack.hf``. Everything else stays as the model has it, so tokenizers, configs and
+tools that only read the architecture work as before.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ MAX_CONFIG = 4_000_000
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The content of a folder's config.json; None if there is none.
+    """Return the content of a folder's config.json; None if there is no such file.
 
     Raises:
-        FormatError: it is not strict JSON, or no object.
+        FormatError: the file is too long, or not strict JSON.
+        InputError: the file cannot be read, or is not a JSON object.
     """
     path = folder / "config.json"
     if not path.exists():
@@ -48,11 +49,11 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 
 def packed_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the packed folder that is made of a model with this config.
+    """Return the config of a packed folder, made from that of its model.
 
-    ``quantization_config`` becomes ours. What it replaces stands in it, so that ``plain_config``
-    gives it back, and so does whether linear layers round their inputs (``activations`` is
-    ``int8``), which models with ``quant_method`` ``bitnet`` do.
+    ``quantization_config`` becomes ours. Its field ``replaced`` has the keys that it replaces, so
+    that ``plain_config`` can put them back. Its field ``activations`` is ``int8`` if linear layers
+    round their inputs, as in models with ``quant_method`` ``bitnet``.
 
     Example:
         >>> packed_config({"model_type": "llama"})["quantization_config"]
@@ -75,14 +76,14 @@ def packed_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of ``packed_config``; the config of a folder that is not packed as it is.
+    """Undo ``packed_config``; return the config of a plain folder as it is.
 
     Example:
         >>> plain_config(packed_config({"model_type": "llama"}))
         {'model_type': 'llama'}
 
     Raises:
-        InputError: what it replaced is no object.
+        InputError: the field ``replaced`` is not an object.
     """
     if not is_packed(config):
         return dict(config)
@@ -97,7 +98,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def quant_method(config: Mapping[str, Any]) -> Any:
-    """What a config says of who quantized its weights; empty if it says nothing.
+    """Return the ``quant_method`` of a config; empty if it has none.
 
     Example:
         >>> quant_method({"quantization_config": {"quant_method": "bitnet", "bits": 2}})
@@ -108,14 +109,14 @@ def quant_method(config: Mapping[str, Any]) -> Any:
 
 
 def is_packed(config: Mapping[str, Any]) -> bool:
-    """Whether a config is that of a packed folder."""
+    """Return whether a config is that of a packed folder."""
     return bool(quant_method(config) == METHOD)
 
 
-#: What stands in the model card of a packed folder before that of its source.
+#: The line in the model card of a packed folder after which the card of its source follows.
 CARD_FOLLOWS = "The card of the source follows.\n\n---\n"
 
 
 def source_card(card: str) -> str:
-    """Return the text of the source's card from that of a packed folder; "" if there is none."""
+    """Return the source's card from the card of a packed folder; "" if it has none."""
     return card.partition(CARD_FOLLOWS)[2].lstrip("\n")

@@ -1,8 +1,8 @@
-"""Options in records: a field each, from which the command line, checks and reports take it.
+"""Options as records: one field describes an option for the command line, checks and reports.
 
-A field says what an option takes and what it is for. ``tpack.cli.options`` makes an option of a
-command of it, ``check`` refuses other values, and ``to_dict`` has those that the output follows
-from. A new option of ``convert`` is a field here, and a keyword there.
+A field has the values that an option takes and its help text. ``tpack.cli.options`` makes the
+option of a command from it, ``check`` refuses other values, and ``to_dict`` returns the options
+that the output depends on. To add an option of ``convert``, add a field here and a keyword there.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tpack.codec import GRANULARITIES, LAYOUTS, Scale
 from tpack.dtypes import KEEP_DTYPES
 from tpack.errors import UsageError, unknown
 
-#: Called with what is being done, and how far it is of how many bytes.
+#: Called with the name of a phase, the bytes done and the bytes in all.
 Progress = Callable[[str, int, int], None]
 
 
@@ -34,30 +34,30 @@ def option(
     """Describe an option as the field of a record.
 
     Args:
-        default: what it is if it is not given; ``False`` makes it a flag, ``()`` a list.
-        text: what it is for, in ``--help``.
+        default: the value if it is not given; ``False`` makes it a flag, ``()`` a list.
+        text: its help text.
         among: the names that it takes besides the default.
-        read: what reads a value, or raises UsageError, where names have parts to fill in.
-        form: how ``--help`` shows a value that no table has.
-        letter: of its short form on the command line.
-        decides: whether the output follows from it; else it is about this run alone.
+        read: reads a value or raises UsageError, for values with a part to fill in: ``group:N``.
+        form: how ``--help`` shows a value that is not from a table.
+        letter: the letter of its short form on the command line.
+        decides: whether the output depends on it; False if it only concerns this run.
     """
     about = {"text": text, "among": among, "read": read, "form": form, "letter": letter}
     return field(default=default, compare=decides, metadata=about)
 
 
 def names(each: Field[Any]) -> tuple[str, ...]:
-    """List the names that an option takes, the default first; none if it takes other values."""
+    """Return the names that an option takes, the default first; empty if it has no table."""
     table: Table = each.metadata.get("among", {})
     default = () if each.default is None else (each.default,)
     return tuple(dict.fromkeys((*default, *table))) if table else ()
 
 
 def check(record: Any) -> None:
-    """Make sure that the options of a record have values that they take.
+    """Check that the options of a record have values that they take.
 
     Raises:
-        UsageError: one has not, by name.
+        UsageError: an option has another value; with the names that it takes.
     """
     for each in fields(record):
         value, known, read = getattr(record, each.name), names(each), each.metadata.get("read")
@@ -100,7 +100,7 @@ class Options:
         check(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data: what the output follows from, besides the source."""
+        """Return the options that the output depends on, as plain JSON data."""
         found = {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
         return {
             name: list(value) if isinstance(value, tuple) else value

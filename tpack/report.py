@@ -14,10 +14,10 @@ class TensorReport:
         action: ``packed`` (losslessly), ``quantized`` or ``kept``.
         scale: granularity, if packed.
         method: ``exact`` or a quantizer, if packed.
-        relative_error: ‖w - s·q‖ / ‖w‖.
+        relative_error: ‖w - s·q‖ / ‖w‖; 0 if the tensor is kept.
         bpw: bits per weight in the output, scales included.
         reason: why it was kept, or what was done to it.
-        left: whether it is a weight that was kept, since it is not ternary.
+        left: whether it is a weight that was kept because it is not ternary.
     """
 
     name: str
@@ -31,7 +31,7 @@ class TensorReport:
     left: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Return the report as plain JSON data."""
         return {**self.__dict__, "shape": list(self.shape)}
 
 
@@ -40,14 +40,14 @@ class ConversionReport:
     """What a conversion did.
 
     Attributes:
-        output: path of the checkpoint; None for a dry run.
+        output: path of the checkpoint; None if this process wrote none, as in a dry run.
         input_bytes: size of the source.
         output_bytes: size of the checkpoint.
         tensors: one report each, in the order of the source.
-        notes: what was changed or left out on the way.
-        warnings: what nobody may miss, such as weights that were rounded.
-        memory: bytes that it takes at most, resident.
-        disk: bytes that it takes at most while it runs.
+        notes: sentences about what was changed or left out.
+        warnings: sentences that nobody may miss, such as about weights that were rounded.
+        memory: upper bound of the resident memory, in bytes.
+        disk: upper bound of the disk space while the conversion runs, in bytes.
     """
 
     output: str | None
@@ -60,7 +60,7 @@ class ConversionReport:
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Return the report as plain JSON data."""
         return {
             "output": self.output,
             "input_bytes": self.input_bytes,

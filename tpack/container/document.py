@@ -1,4 +1,4 @@
-"""The description under the key ``tpack``: what the packed tensors mean, and their digests."""
+"""The description under the key ``tpack`` of a file: its LayerDefs, entries and digests."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tpack.layerdef.params import MAX_RANK
 from tpack.layerdef.rows import rows_of, rows_of_weight
 from tpack.layerdef.serialization import MAX_DEPTH
 
-#: A description holds trees: each level of one is an object and a list, inside of six more.
+#: The deepest LayerDefs: each level of a tree is an object and a list, inside of six more.
 MAX_NESTING = 2 * MAX_DEPTH + 6
 #: Placeholder of a digest that is not known yet; as long as a real one.
 NO_DIGEST = "0" * 64
 
 _HEX = re.compile(r"[0-9a-f]{64}")
-#: The method of a weight that was saved from a module: what it was before is not known.
+#: The method of a weight that was saved from a module, whose float original is not known.
 UNKNOWN = "unknown"
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
-    """SHA-256 of pieces one after the other, in hex."""
+    """Return the SHA-256 of some bytes, one after the other, in hex."""
     state = hashlib.sha256()
     for part in parts:
         state.update(part)
@@ -45,17 +45,17 @@ class TernaryEntry:
 
     Attributes:
         shape: logical shape.
-        split: leading dims that index rows.
-        layout: of the packed bytes.
+        split: number of leading dims that index rows.
+        layout: layout of the packed bytes.
         scale: granularity, as text.
         method: how the trits were found: ``exact``, a quantizer, or ``unknown`` for a weight that
             was saved from a module, for example after training.
-        source_dtype: what it came in, and is unpacked to.
+        source_dtype: dtype of the source, to which it is unpacked.
         relative_error: ‖w - s·q‖ / ‖w‖ to four digits; 0 if exact, None if unknown.
-        sha256: of its packing in layout t2, whatever the layout.
-        scale_sha256: of the bytes of the scale.
-        divisor: what the source divides its trits by, where it does so; then the scale is
-            1 / divisor in float32, and the divisor is what goes back into that dialect.
+        sha256: digest of the rows packed in layout t2, whatever the layout of the file.
+        scale_sha256: digest of the bytes of the scale.
+        divisor: the number by which the source divides its trits, if it does. The scale then is
+            1 / divisor in float32, and an export to that dialect writes the divisor.
     """
 
     shape: tuple[int, ...]
@@ -71,12 +71,12 @@ class TernaryEntry:
 
     @property
     def rows(self) -> int:
-        """Rows of the matrix view."""
+        """Number of rows of the matrix view."""
         return rows_and_columns(self.shape, self.split)[0]
 
     @property
     def columns(self) -> int:
-        """Columns of the matrix view."""
+        """Number of columns of the matrix view."""
         return rows_and_columns(self.shape, self.split)[1]
 
     @property
@@ -90,15 +90,15 @@ class TernaryEntry:
         return Scale.parse(self.scale).shape(self.shape, self.split)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Return the entry as plain JSON data."""
         return vars(self) | {"shape": list(self.shape)}
 
     @classmethod
     def from_dict(cls, data: Any, name: str) -> TernaryEntry:
-        """Return the entry of ``to_dict``'s data.
+        """Return the entry that ``to_dict`` made the data from.
 
         Raises:
-            FormatError: rule R10, with the name of the tensor.
+            FormatError: the data breaks rule R10; has the name of the tensor.
         """
         fields = set(cls.__dataclass_fields__)
         found = _object(data, f"description of {name!r:.100}", fields)
@@ -113,7 +113,7 @@ class TernaryEntry:
                 )
 
         def require_one_of(known: Iterable[str], field_name: str) -> None:
-            names = tuple(known)  # whose membership asks for no hash, as that of a dict does
+            names = tuple(known)  # a tuple: no dict can look up a list
             require(found[field_name] in names, field_name, names)
 
         shape, split = found["shape"], found["split"]
@@ -156,9 +156,9 @@ class Shard:
     """The place of a file among the shards of a folder.
 
     Attributes:
-        number: from 1; the program stands in the first.
-        of: how many there are.
-        program_sha256: of the canonical JSON of the program, the same in every shard.
+        number: from 1; the first shard has the program.
+        of: how many shards there are.
+        program_sha256: digest of the canonical JSON of the program, the same in every shard.
     """
 
     number: int
@@ -166,15 +166,15 @@ class Shard:
     program_sha256: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Return the place as plain JSON data."""
         return {"number": self.number, "of": self.of, "program_sha256": self.program_sha256}
 
     @classmethod
     def from_dict(cls, data: Any) -> Shard:
-        """The inverse of ``to_dict``.
+        """Return the place that ``to_dict`` made the data from.
 
         Raises:
-            FormatError: rule R10.
+            FormatError: the data breaks rule R10.
         """
         found = _object(data, "shard", {"number", "of", "program_sha256"})
         number, of, program = found["number"], found["of"], found["program_sha256"]
@@ -185,24 +185,23 @@ class Shard:
 
 
 def program_digest(program: Program | None) -> str:
-    """SHA-256 of the canonical JSON of a program, or of null."""
+    """Return the SHA-256 of the canonical JSON of a program; of null if there is none."""
     data = None if program is None else program.to_dict()
     return digest([canonical_json(data).encode("ascii")])
 
 
 @dataclass(frozen=True)
 class Document:
-    """The whole description.
+    """The whole description of a file.
 
     Attributes:
-        program: the LayerDefs; None where names of the source cannot be expressed, and in
+        program: the LayerDefs; None if they cannot express the names of the source, and in
             every shard but the first.
-        tensors: ternary parameters by name.
-        kept: SHA-256 of every other tensor by name.
-        aliases: names of the source that shared the storage of another tensor.
-        shard: which part of a folder the file is; None for a file that stands alone.
-        metadata: SHA-256 of the value of other keys of ``__metadata__`` that belong to the
-            checkpoint, by key.
+        tensors: the entries of ternary parameters, by name.
+        kept: the SHA-256 of every other tensor, by name.
+        aliases: other names of the source → the tensor whose storage they shared.
+        shard: which shard of a folder the file is; None for a single file.
+        metadata: the SHA-256 of the other values in ``__metadata__``, by key.
     """
 
     program: Program | None
@@ -213,7 +212,7 @@ class Document:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self, entries: Mapping[str, Entry]) -> str:
-        """Canonical JSON, closed by a digest over itself and what the header says."""
+        """Return canonical JSON that ends with a digest of itself and of the file's header."""
         data: dict[str, Any] = {
             "version": self.version.to_json(),
             "program": None if self.program is None else self.program.to_dict(),
@@ -239,7 +238,7 @@ class Document:
                 yield QUANTIZERS[entry.method]
 
     def with_kept(self, digests: Mapping[str, str]) -> Document:
-        """The document with the digests of kept tensors filled in."""
+        """Return the document with the digests of kept tensors filled in."""
         return replace(self, kept={name: digests[name] for name in self.kept})
 
 
@@ -247,11 +246,11 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
     """Parse and check a description against the header of its file.
 
     Returns:
-        The document, and whether it is spelled as it was written and its own digest holds.
+        The document, and whether its text is canonical and its own digest holds.
 
     Raises:
-        FormatError: rules R8 to R12.
-        LayerDefError: the program is malformed.
+        FormatError: the text breaks one of the rules R8 to R13.
+        LayerDefError: the program is malformed, or declares a tensor otherwise than the file.
     """
     raw = parse_json(text.encode("utf-8", "surrogatepass"), "R8", "description", MAX_NESTING)
     data = _object(raw, "description", {"version"}, open_ended=True)
@@ -317,7 +316,7 @@ def _strings(data: Any, what: str) -> dict[str, str]:
 
 
 def check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
-    """R11 and R12: the description and the header name the same tensors, of fitting shapes."""
+    """Check R11 and R12: description and header have the same tensors, of fitting shapes."""
     expected = set(document.kept)
     for name, entry in document.tensors.items():
         for stored, shape, dtypes in (
@@ -358,7 +357,7 @@ def check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
 
 
 def check_program(document: Document, entries: Mapping[str, Entry]) -> None:
-    """R13: the program stores exactly the tensors of the file."""
+    """Check R13: the LayerDefs have exactly the tensors of the file."""
     if document.program is None:
         return
     named = set()

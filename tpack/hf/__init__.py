@@ -4,8 +4,10 @@ After ``import tpack.hf``, ``AutoModelForCausalLM.from_pretrained(folder)``, or 
 takes a folder that ``tpack convert`` made of a transformers model. Its packed layers become
 modules of ``tpack.nn`` and stay packed; ``save_pretrained`` writes such a folder again.
 
-``replacement`` puts the modules in, ``layers`` are those that only transformers needs, ``saving``
-writes folders, ``quantizer`` is what transformers calls, ``guarding`` what it must not do without.
+``replacement`` puts the packed modules into a model, ``layers`` has modules that only models of
+transformers need, ``saving`` writes folders, ``describing`` describes a model for it,
+``quantizer`` has the classes that transformers calls, and ``guarding`` makes it refuse packed files
+that it would load as plain ones.
 """
 
 from transformers.quantizers.auto import register_quantization_config, register_quantizer

@@ -1,4 +1,4 @@
-"""The description of a packed model as it is now, from its modules and what it was loaded from."""
+"""Describe a packed model as it is now, by its modules and the checkpoint it was loaded from."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def describe_model(
     """Describe a packed model.
 
     Args:
-        state: its tensors under the names that it has in transformers.
-        document: the description of the checkpoint that it was loaded from.
-        origin: what is known of its weights from there.
+        state: its tensors, under the names that they have in transformers.
+        document: the description of the checkpoint that it was loaded from, if there is one.
+        origin: the entries of its weights in that checkpoint.
 
     Raises:
-        UsageError: a tensor of the model is not among them; a weight is unfrozen.
+        UsageError: ``state`` lacks a tensor of the model; a weight is unfrozen.
         InputError: a scale is not finite.
-        UnsupportedError: a packed layer was replaced by one of floats.
-        NotTernaryError: a byte without valid codes.
+        UnsupportedError: a packed layer was replaced by a float layer.
+        NotTernaryError: a packed byte holds no valid codes.
     """
     old = document or Document(None, {}, {})
     unsaved = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}  # noqa: SLF001
@@ -69,12 +69,12 @@ def describe_model(
         return describe(
             ordered, old.program, origin=origin, aliases=old.aliases, int8_inputs=int8_inputs
         )
-    except LayerDefError:  # other names than it had: loaded as another class, perhaps
+    except LayerDefError:  # the names have changed: perhaps it was loaded as another class
         return describe(ordered, origin=origin, aliases=old.aliases, int8_inputs=int8_inputs)
 
 
 def _weight(name: str, module: PackedWeight, packed: Tensor, scale: Tensor) -> Stored:
-    """What is stored of a packed layer."""
+    """Return the weight of a packed layer, to be stored."""
     granularity = Scale.of(scale.shape, module.shape, 1, module.group_size)
     return stored_weight(
         name, module.shape, 1, module.options["layout"], granularity, packed, scale
@@ -82,13 +82,13 @@ def _weight(name: str, module: PackedWeight, packed: Tensor, scale: Tensor) -> S
 
 
 def _trained(model: PreTrainedModel, own: Mapping[str, Tensor]) -> dict[int, bool]:
-    """Return whether tensors of a model are parameters, by where they lie."""
+    """Return whether each tensor of a model is a parameter, by its address in memory."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     return {tensor.data_ptr(): name in parameters for name, tensor in own.items()}
 
 
 def _check_whole(model: PreTrainedModel, own: Mapping[str, Tensor], unsaved: set[str]) -> None:
-    """Make sure that all that a model has is there to be saved, and that its weights are packed."""
+    """Check that all tensors of a model are there to be saved, and all its weights packed."""
     for path, module in model.named_modules():
         if isinstance(module, PackedWeight) and "weight_packed" not in module._buffers:  # noqa: SLF001
             raise UsageError(

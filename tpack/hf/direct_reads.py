@@ -1,8 +1,9 @@
 """Find the layers of a model whose ``weight`` its code reads, instead of only calling them.
 
-T5 asks one for its dtype, Mamba multiplies with one itself. Such a layer needs a packed form that
-has a ``weight``. They are found in the compiled methods of the model's classes, as two attributes
-that are read in a row, the second of which is ``weight``. To find one too many does no harm.
+T5 asks a weight for its dtype, Mamba multiplies with a weight itself. Their layers need a packed
+form that has a ``weight``. They are found in the compiled methods of the model's classes, as two
+attributes that are read in a row, the second of which is ``weight``. A layer that is found by
+mistake also runs with that form.
 """
 
 from __future__ import annotations

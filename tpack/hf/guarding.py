@@ -2,7 +2,7 @@
 
 transformers finds a quantizer by the config alone. With another one, given as ``config=`` or
 found in a folder that somebody edited, it would warn, leave the packed weights out, and run the
-model on random ones. It has no hook between finding the files and reading them, so its own
+model on random weights. It has no hook between finding the files and reading them, so its own
 function is wrapped.
 """
 
@@ -39,7 +39,7 @@ def _check_plain(paths: Iterable[str]) -> None:
     """Refuse files that hold packed weights.
 
     Raises:
-        UsageError: naming the file that does.
+        UsageError: a file holds packed weights; with its path.
     """
     for path in paths:
         if is_packed(path):

@@ -1,4 +1,4 @@
-"""Packed layers that behave like the layers of transformers they stand for."""
+"""Packed layers that behave like the layers of transformers that they replace."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tpack.nn.modules import PackedWeight
 
 
 class NormedBitLinear(BitLinear):
-    """A BitLinear that norms its input first: ``use_rms_norm`` of bitnet's config.
+    """A BitLinear that normalizes its input first: ``use_rms_norm`` of bitnet's config.
 
     Args:
-        in_features, out_features, bias, options: of ``BitLinear``.
-        eps: of the norm.
-        norm_dtype: of the norm's weight.
+        in_features, out_features, bias, options: see ``BitLinear``.
+        eps: epsilon of the norm.
+        norm_dtype: dtype of the norm's weight.
     """
 
     def __init__(
@@ -42,13 +42,13 @@ class NormedBitLinear(BitLinear):
         self.rms_norm = LlamaRMSNorm(in_features, eps=eps).to(norm_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) → (..., out_features), in the dtype of x."""
+        """Map (..., in_features) to (..., out_features), in the dtype of x."""
         self.check_width(x)
         return super().forward(self.rms_norm(x))
 
 
 class PackedEmbedding(TernaryEmbedding):
-    """A TernaryEmbedding that gives the model's dtype, whatever its scale is stored in."""
+    """A TernaryEmbedding that returns the model's dtype, whatever dtype its scale has."""
 
     def __init__(
         self, num_embeddings: int, embedding_dim: int, *, output: torch.dtype, **options: Any
@@ -60,7 +60,7 @@ class PackedEmbedding(TernaryEmbedding):
     output: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Integers (...) → (..., embedding_dim)."""
+        """Map integers (...) to vectors (..., embedding_dim)."""
         return super().forward(ids).to(self.output.dtype)
 
 
@@ -72,19 +72,19 @@ class PackedConv1D(PackedWeight):
         self.nx, self.nf = nx, nf
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., nx) → (..., nf), in the dtype of x."""
+        """Map (..., nx) to (..., nf), in the dtype of x."""
         product = ternary_matmul(
             x, self.weight_packed, self.weight_scale, self.shape, **self.options
         )
         return product if self.bias is None else product + self.bias.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """The sizes, for ``print(module)``."""
+        """Return the sizes, for ``print(module)``."""
         return f"{self.nx}, {self.nf}"
 
 
 class Readable(PackedWeight):
-    """A packed layer with a ``weight``, for models that read it: floats, made each time."""
+    """A packed layer with a ``weight``, for models that read it; each read unpacks it to floats."""
 
     output: Tensor
 
@@ -99,14 +99,14 @@ class Readable(PackedWeight):
         )
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter, also in place of ``weight``."""
+        """Add a parameter, even one called ``weight``, which is a property otherwise."""
         if name == "weight":  # else it would count as another attribute
             self._parameters.setdefault(name, None)
         super().register_parameter(name, param)
 
 
 class ReadableLinear(Readable, TernaryLinear):
-    """A TernaryLinear with a ``weight``; ``dtype`` is that of the model."""
+    """A TernaryLinear with a ``weight``, in ``dtype``, the dtype of the model."""
 
     def __init__(
         self,
@@ -126,18 +126,18 @@ class ReadableEmbedding(Readable, PackedEmbedding):
 
 
 class Tied(nn.Module):
-    """What uses the table of a packed embedding that stands elsewhere in the model.
+    """A module that uses the table of a packed embedding elsewhere in the model.
 
-    It has no tensors of its own, so that the table is stored and counted once.
+    It has no copy of the table, so that the table is stored and counted once.
     """
 
     def __init__(self, table: PackedEmbedding) -> None:
         super().__init__()
-        self._table = (table,)  # in a tuple: no child, the model holds it already
+        self._table = (table,)  # in a tuple, so that it is not a child: the model has it already
 
     @property
     def table(self) -> PackedEmbedding:
-        """The embedding."""
+        """The embedding that has the table."""
         return self._table[0]
 
     @property
@@ -153,7 +153,7 @@ class TiedEmbedding(Tied):
     """A second embedding with the same table, as encoders and decoders share one."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Integers (...) → (..., embedding_dim)."""
+        """Map integers (...) to vectors (..., embedding_dim)."""
         found: Tensor = self.table(ids)
         return found
 
@@ -162,8 +162,8 @@ class TiedHead(Tied):
     """An output head that multiplies with the table.
 
     Args:
-        table: what it multiplies with.
-        bias: its own, if it has one.
+        table: the embedding with the table.
+        bias: the bias of the head, if it has one.
     """
 
     bias: nn.Parameter | None
@@ -173,7 +173,7 @@ class TiedHead(Tied):
         self.register_parameter("bias", bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., embedding_dim) → (..., num_embeddings), in the dtype of x."""
+        """Map (..., embedding_dim) to (..., num_embeddings), in the dtype of x."""
         table = self.table
         return ternary_linear(
             x, table.weight_packed, table.weight_scale, self.bias, **table.options

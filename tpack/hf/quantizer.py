@@ -1,4 +1,4 @@
-"""What transformers calls: the quantization config of a packed folder, and its quantizer."""
+"""The classes that transformers calls: config and quantizer of a packed folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TpackConfig(QuantizationConfigMixin):
 
     Args:
         activations: ``int8`` if linear layers round their inputs, else ``float``.
-        replaced: what stood in the config of the plain model.
+        replaced: the keys of the plain model's config that packing replaced.
     """
 
     def __init__(
@@ -60,25 +60,25 @@ class TpackQuantizer(HfQuantizer):
             raise UsageError(
                 "the model is not packed: from_pretrained does not pack. Use tpack convert FOLDER."
             )
-        #: The description of what was loaded.
+        #: The description of the checkpoint that was loaded.
         self.document: Document | None = None
-        #: What is known of its weights from there.
+        #: The entries of its weights in that checkpoint.
         self.origin = Origin()
-        #: Set while ``save_pretrained`` of ours writes the weights.
+        #: Whether tpack's ``save_pretrained`` is running.
         self.saving = False
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Take out what keeps a transformers without this quantizer from loading the folder."""
+        """Drop the key that makes a transformers without this quantizer refuse the folder."""
         if hasattr(config, "transformers_weights"):
             del config.transformers_weights
         return config
 
-    # older versions of transformers 5 ask here, also before they look for files
+    # older versions of transformers 5 call these instead, also before they look for files
     update_tp_plan = update_attn_implementation
     update_ep_plan = update_attn_implementation
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        """Put in the packed modules that the files ask for."""
+        """Replace the layers whose weights are packed in the files."""
         paths = [Path(path) for path in kwargs.get("checkpoint_files") or ()]
         if not paths:
             raise UsageError("from_pretrained needs the folder of a packed model.")
@@ -95,14 +95,14 @@ class TpackQuantizer(HfQuantizer):
             self.document, self.origin = file.document, Origin.of(file)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        # a partial, and no bound method: it survives copies and pickles of the model
+        # a partial, not a bound method, survives copies and pickles of the model
         model.save_pretrained = partial(save_pretrained, model)
 
     def get_state_dict_and_metadata(self, model: PreTrainedModel) -> Any:  # noqa: ARG002
-        """Nothing for transformers to write: it would lose the description of the weights.
+        """Return nothing to write, since transformers would lose the description of the weights.
 
         Raises:
-            UsageError: something else than ``model.save_pretrained`` wants to write them.
+            UsageError: the caller is not the ``save_pretrained`` of tpack.
         """
         if not self.saving:
             raise UsageError("a packed model is saved by its own method: model.save_pretrained.")
@@ -114,12 +114,12 @@ class TpackQuantizer(HfQuantizer):
         )
 
     def is_serializable(self) -> bool:
-        """Packed models can be saved."""
+        """Return that packed models can be saved."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Scales, biases and what is not packed have gradients; trits have none."""
+        """Whether the model can be trained: all but the trits has gradients."""
         return True
 
 
@@ -133,14 +133,14 @@ def is_packed(path: str | Path) -> bool | None:
 
 
 def _check_inside(paths: list[Path], folder: Path) -> None:
-    """Make sure that an index names files beside it: transformers opens whatever it names.
+    """Check that an index names files beside it: transformers opens any file that it names.
 
     Raises:
-        InputError: naming one that is elsewhere.
+        InputError: a file is elsewhere; with its path.
     """
     for path in paths:
         beside = path.parent == paths[0].parent
-        if beside and folder.is_dir():  # else it is the name of a repository
+        if beside and folder.is_dir():  # not a folder: the name of a repository
             beside = path.is_relative_to(folder) and ".." not in path.relative_to(folder).parts
         if not beside:
             raise InputError(

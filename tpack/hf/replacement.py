@@ -31,17 +31,17 @@ from tpack.nn import BitLinear, TernaryLinear
 
 
 def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Replace the layers whose weights are packed, and make sure that no weight is missing.
+    """Replace the layers whose weights are packed, and check that no weight is missing.
 
     Args:
-        model: with all tensors on the meta device.
-        file: what will be loaded into it.
+        model: the model, all its tensors on the meta device.
+        file: the checkpoint that will be loaded into it.
         settings: the ``quantization_config`` of the folder.
 
     Raises:
-        InputError: a weight of the model is not in the checkpoint, a packed one has no place in
-            the model, or another shape.
-        UnsupportedError: a packed weight of a layer that has no packed form.
+        InputError: a weight of the model is not in the checkpoint; a packed weight is not in the
+            model, or has another shape there.
+        UnsupportedError: a weight is packed, but its layer has no packed form.
     """
     names = _Names(model)
     there = _stored(file, names)
@@ -86,7 +86,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
 
 
 class _Names:
-    """What names of a checkpoint are called in the model, by transformers' own rules."""
+    """Translates names of a checkpoint to those of the model, by transformers' own rules."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         rules = get_model_conversion_mapping(model)
@@ -96,14 +96,14 @@ class _Names:
         self.expected = model.state_dict()
 
     def target(self, name: str) -> tuple[str, str | None]:
-        """The name in the model, and the pattern of the conversion that takes it, if one does."""
+        """Return the name in the model, and the pattern of the conversion that takes it."""
         found: tuple[str, str | None] = rename_source_key(
             name, self.renamings, self.converters, self.prefix, self.expected
         )
         return found
 
     def targets(self, name: str) -> Iterator[str]:
-        """All tensors of the model that are made of one of the checkpoint."""
+        """Yield the tensors of the model that are made from a tensor of the checkpoint."""
         target, pattern = self.target(name)
         yield target
         for converter in self.converters:
@@ -112,7 +112,7 @@ class _Names:
                 yield from (target.replace(first, other) for other in others)
 
     def is_other_head(self, target: str) -> bool:
-        """Whether a tensor lies outside the base model, where classes differ."""
+        """Return whether a tensor lies outside the base model, where classes differ."""
         return not target.startswith(f"{self.prefix}.")
 
 
@@ -127,10 +127,10 @@ def _packed(
     *,
     readable: bool,
 ) -> nn.Module:
-    """The packed form of a layer, on the meta device.
+    """Return the packed form of a layer, on the meta device.
 
     Raises:
-        InputError: the weight has another shape.
+        InputError: the weight has another shape in the model.
         UnsupportedError: the layer has no packed form.
     """
     weight, bias = module.weight, getattr(module, "bias", None)
@@ -166,12 +166,12 @@ def _packed(
 
 
 def _runs_as(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer computes what its base class does: a subclass may scale, or round."""
+    """Return whether a layer computes what its base class does: a subclass may scale or round."""
     return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def _bit_linear(settings: Mapping[str, Any]) -> Callable[..., nn.Module] | None:
-    """What stands for linear layers that round their inputs; None if they do not."""
+    """Return the class for linear layers that round their inputs; None if they do not."""
     if settings["activations"] != "int8":
         return None
     bitnet = _bitnet(settings)
@@ -194,16 +194,16 @@ def _bitnet(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _stored(file: Checkpoint, names: _Names) -> set[str]:
-    """The tensors of the plain model that the checkpoint has."""
+    """Return the names of the plain model's tensors that the checkpoint has."""
     document = file.document
     stored = (*document.kept, *document.tensors)
     return {target for name in stored for target in names.targets(name)}
 
 
 def _check_complete(model: PreTrainedModel, there: set[str], names: _Names) -> None:
-    """Refuse a checkpoint without a tensor that transformers would make up.
+    """Refuse a checkpoint that lacks a tensor, which transformers would fill with random values.
 
-    A head that the checkpoint was not trained with is left to transformers, which reports it.
+    A missing head, one of another task, is left to transformers, which reports it.
     """
     head = model.get_output_embeddings()
     ignored = "|".join(model._keys_to_ignore_on_load_missing or ())  # noqa: SLF001
@@ -223,19 +223,19 @@ def _check_complete(model: PreTrainedModel, there: set[str], names: _Names) -> N
 
 
 def _check_parts(model: PreTrainedModel, file: Checkpoint, sources: Mapping[str, str]) -> None:
-    """Make sure that transformers loads the parts of a weight where it would load the whole.
+    """Check that transformers loads scale and packed rows into the layer of their weight.
 
-    Its rules for names may look at what a name ends in. A part that it does not find stays zero,
-    which is the trit -1.
+    Its rules for names may depend on the end of a name. A part that is not loaded stays zero, and
+    packed rows of zeros are trits of -1.
 
     Args:
-        sources: the name in the checkpoint by that in the model.
+        sources: the name of a weight in the checkpoint, by its name in the model.
 
     Raises:
-        InputError: naming a norm of a packed layer that is not there.
-        UnsupportedError: naming a weight whose parts are renamed otherwise.
+        InputError: the norm of a packed layer is missing; with its name.
+        UnsupportedError: a part of a weight would be renamed otherwise; with the weight's name.
     """
-    names = _Names(model)  # of the model as it is now, with its layers replaced
+    names = _Names(model)  # made again, for its tensors have changed: layers were replaced
     there = _stored(file, names)
     for path, module in model.named_modules():
         norm = f"{path}.rms_norm.weight"
@@ -252,7 +252,7 @@ def _check_parts(model: PreTrainedModel, file: Checkpoint, sources: Mapping[str,
 
 
 def _mark_loaded(model: PreTrainedModel, there: set[str], placed: Mapping[str, nn.Module]) -> None:
-    """Keep transformers from initializing modules whose packed layers it asks for a ``weight``."""
+    """Keep transformers from initializing parents of packed layers: it would ask for ``weight``."""
     for path in {target.rpartition(".")[0].rpartition(".")[0] for target in placed}:
         parent = model.get_submodule(path)
         own = [*parent.named_parameters(recurse=False), *parent.named_buffers(recurse=False)]
@@ -261,7 +261,7 @@ def _mark_loaded(model: PreTrainedModel, there: set[str], placed: Mapping[str, n
 
 
 def _rounded(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[str]:
-    """The linear layers that round their inputs, by the rules of transformers' own bitnet."""
+    """Return the paths of linear layers that round their inputs, by transformers' own rules."""
     kept = HfQuantizer.get_modules_to_not_convert(
         model,
         _bitnet(settings).get("modules_to_not_convert"),
@@ -275,7 +275,7 @@ def _rounded(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[str]:
 
 
 def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any], rounded: set[str]) -> None:
-    """Refuse a float weight that the original model makes ternary while it runs."""
+    """Refuse a float weight that the original model rounds to trits as it runs."""
     bitnet = _bitnet(settings)
     if (
         bitnet.get("linear_class") != "autobitlinear"
@@ -292,7 +292,7 @@ def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any], rounded
 
 
 def _tie(model: PreTrainedModel, placed: Mapping[str, nn.Module]) -> None:
-    """Heads that share a packed table multiply with it; transformers has no part in that."""
+    """Replace heads and embeddings that share a packed table: transformers cannot tie them."""
     tied = {
         head: table
         for head, table in model.all_tied_weights_keys.items()

@@ -1,4 +1,4 @@
-"""``save_pretrained`` of a packed model: a packed folder, described as ``tpack convert`` does."""
+"""``save_pretrained`` of a packed model writes a folder like those of ``tpack convert``."""
 
 from __future__ import annotations
 
@@ -32,25 +32,26 @@ def save_pretrained(
     variant: str | None = None,
     **options: Any,
 ) -> None:
-    """Write a packed folder; other files that it has stay.
+    """Write a packed folder; other files that lie in it stay.
 
     transformers writes the configs and the code of custom models; the weights are written here.
     The new folder takes the place of the old one in one step, as ``changed_folder`` describes.
 
     Args:
-        model: what ``from_pretrained`` made of a packed folder.
-        save_directory: the folder.
+        model: a model that ``from_pretrained`` loaded from a packed folder.
+        save_directory: the folder to write.
         is_main_process: whether this process writes.
-        state_dict: other values of its tensors.
-        push_to_hub: not served; use ``model.push_to_hub``.
-        max_shard_size: bytes of a file, as a number or as in ``"5GB"``.
-        variant: not served.
-        options: of ``PreTrainedModel.save_pretrained``.
+        state_dict: values to write in place of those of the model.
+        push_to_hub: not supported; use ``model.push_to_hub``.
+        max_shard_size: greatest size of a file: a number of bytes, or text such as ``"5GB"``.
+        variant: not supported.
+        options: other options of ``PreTrainedModel.save_pretrained``.
 
     Raises:
-        UsageError: an option that packed folders have no form for.
+        UsageError: an option that is not supported; see ``describe_model`` for others.
         InputError: a scale is not finite.
-        NotTernaryError: a byte without valid codes.
+        UnsupportedError: a packed layer was replaced by a float layer.
+        NotTernaryError: a packed byte holds no valid codes.
         StorageError: writing failed.
     """
     if push_to_hub:
@@ -75,12 +76,12 @@ def save_pretrained(
 
 
 def _is_of_weights(name: str) -> bool:
-    """Return whether a file of this name belongs to the weights that were there before."""
+    """Return whether a file of this name belongs to the old weights, which are replaced."""
     return name in (SINGLE, INDEX) or _SHARD.fullmatch(name) is not None
 
 
 def _write(folder: Path, description: Description, limit: int) -> None:
-    """Write the weights, in files of at most ``limit`` bytes where one tensor is no larger."""
+    """Write the weights, in files of at most ``limit`` bytes or of one larger tensor."""
     groups = description.split(limit)
     count = len(groups)
     files = [
@@ -100,7 +101,7 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def _bytes_of(size: int | str) -> int:
-    """A number of bytes, as transformers takes it.
+    """Read a number of bytes in the spelling of transformers.
 
     Example:
         >>> _bytes_of("5GB"), _bytes_of(100)
