@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.container import INDEX, SINGLE, Checkpoint, Document, Piece, write_tensors
-from tpack.container.atomic import check_not_input, check_target, copy_file
+from tpack.container.atomic import check_not_input, check_target, copy_file, write_text
 from tpack.container.folders import new_folder
 from tpack.container.reader import stored_dtype
 from tpack.errors import ExistsError, FormatError, InputError, NotTernaryError, locate
@@ -99,7 +99,7 @@ def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
         check_inside(path, path / "README.md")
         card = source_card((path / "README.md").read_text(encoding="utf-8", errors="replace"))
         if card:
-            (out / "README.md").write_text(card, encoding="utf-8")
+            write_text(out / "README.md", card)
     for name in beside.parts:
         (out / name).mkdir()
         sizes.append(_write_folder(path / name, out / name, dtype))
@@ -107,7 +107,7 @@ def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
 
 
 def plain_pieces(

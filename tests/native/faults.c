@@ -104,6 +104,18 @@ int link(const char *from, const char *to) {
     return real(from, to);
 }
 
+int linkat(int at, const char *from, int into, const char *to, int flags) {
+    REAL(linkat);
+    if (path_counts(to) && hits("link")) return errno = fails_with, -1;
+    return real(at, from, into, to, flags);
+}
+
+int renameat2(int at, const char *from, int into, const char *to, unsigned flags) {
+    REAL(renameat2);
+    if (path_counts(to) && hits("rename")) return errno = fails_with, -1;
+    return real(at, from, into, to, flags);
+}
+
 int unlink(const char *path) {
     REAL(unlink);
     if (path_counts(path) && hits("unlink")) return errno = fails_with, -1;

@@ -51,6 +51,12 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[C
         sync_folder(target.parent)
 
 
+def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) -> None:
+    """Write a text file, as UTF-8, through ``new_file``."""
+    with new_file(path, force=force) as file:
+        file.write(text.encode())
+
+
 def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
     """Copy the bytes of a file into a new one.
 

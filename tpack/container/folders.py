@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -44,7 +44,13 @@ class Workplace:
         The lock ends with the process, however that ends.
         """
         self.folder.mkdir(exist_ok=True)
-        with (self.folder / f"{name}.lock").open("w") as file:
+        try:
+            held = (self.folder / f"{name}.lock").open("w")
+        except OSError:
+            with suppress(OSError):
+                self.folder.rmdir()
+            raise
+        with held as file:
             kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
             try:
                 fcntl.flock(file, kind)
@@ -63,7 +69,8 @@ class Workplace:
                     path.unlink()
 
     def remove(self) -> None:
-        """Remove the whole workplace."""
+        """Remove the whole workplace; a second time if a fault, which may pass, left some."""
+        shutil.rmtree(self.folder, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property

@@ -19,7 +19,7 @@ from tpack.container.document import digest
 from tpack.container.header import TensorFile
 from tpack.container.opening import input_errors, open_input
 from tpack.container.strictjson import canonical_json, parse_json
-from tpack.errors import FormatError, InputError, locate
+from tpack.errors import FormatError, InputError, StorageError, locate
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -84,13 +84,15 @@ def write_index(path: Path, weight_map: Mapping[str, str], metadata: Mapping[str
         metadata: ``total_size`` and the like.
 
     Raises:
-        InputError: a shard cannot be read.
-        StorageError: as ``new_file``.
+        StorageError: as ``new_file``, or a shard cannot be read.
     """
     shards = {}
     for name in sorted(set(weight_map.values())):
-        with TensorFile(path.parent / name) as file:
-            shards[name] = description_digest(file.metadata)
+        try:
+            with TensorFile(path.parent / name) as file:
+                shards[name] = description_digest(file.metadata)
+        except InputError as error:  # it was written just before
+            raise StorageError(f"cannot be read again: {error.message}", file=name) from error
     tie: dict[str, Any] = {"shards": shards}
     data = {"metadata": {**metadata, "tpack": tie}, "weight_map": dict(weight_map)}
     tie["sha256"] = _own_digest(data)

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tpack.container import new_file
-from tpack.container.atomic import copy_file
+from tpack.container.atomic import copy_file, write_text
 from tpack.hfconfig import packed_config
 from tpack.report import ConversionReport, TensorReport
 from tpack.sources import Source
@@ -34,12 +33,6 @@ def write_config(source: Source, out: Path, *, inner: bool) -> None:
     if not inner or {"model_type", "architectures"} & config.keys():
         config = packed_config(config)
     write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file."""
-    with new_file(path) as file:
-        file.write(text.encode())
 
 
 def named_rows(place: str, report: ConversionReport) -> Iterator[TensorReport]:

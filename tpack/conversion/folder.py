@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tpack.container import SINGLE, program_digest
-from tpack.container.atomic import storage_errors, sync_folder
+from tpack.container.atomic import storage_errors, sync_folder, write_text
 from tpack.container.strictjson import canonical_json
-from tpack.conversion.beside import with_parts, write_config, write_copies, write_text
+from tpack.conversion.beside import with_parts, write_config, write_copies
 from tpack.conversion.card import model_card
 from tpack.conversion.cases import Cases
 from tpack.conversion.needs import check_room

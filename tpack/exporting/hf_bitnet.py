@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tpack.codec import LAYOUTS, unpack
 from tpack.container import INDEX, SINGLE, Checkpoint, Piece, TernaryEntry, write_tensors
-from tpack.container.atomic import check_not_input, copy_file
+from tpack.container.atomic import check_not_input, copy_file, write_text
 from tpack.container.folders import new_folder
 from tpack.container.reader import CheckpointFile
 from tpack.dialects.hf_bitnet import STRIPES, from_codes
@@ -336,4 +336,4 @@ def _belongs_to_model(path: Path) -> bool:
 
 
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2) + "\n")

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tpack.container import INDEX, SINGLE, new_file
+from tpack.container import INDEX, SINGLE
+from tpack.container.atomic import write_text
 from tpack.container.folders import changed_folder
 from tpack.describing import Description, Shards
 from tpack.errors import UsageError
@@ -71,7 +72,8 @@ def save_pretrained(
         finally:
             quantizer.saving = False
         _write(folder, description, limit)
-        config = packed_config(json.loads((folder / "config.json").read_text()))
+        # not the file: it was not read again after it was written
+        config = packed_config(json.loads(model.config.to_json_string()))
         _write_json(folder / "config.json", config)
 
 
@@ -96,8 +98,7 @@ def _write(folder: Path, description: Description, limit: int) -> None:
 
 
 def _write_json(path: Path, data: Any) -> None:
-    with new_file(path, force=True) as file:
-        file.write((json.dumps(data, indent=2) + "\n").encode())
+    write_text(path, json.dumps(data, indent=2) + "\n", force=True)
 
 
 def _bytes_of(size: int | str) -> int:
