@@ -104,8 +104,8 @@ def test_a_file_that_names_a_row_newer_than_its_version_is_malformed(
     path = converted(tmp_path / "old.safetensors")
     monkeypatch.setitem(table, name, replace(table[name], since=3))
     assert refusal(path) == (
-        "has format version 1, expected 1.3 for what it names. The file is damaged: "
-        "convert it again."
+        "has format version 1, but names ops, layouts or methods that need 1.3. "
+        "The file is damaged: convert it again."
     )
 
 

@@ -90,7 +90,7 @@ def test_a_quantizer_is_a_row_and_a_function(run, weight, tmp_path, monkeypatch)
         text = refused(lambda: unfreeze(tpack.load(path), "sign"))
         assert text == "method 'sign' is unknown, expected absmean, twn or mse."
     text = refused(lambda: tpack.inspect(path), FormatError)
-    assert "'sign' in its description, expected exact, absmean, twn, mse or unknown." in text
+    assert "is described with method 'sign', expected exact, absmean, twn, mse or unknown." in text
 
 
 # ---- a layout
@@ -118,7 +118,7 @@ def test_a_layout_is_a_row(run, weight, tmp_path, monkeypatch):
         unpacked = tpack.unpack(path)["up.weight"]
         assert torch.equal(unpacked, tpack.unpack(tmp_path / "t2.safetensors")["up.weight"])
     text = refused(lambda: tpack.inspect(path), FormatError)
-    assert text.endswith("has layout 't2r' in its description, expected t2 or t5.")
+    assert text.endswith("is described with layout 't2r', expected t2 or t5.")
 
 
 # ---- a granularity

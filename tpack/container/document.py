@@ -26,7 +26,8 @@ MAX_NESTING = 2 * MAX_DEPTH + 6
 #: Placeholder of a digest that is not known yet; as long as a real one.
 NO_DIGEST = "0" * 64
 
-_HEX = re.compile(r"[0-9a-f]{64}")
+_HEX, _DIGEST = re.compile(r"[0-9a-f]{64}"), "64 digits of lowercase hex"
+_MISSING = "is described, but not in the file. The file is damaged: convert it again."
 #: The method of a weight that was saved from a module, whose float original is not known.
 UNKNOWN = "unknown"
 
@@ -103,18 +104,14 @@ class TernaryEntry:
         fields = set(cls.__dataclass_fields__)
         found = _object(data, f"description of {name!r:.100}", fields)
 
-        def require(good: bool, field_name: str, known: Iterable[str] = ()) -> None:
+        def require(good: bool, key: str, expected: str) -> None:
             if not good:
-                expected = f", expected {either(known)}" if known else ""
-                raise FormatError(
-                    f"has {field_name} {found[field_name]!r:.60} in its description{expected}.",
-                    rule="R10",
-                    tensor=name,
-                )
+                message = f"is described with {key} {found[key]!r:.60}, expected {expected}."
+                raise FormatError(message, rule="R10", tensor=name)
 
-        def require_one_of(known: Iterable[str], field_name: str) -> None:
+        def require_one_of(known: Iterable[str], key: str) -> None:
             names = tuple(known)  # a tuple: no dict can look up a list
-            require(found[field_name] in names, field_name, names)
+            require(found[key] in names, key, either(names))
 
         shape, split = found["shape"], found["split"]
         require(
@@ -123,31 +120,34 @@ class TernaryEntry:
             and all(type(n) is int and n > 0 for n in shape)
             and math.prod(shape) < 2**63,
             "shape",
+            f"1 to {MAX_RANK} integers from 1, whose product is below 2**63",
         )
-        require(type(split) is int and 0 <= split < len(shape), "split")
+        require(type(split) is int and 0 <= split < len(shape), "split", f"0 to {len(shape) - 1}")
         require_one_of(LAYOUTS, "layout")
         require_one_of(("exact", *QUANTIZERS, UNKNOWN), "method")
         require_one_of(WEIGHT_DTYPES, "source_dtype")
         error = found["relative_error"]
         if found["method"] == UNKNOWN:
-            require(error is None, "relative_error")
-        else:
-            require(type(error) in (int, float) and error >= 0, "relative_error")  # JSON has no inf
+            require(error is None, "relative_error", "null")
+        else:  # JSON has no infinity
+            good = type(error) in (int, float) and error >= 0
+            require(good, "relative_error", "a number from 0")
             found["relative_error"] = float(error)
         for key in ("sha256", "scale_sha256"):
-            require(isinstance(found[key], str) and bool(_HEX.fullmatch(found[key])), key)
+            require(_is_digest(found[key]), key, _DIGEST)
         divisor = found["divisor"]
         if divisor is not None:
             require(
                 type(divisor) in (int, float) and divisor != 0 and found["scale"] == "tensor",
                 "divisor",
+                "null, or a number other than 0 with scale tensor",
             )
             found["divisor"] = float(divisor)
-        require(isinstance(found["scale"], str), "scale", GRANULARITIES)
+        require(isinstance(found["scale"], str), "scale", either(GRANULARITIES))
         try:
             Scale.parse(found["scale"])
         except UsageError:
-            require(False, "scale", GRANULARITIES)
+            require(False, "scale", either(GRANULARITIES))
         return cls(**{**found, "shape": tuple(shape)})
 
 
@@ -179,9 +179,14 @@ class Shard:
         found = _object(data, "shard", {"number", "of", "program_sha256"})
         number, of, program = found["number"], found["of"], found["program_sha256"]
         good = type(number) is int and type(of) is int and 1 <= number <= of < 2**31
-        if not good or not isinstance(program, str) or not _HEX.fullmatch(program):
-            raise FormatError(f"has the shard {data!r:.100} in its description.", rule="R10")
+        if not good or not _is_digest(program):
+            message = f"is described as shard {data!r:.160}, expected 1 <= number <= of < 2**31"
+            raise FormatError(f"{message}, and {_DIGEST}.", rule="R10")
         return cls(number, of, program)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _HEX.fullmatch(value) is not None
 
 
 def program_digest(program: Program | None) -> str:
@@ -259,8 +264,8 @@ def parse_document(text: str, entries: Mapping[str, Entry]) -> tuple[Document, b
         document = _read(raw)
     if version < document.version:
         raise FormatError(
-            f"has format version {version}, expected {document.version} for what it names. The "
-            "file is damaged: convert it again.",
+            f"has format version {version}, but names ops, layouts or methods that need "
+            f"{document.version}. The file is damaged: convert it again.",
             rule="R9",
         )
     check_entries(document, entries)
@@ -287,8 +292,9 @@ def _read(raw: Any) -> Document:
     digests = _strings(data["metadata"], "metadata")
     shard = None if data["shard"] is None else Shard.from_dict(data["shard"])
     for name, value in [*kept.items(), *digests.items(), ("description", data["sha256"])]:
-        if not isinstance(value, str) or not _HEX.fullmatch(value):
-            raise FormatError("has a digest that is not 64 hex digits.", rule="R10", tensor=name)
+        if not _is_digest(value):
+            message = f"has digest {value!r:.80}, expected {_DIGEST}."
+            raise FormatError(message, rule="R10", tensor=name)
     return Document(program, tensors, kept, aliases, shard, digests)
 
 
@@ -299,7 +305,7 @@ def _self_digest(data: Mapping[str, Any], entries: Mapping[str, Entry]) -> str:
 
 def _object(data: Any, what: str, fields: set[str], *, open_ended: bool = False) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise FormatError(f"{what} is not an object.", rule="R10")
+        raise FormatError(f"{what} is {data!r:.60}, expected an object.", rule="R10")
     missing = fields - set(data)
     unknown = set() if open_ended else set(data) - fields
     for names, problem in ((missing, "lacks"), (unknown, "has the unknown")):
@@ -310,8 +316,10 @@ def _object(data: Any, what: str, fields: set[str], *, open_ended: bool = False)
 
 def _strings(data: Any, what: str) -> dict[str, str]:
     found = _object(data, what, set(), open_ended=True)
-    if not all(isinstance(value, str) for value in found.values()):
-        raise FormatError(f"{what} is not an object of strings.", rule="R10")
+    for name, value in found.items():
+        if not isinstance(value, str):
+            message = f"{what} has {value!r:.60} for {name!r:.60}, expected a string."
+            raise FormatError(message, rule="R10")
     return found
 
 
@@ -324,11 +332,12 @@ def check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
             (f"{name}_scale", entry.scale_shape, SCALE_DTYPES),
         ):
             if stored in expected:
-                raise FormatError("is described twice.", rule="R12", tensor=stored)
+                message = f"is described as a kept tensor and as a part of {name!r:.100}."
+                raise FormatError(message, rule="R12", tensor=stored)
             expected.add(stored)
             found = entries.get(stored)
             if found is None:
-                raise FormatError("is missing.", rule="R12", tensor=stored)
+                raise FormatError(_MISSING, rule="R12", tensor=stored)
             if found.dtype not in dtypes:
                 raise FormatError(
                     f"is {found.dtype}, expected {' or '.join(dtypes)}.", rule="R11", tensor=stored
@@ -342,18 +351,18 @@ def check_entries(document: Document, entries: Mapping[str, Entry]) -> None:
                     tensor=stored,
                 )
     for names, problem in (
-        (expected - set(entries), "is missing"),
-        (set(entries) - expected, "is not described"),
+        (expected - set(entries), _MISSING),
+        (set(entries) - expected, "is in the file, but not in its description."),
     ):
         if names:
-            raise FormatError(f"{problem}.", rule="R12", tensor=min(names))
+            raise FormatError(problem, rule="R12", tensor=min(names))
+    taken = expected | set(document.tensors)
     for alias, target in document.aliases.items():
-        if alias in expected | set(document.tensors) or (
-            target not in document.kept and target not in document.tensors
-        ):
-            raise FormatError(
-                "is an alias that clashes or leads nowhere.", rule="R12", tensor=alias
-            )
+        if alias in taken:
+            raise FormatError("is both an alias and a tensor.", rule="R12", tensor=alias)
+        if target not in document.kept and target not in document.tensors:
+            message = f"is an alias of {target!r:.100}, which is not described."
+            raise FormatError(message, rule="R12", tensor=alias)
 
 
 def check_program(document: Document, entries: Mapping[str, Entry]) -> None:
@@ -379,7 +388,8 @@ def check_program(document: Document, entries: Mapping[str, Entry]) -> None:
             wanted = (param.shape, param.dtype)
         if found != wanted:
             raise LayerDefError(
-                f"is {found or 'not stored so'} in the file, but {wanted} in the LayerDefs.",
+                f"is {found or f'not a {param.param_type}'} in the file, but {wanted} in the "
+                "LayerDefs.",
                 tensor=name,
             )
     unnamed = (set(document.tensors) | set(document.kept)) - named
