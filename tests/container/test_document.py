@@ -16,7 +16,7 @@ from tpack.container.document import Shard, parse_document
 from tpack.container.version import KNOWN
 from tpack.errors import FormatError, TpackError
 
-MISSING = "is described, but not in the file. The file is damaged: convert it again."
+MISSING = "is missing in the file, but described. The file is damaged: convert it again."
 SURPLUS = "is in the file, but not in its description."
 TWICE = "is described as a kept tensor and as a part of 'w'."
 

@@ -91,8 +91,13 @@ def test_a_newer_row_raises_the_version_of_files_that_name_it(table, name, tmp_p
 def test_a_reader_without_the_row_says_that_the_file_is_newer(table, name, tmp_path, monkeypatch):
     monkeypatch.setitem(table, name, replace(table[name], since=3))
     path = converted(tmp_path / "new.safetensors")
-    monkeypatch.delitem(table, name)
-    found, _, advice = refusal(path).partition(". The file was made by a newer tpack ")
+    rows = dict(table)
+    del table[name]
+    try:
+        found, _, advice = refusal(path).partition(". The file was made by a newer tpack ")
+    finally:
+        table.clear()
+        table.update(rows)  # in their order, which --help shows
     assert name in found
     assert advice == f"(format version 1.3, expected at most {KNOWN}): update tpack."
 

@@ -27,7 +27,7 @@ MAX_NESTING = 2 * MAX_DEPTH + 6
 NO_DIGEST = "0" * 64
 
 _HEX, _DIGEST = re.compile(r"[0-9a-f]{64}"), "64 digits of lowercase hex"
-_MISSING = "is described, but not in the file. The file is damaged: convert it again."
+_MISSING = "is missing in the file, but described. The file is damaged: convert it again."
 #: The method of a weight that was saved from a module, whose float original is not known.
 UNKNOWN = "unknown"
 
