@@ -93,7 +93,9 @@ def load(
         if device_mesh is not None and parallel is not None:
             parts = divide(module, device_mesh, parallel)
         elif device_mesh is not None or parallel is not None:
-            raise UsageError("load: device_mesh and parallel are given together, or neither.")
+            raise UsageError(
+                "load: one of device_mesh and parallel is given, expected both or neither."
+            )
         tensors = dict(map_tensors(file, parts))
         layouts = {f"{name}_packed": entry.layout for name, entry in file.document.tensors.items()}
         # plain data, no part of the state

@@ -336,8 +336,8 @@ def _completed(program: Program, stored: Mapping[str, Stored]) -> tuple[Program,
         ternary, entry = slot.param.param_type == "TernaryTensor", stored[name].entry
         if ternary != (entry is not None):
             raise LayerDefError(
-                f"is {'kept' if ternary else 'packed'}, but a {slot.param.param_type} by the "
-                "LayerDefs.",
+                f"is {'kept' if ternary else 'packed'}, but the LayerDefs declare a "
+                f"{slot.param.param_type}.",
                 tensor=name,
             )
     found = {name: one.found for name, one in stored.items()}

@@ -44,7 +44,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
             raise FormatError(f"is longer than {MAX_CONFIG} bytes.", rule="R18")
         data = parse_json(text, "R18", "config")
         if not isinstance(data, dict):
-            raise InputError("is no JSON object.")
+            raise InputError(f"is {data!r:.40}, expected a JSON object.")
         return data
 
 
@@ -91,7 +91,7 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
     replaced = config["quantization_config"].get("replaced", {})
     if not isinstance(replaced, Mapping):
         raise InputError(
-            f"has {replaced!r:.40} in its config.json where it says what the plain model had, "
+            f"has {replaced!r:.40} as 'replaced' in the quantization_config of its config.json, "
             "expected an object. Convert the model again."
         )
     return {key: value for key, value in config.items() if key not in ours} | dict(replaced)

@@ -176,7 +176,7 @@ def test_weights_that_are_all_zero_are_counted(tmp_path):
 def test_a_weight_that_a_pattern_keeps_still_tells_what_model_it_is(tmp_path):
     report = tpack.convert(MIXED, tmp_path / "out", include=["*language*", "norm_out*"])
     assert actions(report)["norm_out.linear.weight"] == "kept"
-    with pytest.raises(NotTernaryError, match="holds no ternary weight that was to be packed"):
+    with pytest.raises(NotTernaryError, match="holds no ternary weight among those to pack"):
         tpack.convert(MIXED, tmp_path / "out", include=["norm_out*"], force=True)
     report = tpack.convert(
         MIXED, tmp_path / "out", include=["norm_out*"], quantize="twn", force=True
@@ -209,7 +209,7 @@ def test_the_table_of_the_manual_is_what_happens():
 
 def test_what_is_cast_is_not_called_bit_for_bit(tmp_path):
     report = tpack.convert(MIXED, tmp_path / "out", keep_dtype="f16")
-    assert "not ternary and not packed (--keep-dtype f16 holds): model.vis" in report.warnings[0]
+    assert "not ternary and not packed (--keep-dtype f16 applies): model.vis" in report.warnings[0]
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (64, 1), (64, 2)])

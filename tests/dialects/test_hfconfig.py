@@ -62,7 +62,7 @@ def test_a_plain_config_is_its_own():
 def test_what_was_replaced_must_be_an_object(replaced):
     packed = packed_config(LLAMA)
     packed["quantization_config"]["replaced"] = replaced
-    with pytest.raises(InputError, match="where it says what the plain model had"):
+    with pytest.raises(InputError, match="as 'replaced' in the quantization_config"):
         plain_config(packed)
 
 

@@ -175,7 +175,7 @@ def test_a_plain_folder_is_not_packed_while_it_loads(tmp_path):
 def test_a_config_of_another_kind_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="activations 'int4', expected"):
         tpack.hf.TpackConfig(activations="int4")
-    with pytest.raises(InputError, match=r"has {'bits': 2} among what it says"):
+    with pytest.raises(InputError, match=r"has {'bits': 2} in its quantization_config"):
         tpack.hf.TpackConfig(bits=2)
-    with pytest.raises(InputError, match=r"has \[3\] among what it says"):
+    with pytest.raises(InputError, match=r"has \[3\] in its quantization_config"):
         tpack.hf.TpackConfig(replaced=[3])

@@ -255,7 +255,7 @@ def test_a_shared_table_that_is_scaled_where_it_is_used_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("*A_log", r"mixer.A_log' is no weight of a layer in MambaForCausalLM"),
+        ("*A_log", r"mixer.A_log' is not the weight of a layer in MambaForCausalLM"),
         ("*conv1d.weight", r"mixer.conv1d.weight' is the weight of a Conv1d, which has no packed"),
     ],
 )

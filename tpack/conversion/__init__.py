@@ -94,8 +94,8 @@ def convert(
     address = _address(source, destination)
     if resume and address is not None:
         raise UsageError(
-            f"resume works between folders on disks, but {address} is an address: of an "
-            "interrupted conversion nothing is kept. Leave resume out, or copy the folder first."
+            f"resume needs folders on disks, but {address} is an address, for which an interrupted "
+            "conversion keeps nothing. Leave resume out, or copy the folder first."
         )
     with ExitStack() as stack:
         place = destination
@@ -113,8 +113,8 @@ def convert(
         else:
             if resume:
                 raise UsageError(
-                    "resume goes on with the conversion of a folder, but the source is none. "
-                    "Leave it out."
+                    "resume continues the conversion of a folder, but the source is not a folder. "
+                    "Leave resume out."
                 )
             if not dry_run:
                 check_not_input(target, *paths)

@@ -103,7 +103,7 @@ class Cases:
             return replace(left, refused=True)
         if self.plan.declared and self.of_ternary_source:
             text = left.text or "is not ternary"
-            advice = f"Its LayerDef says that it is: declare it as a Tensor. {left.advice}"
+            advice = f"Its LayerDef declares a TernaryTensor: declare it as a Tensor. {left.advice}"
             return replace(left, text=text, advice=advice.rstrip(), refused=True)
         if self.of_ternary_source or (tensor.dtype == "int8" and not asked):
             return left

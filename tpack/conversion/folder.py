@@ -139,11 +139,11 @@ def _check_target(folder: Folder) -> None:
             f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
         )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise StorageError("is no folder, but the source is one. Choose another.", file=target)
+        raise StorageError("is not a folder, but the source is. Choose another.", file=target)
     if folder.source.path is not None:
         own, other = target.resolve(), folder.source.path.resolve()
         if own == other or own in other.parents or other in own.parents:
-            raise ExistsError("is or holds the input itself. Choose another.", file=target)
+            raise ExistsError("is, holds or lies in the source. Choose another.", file=target)
 
 
 def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionReport]:

@@ -337,6 +337,7 @@ def _check_names(plan: Plan, aliases: Mapping[str, str]) -> None:
     for alias, name in aliases.items():
         if name not in taken:
             raise InputError(
-                f"shares the storage of {name!r}, which is taken in as a scale. Copy it.",
+                f"shares the storage of {name!r}, which is not stored by itself: it is the scale "
+                "of a packed weight. Clone the tensor before it is saved.",
                 tensor=alias,
             )

@@ -42,7 +42,8 @@ class Ranks:
                 texts = environment[number], environment[of]
                 if not all(text.isdecimal() for text in texts) or int(texts[0]) >= int(texts[1]):
                     raise UsageError(
-                        f"{number}={texts[0]!r} and {of}={texts[1]!r} are no rank and size."
+                        f"{number}={texts[0]!r} and {of}={texts[1]!r}, expected a rank from 0 and "
+                        "a greater number of processes. Unset both to convert in one process."
                     )
                 return cls(int(texts[0]), int(texts[1]))
         return cls()

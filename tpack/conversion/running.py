@@ -18,7 +18,7 @@ def about_forward(source: Source, program: Program) -> list[str]:
         return []
     gguf = ", or export it to gguf again" if "gguf" in source.metadata else ""
     return [
-        "the model has no forward, which tensors do not tell: calling it raises "
+        "the model has no forward, since tensors do not record it: calling it raises "
         "NotImplementedError. To get one, convert the module with example arguments or a .pt2, or "
         f"give LayerDefs{gguf}"
     ]

@@ -37,14 +37,14 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
             f"no weight of the source is ternary: {plural(len(rounded), 'weight')} "
             f"{'was' if len(rounded) == 1 else 'were'} rounded by absmean, with relative error "
             f"{low if low == high else f'{low}–{high}'}. That is right only for masters of BitNet "
-            "b1.58, which are rounded so as they run. For other models see --quantize "
+            "b1.58, which round the same way as they run. For other models see --quantize "
             f"{' or '.join(name for name in QUANTIZERS if name != 'absmean')}, "
             "and --scale row or group:N; --exact refuses to round."
         )
     if rescaled := sorted(set(lossy) - set(rounded)):
         found.append(
-            f"{_of(rescaled)} ternary in float64, with a scale that float32 does not hold: it was "
-            "rounded, the trits were not."
+            f"{_of(rescaled)} ternary in float64, with a scale that float32 cannot hold: the "
+            "scale was rounded, the trits were not."
         )
     if zero := [name for batch in batches for name in batch.zero]:
         found.append(f"{_of(zero)} all zero. Is the source complete?")
@@ -54,7 +54,7 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
 def _left(left: Mapping[str, Left], of: int, plan: Plan) -> str:
     """Return the warning about weights that were kept."""
     wish = plan.options.keep_dtype
-    how = "kept bit for bit" if wish is None else f"not packed (--keep-dtype {wish} holds)"
+    how = "kept bit for bit" if wish is None else f"not packed (--keep-dtype {wish} applies)"
     lines = [
         f"{len(left)} of {plural(of, 'weight')} "
         f"{'is' if len(left) == 1 else 'are'} not ternary and {how}: {_names(left)}."
@@ -74,7 +74,7 @@ def _recognised(left: Mapping[str, Left]) -> list[str]:
             kinds.setdefault(why.kind, []).append(name)
     told = []
     for kind, names in kinds.items():
-        more = f" ({len(names)} such: {kind})" if len(names) > 1 else ""
+        more = f" ({len(names)} like it: {kind})" if len(names) > 1 else ""
         why = left[names[0]]
         told.append(f"{names[0]} {why.text.rstrip('.')}{more}.{' ' * bool(why.advice)}{why.advice}")
     return told
@@ -131,7 +131,7 @@ def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
     """Return the error that no weight is ternary, and none may be rounded unasked."""
     kinds = ", ".join(dict.fromkeys(why.kind for why in left.values()))
     sentences = [
-        f"holds no ternary weight that was to be packed: {_names(left)} ({kinds}).",
+        f"holds no ternary weight among those to pack: {_names(left)} ({kinds}).",
         *_recognised(left),
         f"Round with --quantize {'|'.join(QUANTIZERS)}, or name others with --include.",
     ]

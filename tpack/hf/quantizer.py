@@ -35,8 +35,9 @@ class TpackConfig(QuantizationConfigMixin):
     ) -> None:
         if others or not isinstance(replaced or {}, dict):
             raise InputError(
-                f"config.json has {others or replaced!r:.60} among what it says of the packing, "
-                "expected no such field. Use a newer tpack, or convert the model again."
+                f"config.json has {others or replaced!r:.60} in its quantization_config, expected "
+                "an object in the field 'replaced', and no unknown field. Use a newer tpack, or "
+                "convert the model again."
             )
         if quant_method != METHOD or activations not in ("int8", "float"):
             raise InputError(

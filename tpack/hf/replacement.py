@@ -69,8 +69,8 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
             path, _, last = target.rpartition(".")
             if last != "weight":
                 raise UnsupportedError(
-                    f"is no weight of a layer in {type(model).__name__}, and has no packed form "
-                    f"there. Convert with --exclude '{name}'."
+                    f"is not the weight of a layer in {type(model).__name__}, so it has no packed "
+                    f"form. Convert with --exclude '{name}'."
                 )
             dtype = file.entries[f"{name}_scale"].dtype
             make = bit_linear if rounded is not None and path in rounded else None
@@ -305,8 +305,8 @@ def _tie(model: PreTrainedModel, placed: Mapping[str, nn.Module]) -> None:
         module, path = placed[table], head.rpartition(".")[0]
         if not isinstance(module, PackedEmbedding):
             raise UnsupportedError(
-                f"is shared with {head!r}, which packed weights of a layer other than an embedding "
-                f"cannot be. Convert with --exclude '{table}'.",
+                f"is shared with {head!r}, but of packed weights only those of an embedding can be "
+                f"shared. Convert with --exclude '{table}'.",
                 tensor=table,
             )
         user = model.get_submodule(path)
