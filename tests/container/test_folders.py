@@ -129,6 +129,26 @@ def test_without_an_exchange_the_old_folder_comes_back_if_the_new_cannot_go_ther
     assert hidden(old.parent) == []
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(5, "Input/output error")])
+def test_between_two_renames_the_old_folder_is_never_lost(old, monkeypatch, error):
+    monkeypatch.setattr(folders, "exchange", lambda *_: False)
+    rename, calls = Path.rename, []
+
+    def fail(path, target):
+        calls.append(path.name)
+        if len(calls) > 1:
+            raise error
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises((KeyboardInterrupt, StorageError)), new_folder(old, force=True) as folder:
+        write(folder, a_txt="a")
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(ExistsError), new_folder(old):
+        pass
+    assert tree(old) == {"config.json": "{}", "old.txt": "old"}
+
+
 def test_two_processes_do_not_write_to_one_target(old):
     code = (
         "import sys; from tpack.container.folders import new_folder\n"

@@ -153,3 +153,8 @@ def test_files_of_tests_are_short_and_import_from_no_other(path):
     # nor does the code that a test hands to another process
     texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)]
     assert not [t for t in texts if isinstance(t, str) and re.search(r"^\s*(from|import) test_", t)]
+
+
+def test_no_two_files_of_tests_have_one_name():
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

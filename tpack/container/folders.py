@@ -97,7 +97,7 @@ class Workplace:
                 target.rename(self.replaced)
                 try:
                     self.output.rename(target)
-                except OSError:
+                except BaseException:
                     self.replaced.rename(target)
                     raise
         except OSError as error:
@@ -105,8 +105,14 @@ class Workplace:
 
     def restore(self, target: Path) -> None:
         """Bring back an output whose replacement was killed between two steps."""
-        if self.replaced.exists() and not target.exists():
-            self.replaced.rename(target)
+        if self.holds_the_only(target):
+            with self.lock("all") as mine:  # another process may be between the two steps
+                if mine and self.holds_the_only(target):
+                    self.replaced.rename(target)
+
+    def holds_the_only(self, target: Path) -> bool:
+        """Return whether the old output is here, and nothing in its place."""
+        return self.replaced.exists() and not target.exists()
 
 
 @contextmanager
@@ -208,7 +214,8 @@ def _put_together(work: Workplace, target: Path) -> Iterator[Path]:
         try:
             yield work.output
         finally:
-            work.remove()
+            if not work.holds_the_only(target):
+                work.remove()
 
 
 def sync_tree(folder: Path) -> None:
