@@ -1,1 +1,1 @@
-"""The command line; installs as ``tpack.cli``. Each command: parse, one library call, print."""
+"""The command line, installed as ``tpack.cli``: each command parses, calls the library, prints."""

@@ -10,7 +10,7 @@ from tpack.cli.output import print_json
 
 @click.command()
 @click.option("--threads", type=click.IntRange(1, 4096), help="Default: torch's.")
-@click.option("--repeats", type=click.IntRange(3, 1001), default=31, help="Calls a median is of.")
+@click.option("--repeats", type=click.IntRange(3, 1001), default=31, help="Calls per median.")
 @options.as_json
 def bench(threads: int | None, repeats: int, as_json: bool) -> None:
     """Time the kernels on this machine, each against memory or torch.
@@ -29,8 +29,8 @@ def bench(threads: int | None, repeats: int, as_json: bool) -> None:
 
     if kernels.variant() == "numpy":
         raise UnsupportedError(
-            "numpy serves: the extension was not built, or TPACK_KERNEL says so. There is nothing "
-            "to time."
+            "only the numpy kernels are in use: the extension was not built, or TPACK_KERNEL asks "
+            "for them. To time kernels, build it or unset TPACK_KERNEL."
         )
     rows = run(threads, repeats)
     if as_json:

@@ -56,7 +56,7 @@ def convert(
     SOURCE is a .safetensors, .gguf, .pt2, .pt, .pth, .bin or .ckpt file, a folder as
     model hubs have them or FSDP training writes them, a repository (hf://org/name) or
     another address (s3://…). Prints the path of the output. Weights that already are ternary
-    are packed losslessly; others are quantized, and the summary says so. Under torchrun or
+    are packed losslessly; others are kept or quantized, as the summary shows. Under torchrun or
     srun the processes share the shards of a folder.
 
     \b
@@ -93,7 +93,7 @@ def convert(
 
 
 def _table(report: ConversionReport, *, verbose: bool) -> str:
-    """One line for each weight, or for each group of repeated layers; all tensors if verbose."""
+    """Return a line for each weight, or group of repeated layers; all tensors if verbose."""
     tensors = {t.name: t for t in report.tensors if verbose or t.left or t.action != "kept"}
     keyed = ((t.name, (t.shape, t.action, t.scale, t.method, t.reason)) for t in tensors.values())
     rows = []
@@ -111,7 +111,7 @@ def _table(report: ConversionReport, *, verbose: bool) -> str:
 
 
 def _summary(report: ConversionReport) -> dict[str, str]:
-    """What was found, done and proved, a line each."""
+    """Return what was found, done and proved, a line each, by its title."""
     packed, quantized, kept = (
         [t for t in report.tensors if t.action == action]
         for action in ("packed", "quantized", "kept")
@@ -137,7 +137,7 @@ def _summary(report: ConversionReport) -> dict[str, str]:
 
 
 def _error(tensors: Sequence[TensorReport]) -> str:
-    """``0.523``, or the least and the greatest of several."""
+    """Return ``0.523``, or the least and the greatest of several errors."""
     errors = [t.relative_error for t in tensors]
     low, high = f"{min(errors):.3f}", f"{max(errors):.3f}"
     return low if low == high else f"{low}–{high}"

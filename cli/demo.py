@@ -13,7 +13,7 @@ from tpack.cli.output import print_json
 
 @click.command()
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder that keeps what it makes."
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder for the files that it makes."
 )
 @options.force
 @options.as_json

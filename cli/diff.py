@@ -73,7 +73,7 @@ def _only(names: tuple[str, ...], where: str, *, verbose: bool) -> list[tuple[st
 
 
 def _tensors(report: DiffReport, *, verbose: bool) -> list[tuple[str, ...]]:
-    """A line for each way in which a tensor, or a group of them, differs."""
+    """Return a line for each way in which a tensor, or a group of tensors, differs."""
     tensors = {t.name: t for t in report.tensors}
     rows: list[tuple[str, ...]] = []
     for label, names in grouped(((t.name, _ways(t)) for t in report.tensors), each=verbose):
@@ -91,12 +91,12 @@ def _tensors(report: DiffReport, *, verbose: bool) -> list[tuple[str, ...]]:
 
 
 def _ways(tensor: TensorDifference) -> tuple[object, ...]:
-    """In what a tensor differs, apart from how much."""
+    """Return the ways in which a tensor differs, whatever the counts."""
     form = tuple(sorted(tensor.form.items()))
     return (tensor.kind, form, bool(tensor.changed), bool(tensor.scales_changed))
 
 
 def _counts(pairs: list[tuple[int | None, int]]) -> tuple[str, str]:
-    """How many changed, and their share of all."""
+    """Return how many values changed, and their share of all."""
     changed = sum(count or 0 for count, _ in pairs)
     return f"{changed}", f"{changed / max(sum(total for _, total in pairs), 1):.2%}"

@@ -13,7 +13,7 @@ from tpack.cli.output import print_json, printable, shape, shorten, size, table
 @click.command()
 @click.argument("file", type=options.checkpoint)
 @click.option(
-    "--to", type=click.Choice(["hf-bitnet", "gguf"]), required=True, help="Whose dialect."
+    "--to", type=click.Choice(["hf-bitnet", "gguf"]), required=True, help="The target system."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option(
@@ -21,9 +21,9 @@ from tpack.cli.output import print_json, printable, shape, shorten, size, table
     "kind",
     type=click.Choice(["auto", "tq1_0", "tq2_0", "q2_0"]),
     default="auto",
-    help="Of GGUF's blocks; auto is as it came, else tq2_0 or q2_0.",
+    help="Block type in GGUF; auto: that of the source, else tq2_0 or q2_0.",
 )
-@click.option("--allow-inexact", is_flag=True, help="Round scales, unpack what fits no GGUF block.")
+@click.option("--allow-inexact", is_flag=True, help="Round scales, unpack what fits no block.")
 @options.force
 @options.as_json
 @options.quiet
@@ -41,9 +41,9 @@ def export(
 ) -> None:
     """Write a checkpoint in the dialect of another system.
 
-    gguf is a file for llama.cpp, made of a GGUF file or of the folder of a model such as
-    Llama or BitNet. hf-bitnet is a folder for transformers. What the dialect cannot say exactly is
-    refused, by name.
+    gguf is a file for llama.cpp, made from a GGUF file or from the folder of a model such as
+    Llama or BitNet. hf-bitnet is a folder for transformers. A tensor that the dialect cannot
+    express exactly is refused, by name.
 
     \b
     Example:

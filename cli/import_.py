@@ -1,4 +1,4 @@
-"""``tpack import``: what others have packed; ``convert`` reads it just as well."""
+"""``tpack import``: the command ``convert`` under a name for files of other systems."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: bool) -> int:
     """Show what is in a checkpoint, tensor by tensor.
 
-    Repeated layers share a line. With --html: a page of its own that needs no network, with
+    Repeated layers share a line. With --html: a self-contained page that needs no network, with
     charts, a table to sort and filter, and the source of the model. Prints its path, and
-    exits with 5 if a check does not hold.
+    exits with 5 if a check fails.
 
     \b
     Example:
@@ -77,7 +77,7 @@ def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: 
 
 
 def _write_page(file: Path, html: Path, *, force: bool) -> list[str]:
-    """Write the page; returns what verification found."""
+    """Write the page, and return the problems that verification found."""
     from tpack.container.atomic import check_not_input, check_target, new_file
     from tpack.html_report import gather, render
 
@@ -91,7 +91,7 @@ def _write_page(file: Path, html: Path, *, force: bool) -> list[str]:
 
 
 def _table(report: InspectionReport, *, verbose: bool) -> str:
-    """One line for each tensor, or for each group of repeated layers."""
+    """Return a line for each tensor, or group of repeated layers."""
     ternary = {t.name: t for t in report.tensors}
     kept = {t.name: t for t in report.kept}
     rows = []
@@ -116,7 +116,7 @@ def _table(report: InspectionReport, *, verbose: bool) -> str:
 
 
 def _percents(shares: list[float]) -> str:
-    """``31.6%``, or the least and the greatest of several: ``31–38%``."""
+    """Return ``31.6%``, or the least and the greatest of several: ``31–38%``."""
     low, high = f"{min(shares):.0%}", f"{max(shares):.0%}"
     if len(shares) == 1:
         return f"{shares[0]:.1%}"

@@ -1,4 +1,4 @@
-"""The command ``tpack``: its group, and how failures end."""
+"""The command ``tpack``: its group of commands, and the exit codes of failures."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = _run(arguments)
         sys.stdout.flush()
     except OSError as error:
-        # what stdout did not take would be flushed at exit, and fail again
+        # output that is still buffered would be flushed at exit, and fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if error.errno != errno.EPIPE:  # a reader that has left needs no word
+        if error.errno != errno.EPIPE:  # a reader that has left needs no message
             where = error.filename or "stdout"
             click.echo(f"tpack: {where}: cannot be written: {error.strerror}.", err=True)
         code = StorageError.code
@@ -147,7 +147,7 @@ def _debug() -> None:
 def _fail(
     code: int, kind: str, message: str, arguments: list[str], tensor: str | None = None
 ) -> int:
-    """Say it in one sentence: JSON on stdout where it was asked for, else text on stderr."""
+    """Report a failure: as JSON on stdout if ``--json`` is given, else as text on stderr."""
     if "--json" in arguments:
         error = {"code": code, "kind": kind, "message": message, "tensor": tensor}
         print_json({"error": error})

@@ -1,4 +1,4 @@
-"""Options that several commands share, and those that the fields of a record describe."""
+"""Options that several commands share, and options made from the fields of a record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 
 
 class CheckpointPath(click.Path):
-    """The path of a file or folder here, also as ``file://``; other addresses are refused."""
+    """A local path of a file or folder, also as ``file://``; other addresses are refused."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -34,8 +34,8 @@ class CheckpointPath(click.Path):
 class Described(click.Command):
     """A command with an option for each field that ``tpack.options.option`` made.
 
-    The fields are asked for when an option is: ``tpack --help`` needs no tables, and tables may
-    get rows until then.
+    ``described`` is called each time the options are needed: so ``tpack --help`` loads no tables,
+    and a row that was added to a table shows up.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What commands print: JSON, tables, sizes, and progress on a terminal."""
+"""Print JSON, tables, sizes, and progress on a terminal."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ __all__ = [
 
 
 def print_json(data: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     click.echo(json.dumps(data, indent=2, allow_nan=False))
 
 
-#: What a colour says. Without colour the words say it: no meaning is in a colour alone.
+#: Colours by meaning. The words have the meaning too: none is in a colour alone.
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 
 #: Words of tables that have a colour: what was lossless, and what was not.
@@ -48,9 +48,9 @@ TINTS = MappingProxyType(
 
 
 def tint(text: str, meaning: str) -> str:
-    """Text in the colour of ``good``, ``warn`` or ``bad``.
+    """Colour a text as ``good``, ``warn`` or ``bad``.
 
-    Plain with ``NO_COLOR``; where the output is no terminal, click takes the colour out.
+    It stays plain with ``NO_COLOR``; if the output is not a terminal, click drops the colour.
     """
     return text if os.environ.get("NO_COLOR") else click.style(text, fg=_COLOURS[meaning])
 
@@ -58,7 +58,7 @@ def tint(text: str, meaning: str) -> str:
 def grouped(
     keyed: Iterable[tuple[str, Hashable]], *, each: bool = False
 ) -> list[tuple[str, list[str]]]:
-    """Labels and names of the lines of a table: repeated layers share one, unless ``each``."""
+    """Return label and names of each line of a table; repeated layers share one if not ``each``."""
     found = [[name] for name, _ in keyed] if each else groups(keyed)
     return [(label(names), names) for names in found]
 
@@ -71,11 +71,11 @@ def table(
     stream: TextIO | None = None,
     meanings: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """Rows in aligned columns, two spaces apart; columns ``right`` aligned to the right.
+    """Align rows in columns, two spaces apart; columns ``right`` are aligned to the right.
 
     Args:
-        stream: if it is a terminal, the first column gives way until the lines fit it.
-        meanings: cells to colour → what the colour says.
+        stream: if it is a terminal, the first column is cut until the lines fit.
+        meanings: the cells to colour → the meaning of the colour.
     """
     cells = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
@@ -100,7 +100,7 @@ def table(
 
 
 def cut(name: str, width: int) -> str:
-    """A name cut in the middle, so that both its ends tell what it is.
+    """Cut a name in the middle, so that both its ends can be read.
 
     Example:
         >>> cut("model.layers.0–29.mlp.up_proj ×30", 20)
@@ -112,13 +112,13 @@ def cut(name: str, width: int) -> str:
 
 
 def shorten(name: str, width: int = 34) -> str:
-    """A name cut in the middle on a terminal; whole in a pipe."""
+    """Cut a name in the middle on a terminal; keep it whole in a pipe."""
     return cut(name, width) if sys.stdout.isatty() else name
 
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A progress bar on stderr if that is a terminal, else nothing."""
+    """Show a progress bar on stderr if that is a terminal; yield what advances it, or None."""
     if quiet or not sys.stderr.isatty():
         yield None
         return

@@ -1,4 +1,4 @@
-"""Pages of the manual that are generated: ``python -m tpack.cli.reference`` writes them."""
+"""Generate pages of the manual: ``python -m tpack.cli.reference`` writes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ARCHITECTURES = "<!-- generated: architectures -->"
 
 
 def cli_reference() -> str:
-    """``docs/cli.md``: the help of every command, and the exit codes."""
+    """Return ``docs/cli.md``: the help of every command, and the exit codes."""
     parts = [
         "# Command line\n\nGenerated from the commands by `make docs`. Results go to stdout, "
         "everything else to stderr.\n\n| exit code | meaning |\n|---|---|",
@@ -42,7 +42,7 @@ def cli_reference() -> str:
 
 
 def _choices(command: Described) -> Iterator[str]:
-    """The meanings of the names that options take, a table each."""
+    """Yield a table for each option that takes names, with their meanings."""
     for each in command.described():
         if table := each.metadata.get("among"):
             yield f"| `--{each.name.replace('_', '-')}` | |\n|---|---|"
@@ -65,7 +65,7 @@ _EXIT_CODES = (
 _COMPLETION = """\
 With `--json` a failure is JSON on stdout too:
 `{"error": {"code": 4, "kind": "not_ternary", "message": …, "tensor": …}}`.
-[Errors](errors.md) says what to do about each.
+[Errors](errors.md) shows what to do about each.
 
 Shell completion: put `eval "$(_TPACK_COMPLETE=bash_source tpack)"` into `~/.bashrc`,
 `eval "$(_TPACK_COMPLETE=zsh_source tpack)"` into `~/.zshrc`, or
@@ -74,7 +74,7 @@ Shell completion: put `eval "$(_TPACK_COMPLETE=bash_source tpack)"` into `~/.bas
 
 
 def layerdef_reference() -> str:
-    """The tables of ops and built-in layers in ``docs/layerdef.md``."""
+    """Return the tables of ops and built-in layers in ``docs/layerdef.md``."""
     lines = [_OPS, "", "| op | arguments | torch | computes |", "|---|---|---|---|"]
     packed = {op.plain: f"`tpack.nn.{op.spelling}`" for op in PACKED_OPS.values()}
     for op in OPS.values():
@@ -89,7 +89,7 @@ def layerdef_reference() -> str:
 
 
 def errors_reference() -> str:
-    """The table of exit codes and exceptions in ``docs/errors.md``."""
+    """Return the table of exit codes and exceptions in ``docs/errors.md``."""
     lines = [
         _ERRORS,
         "",
@@ -113,7 +113,7 @@ def errors_reference() -> str:
 
 
 def architectures_reference() -> str:
-    """The table of architectures of GGUF in ``docs/dialects.md``."""
+    """Return the table of architectures of GGUF in ``docs/dialects.md``."""
     lines = [
         _ARCHITECTURES,
         "",
@@ -143,7 +143,7 @@ def _escape(text: str) -> str:
 
 
 def ops_reference() -> str:
-    """``docs/ops.md``: what ``tpack.capture`` makes of each op of ATen."""
+    """Return ``docs/ops.md``: the op of LayerDef for each op of ATen."""
     from tpack.capturing.aten import ATEN, CHECKS, PSEUDO
 
     lines = [
@@ -169,8 +169,8 @@ def ops_reference() -> str:
     in_place = ", ".join(f"`{n}`" for n in sorted(changing) if n not in ATEN and _overload(n))
     lines += [
         "",
-        "In place, where nothing else sees the tensor that changes: " + in_place + ".\n",
-        "Left out, for they compute nothing: "
+        "In place, if no other tensor shares the memory that changes: " + in_place + ".\n",
+        "Left out, because they compute nothing: "
         + ", ".join(f"`{name}`" for name in sorted(CHECKS))
         + ".\n",
         "Mixture-of-experts layers of transformers export in their batched form: set",
@@ -180,7 +180,7 @@ def ops_reference() -> str:
 
 
 def _overload(name: str) -> Any:
-    """An overload of ATen, if torch has it."""
+    """Return an overload of ATen; None if torch does not have it."""
     import torch
 
     packet, _, kind = name.partition(".")
@@ -188,7 +188,7 @@ def _overload(name: str) -> Any:
 
 
 def write(folder: Path) -> None:
-    """Bring the generated pages, and parts of pages, in a folder up to date."""
+    """Write the generated pages, and the generated parts of others, in a folder."""
     (folder / "ops.md").write_text(ops_reference())
     (folder / "cli.md").write_text(cli_reference())
     parts = (

@@ -19,8 +19,8 @@ from tpack.cli.output import print_json, size
 def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) -> None:
     """Write plain safetensors: weights dequantized, in the dtype of their source.
 
-    Of a folder it makes a folder, with its config and tokenizer; of a file, or if the
-    output ends in .safetensors, one file.
+    A folder becomes a folder, with its config and tokenizer; a file becomes a file, and so
+    does a folder if the output ends in .safetensors.
 
     \b
     Example:

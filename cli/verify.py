@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--against",
     metavar="SOURCE",
-    help="What FILE was converted from: prove that it gives FILE.",
+    help="The source of FILE: prove that it gives FILE.",
 )
 @options.as_json
 @options.quiet
@@ -28,8 +28,8 @@ def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose:
     """Check a checkpoint: structure, codes, padding, digests, LayerDefs.
 
     With --against: weights that were ternary must unpack to the values of SOURCE. Weights that
-    were quantized are quantized again, and must give the same trits and scales. Exits with 5 if a
-    check does not hold; says where the first value differs, and how many do.
+    were quantized are quantized again, and must give the same trits and scales. Shows where
+    the first value differs, and how many do. Exits with 5 if a check fails.
 
     \b
     Example:
@@ -67,7 +67,7 @@ def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose:
 
 
 def _proved(report: VerificationReport, against: str) -> str:
-    """What the source was found to give."""
+    """Return what the comparison with the source found."""
     if report.lossless and not report.warnings:  # a source that holds more is not equalled
         return f", equal to {against}"
     found = ", ".join(f"{count} equal {what}" for what, count in report.equals.items())

@@ -76,23 +76,27 @@ class Options:
     """The options of ``convert``."""
 
     exact: bool = option(False, "Refuse what is not already ternary.")
-    quantize: str = option("auto", "For what is not ternary; auto is absmean.", among=QUANTIZERS)
-    scale: str = option("auto", "What shares a scale.", among=GRANULARITIES, read=Scale.parse)
+    quantize: str = option(
+        "auto",
+        "How to round what is not ternary; auto keeps it beside ternary weights, else absmean.",
+        among=QUANTIZERS,
+    )
+    scale: str = option("auto", "Values that share a scale.", among=GRANULARITIES, read=Scale.parse)
     include: Sequence[str] = option((), "Pack these tensors only.", form="GLOB")
     exclude: Sequence[str] = option((), "Keep these tensors.", form="GLOB")
-    keep_dtype: str | None = option(None, "For floats that are kept.", among=KEEP_DTYPES)
+    keep_dtype: str | None = option(None, "Dtype of floats that are not packed.", among=KEEP_DTYPES)
     layout: str = option(
         "t2",
-        f"{' or '.join(f'{8 / row.per_byte:g}' for row in LAYOUTS.values())} bits.",
+        f"{' or '.join(f'{8 / row.per_byte:g}' for row in LAYOUTS.values())} bits per weight.",
         among=LAYOUTS,
     )
     scale_means: Means | None = option(
         None,
-        "What scales beside int8 or uint8 weights do, where nothing says it.",
+        "What scales beside int8 or uint8 weights do, if the source does not record it.",
         among=MEANINGS,
     )
     dry_run: bool = option(False, "Report, and write nothing.", decides=False)
-    resume: bool = option(False, "Go on with an interrupted folder.", decides=False)
+    resume: bool = option(False, "Continue an interrupted conversion of a folder.", decides=False)
     force: bool = option(False, "Replace an existing output.", letter="f", decides=False)
     progress: Progress = field(default=lambda *_: None, compare=False)
 

@@ -50,7 +50,7 @@ def test_bench_prints_a_row_a_line(small):
 
 
 def test_bench_without_the_extension_says_why(monkeypatch):
-    with kernels.forced("numpy"), pytest.raises(UnsupportedError, match="numpy serves"):
+    with kernels.forced("numpy"), pytest.raises(UnsupportedError, match="only the numpy kernels"):
         CliRunner().invoke(cli, ["bench"], catch_exceptions=False, standalone_mode=False)
 
 
