@@ -37,7 +37,7 @@ _LARGE = 16 * _CHUNK
 
 
 def archive_of(handle: int, start: int = 0, length: int | None = None) -> Archive | None:
-    """The records of an open file, or a part of it, that is a zip archive; None if it is not.
+    """Return the zip archive that an open file, or a part of it, is; None if it is not one.
 
     Raises:
         InputError: its directory is damaged.
@@ -55,7 +55,7 @@ class Archive:
         length: its bytes; None for all that follow.
 
     Attributes:
-        checksums: whether it has any: torch can be told to write zeros for them.
+        checksums: whether it has CRC-32s; torch has an option to write zeros instead.
         compressed: whether the bytes of a tensor are compressed, and cannot be mapped.
 
     Raises:
@@ -80,10 +80,10 @@ class Archive:
         self.compressed = any(info.compress_type for info in records if _is_data(info))
 
     def _place(self, info: zipfile.ZipInfo) -> int:
-        """Where the bytes of a record begin in the file, by the header before them.
+        """Return where the bytes of a record begin in the file, by the header before them.
 
         Raises:
-            ValueError: that header says something else than the directory at the end.
+            ValueError: that header differs from the directory at the end.
         """
         header = bytearray(_LOCAL.size)
         begin = self._start + info.header_offset
@@ -106,7 +106,7 @@ class Archive:
         return [info.filename for info in self._places.values()]
 
     def read(self, name: str) -> bytes:
-        """The bytes of a small record.
+        """Read the bytes of a small record.
 
         Raises:
             InputError: it is damaged.
@@ -175,12 +175,12 @@ class Archive:
 
 
 def _is_data(info: zipfile.ZipInfo) -> bool:
-    """Whether a record holds the bytes of a tensor: ``NAME/data/0``."""
+    """Return whether a record holds the bytes of a tensor: ``NAME/data/0``."""
     return info.filename.split("/")[1:2] == ["data"]
 
 
 def checksum(handle: int, start: int, length: int) -> int:
-    """The CRC-32 of a part of a file, on several threads if it is long.
+    """Compute the CRC-32 of a part of a file, on several threads if it is long.
 
     Raises:
         InputError: the file ends before.
@@ -204,7 +204,7 @@ def _checksum(handle: int, start: int, stop: int) -> int:
 
 
 def _joined(parts: Sequence[int], lengths: Sequence[int]) -> int:
-    """The CRC-32 of parts in a row.
+    """Join the CRC-32s of parts that follow each other.
 
     A CRC is a remainder of polynomials over GF(2): n bytes more multiply it by x to the 8n.
     """
@@ -221,7 +221,7 @@ def _joined(parts: Sequence[int], lengths: Sequence[int]) -> int:
 
 
 def _product(a: int, b: int) -> int:
-    """The product of two polynomials modulo that of CRC-32."""
+    """Multiply two polynomials modulo the polynomial of CRC-32."""
     product = 0
     for power in range(31, -1, -1):
         if a >> power & 1:

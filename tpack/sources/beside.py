@@ -1,4 +1,4 @@
-"""What lies in a folder beside its weights: what goes with the model, and what is left out."""
+"""The other files of a folder of weights: those that go with the model, and those left out."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Beside:
     Attributes:
         copies: what goes with the model: files by their names in the output, ``assets/a.png``.
         parts: sub-folders with weights of their own that belong to the model.
-        left_out: weights that do too, or may, and are not taken along.
+        left_out: further weights that belong, or may belong, to the model and are not read.
         notes, warnings: for the report.
     """
 
@@ -55,24 +55,24 @@ class Beside:
 
 
 def is_candidate(file: Path) -> bool:
-    """Whether a file may hold the weights of a model, by its name."""
+    """Return whether a file may hold the weights of a model, by its name."""
     left = _TRAINER.fullmatch(file.name) or _ADAPTER.fullmatch(file.name)
     return file.suffix in WEIGHTS and not left and not file.name.startswith(".")
 
 
 def adapters(folder: Path) -> list[str]:
-    """Files with the weights of an adapter."""
+    """Return the files with the weights of an adapter."""
     found = sorted(folder.glob("adapter_model.*"))
     return [file.name for file in found if file.suffix in WEIGHTS]
 
 
 def folders_with_weights(folder: Path) -> list[str]:
-    """Sub-folders that have weights of their own, as those of a pipeline do."""
+    """Return the sub-folders that have weights of their own, as those of a pipeline do."""
     return [f.name for f in sorted(folder.iterdir()) if not _hidden(f) and _has_own_weights(f)]
 
 
 def parts_of(folder: Path) -> list[str]:
-    """Sub-folders with weights of their own that belong to the model of a folder.
+    """Return the sub-folders with weights of their own that belong to the model of a folder.
 
     Raises:
         InputError: ``modules.json`` is a link that leads out of the folder, or cannot be read.
@@ -84,7 +84,7 @@ def parts_of(folder: Path) -> list[str]:
 
 
 def look_beside(folder: Path, taken: Collection[Path]) -> Beside:
-    """Sort what lies in a folder.
+    """Sort the files and sub-folders of a folder into those copied and those left out.
 
     Args:
         taken: the files of weights that are read.
@@ -176,7 +176,7 @@ def check_inside(folder: Path, file: Path) -> None:
 
 
 def _modules(folder: Path) -> set[str]:
-    """The sub-folders that ``modules.json`` of sentence-transformers names."""
+    """Return the sub-folders that ``modules.json`` of sentence-transformers names."""
     path = folder / "modules.json"
     if not path.is_file():
         return set()
@@ -201,13 +201,13 @@ def _has_own_weights(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files below a folder; links to folders are not followed."""
+    """Find all files below a folder; links to folders are not followed."""
     for place, _, names in os.walk(folder):
         yield from (Path(place) / name for name in names)
 
 
 def _tree(root: Path, folder: Path) -> dict[str, Path]:
-    """What is copied of a sub-folder."""
+    """Return the files of a sub-folder that are copied."""
     found = {}
     for file in sorted(_files(folder)):
         name = file.relative_to(root)
@@ -218,7 +218,7 @@ def _tree(root: Path, folder: Path) -> dict[str, Path]:
 
 
 def is_copied(file: Path) -> bool:
-    """Whether a file goes with a model: its tokenizer, settings, texts, pictures or licence."""
+    """Return whether a file goes with a model: tokenizer, settings, texts, pictures or licence."""
     known = file.suffix in COPIED or file.suffix.lower() in PICTURES
     return file.is_file() and (known or _COPIED_NAMES.fullmatch(file.name) is not None)
 

@@ -50,7 +50,7 @@ def adapt(tensors: Plain, config: Config) -> tuple[Tensors, list[str]]:
 
 @dataclass(frozen=True)
 class _Group:
-    """What a group of the config says of weights.
+    """The weights that a group of the config describes.
 
     Attributes:
         bits: of a code; None if the config does not say it.
@@ -64,7 +64,7 @@ class _Group:
 
 
 def _granularities(config: Config) -> list[_Group]:
-    """What the groups of the config say of scales.
+    """Read the groups of the config, with the granularity of their scales.
 
     Raises:
         InputError: no groups, or malformed ones.
@@ -116,7 +116,7 @@ def _granularity(label: str, weights: Mapping[str, Any]) -> Scale:
 
 
 def _weight(tensors: Plain, name: str, groups: Sequence[_Group]) -> tuple[PackedTensor, set[str]]:
-    """A weight, and the names of the tensors that it takes in.
+    """Return a weight, and the names of the tensors that it is made of.
 
     Raises:
         UnsupportedError: it is not of symmetric 2-bit integers.
@@ -155,13 +155,13 @@ def _weight(tensors: Plain, name: str, groups: Sequence[_Group]) -> tuple[Packed
 def _shape(
     packed: SourceTensor, sizes: SourceTensor, groups: Sequence[_Group]
 ) -> tuple[tuple[int, int], list[Scale]]:
-    """The shape of a weight of two bits, and the granularities that its scale may have.
+    """Return the shape of a weight of two bits, and the granularities that its scale may have.
 
-    The words of a row tell which groups of the config it may belong to.
+    The number of words in a row shows which groups of the config it may belong to.
 
     Raises:
         UnsupportedError: it belongs to a group of other weights, or may do so.
-        InputError: another shape or dtype than any group says.
+        InputError: no group has this shape or dtype.
     """
     if sizes.dtype not in ("int64", "int32") or sizes.shape != (2,):
         raise InputError(
@@ -189,7 +189,7 @@ def _shape(
 
 
 def _fitting(granularities: Sequence[Scale], stored: SourceTensor, shape: tuple[int, int]) -> Scale:
-    """The first granularity of the config whose scales have the shape of the stored one."""
+    """Return the first granularity of the config whose scales have the shape of the stored one."""
     if stored.dtype not in SCALE_DTYPES:
         raise InputError(
             f"is {stored.dtype}, expected {', '.join(SCALE_DTYPES)}.", tensor=stored.name

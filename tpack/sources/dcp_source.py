@@ -85,7 +85,7 @@ class _Reader(FileSystemReader):
         self.found = found
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """The metadata of the folder."""
+        """Read the metadata of the folder."""
         return self.found
 
 
@@ -103,7 +103,7 @@ class _Tensors:
         self.value = torch.empty(0)
 
     def read(self, name: str) -> Tensor:
-        """One tensor, put together.
+        """Read one tensor and put its parts together.
 
         Raises:
             InputError: a part of it is missing or damaged.
@@ -183,7 +183,7 @@ def open_dcp(path: Path) -> Source:
 
 
 def _model(infos: Mapping[str, TensorStorageMetadata]) -> tuple[str, list[str]]:
-    """The prefix of the model among what a trainer saved, e.g. beside an optimizer."""
+    """Find the prefix of the model in what a trainer saved, e.g. beside an optimizer."""
     for key in WRAPPERS:
         prefix = f"{key}."
         inside = sum(name.startswith(prefix) for name in infos)

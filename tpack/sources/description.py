@@ -1,4 +1,4 @@
-"""LayerDefs from a file: what a checkpoint does not tell about its model."""
+"""LayerDefs from a file, for a checkpoint that does not describe its model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tpack.layerdef import LayerDef, Program, as_program
 
 
 def read_layerdef(layerdef: LayerDef | Program | str | os.PathLike[str]) -> Program:
-    """A validated program from a tree or from the path of its JSON.
+    """Read and validate a program, from a tree or from the path of its JSON.
 
     Raises:
         InputError: the file is missing or malformed.

@@ -2,7 +2,7 @@
 
 A dialect takes the tensors of a whole folder, so that a scale may lie in another shard than
 its weight, and gives back those of the plain model. A new dialect is a module and a row here;
-where its tensors alone tell what they are, ``packed_systems`` has a row for them.
+where its tensors alone show what they are, ``packed_systems`` has a row for them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DIALECTS = {
 
 
 def may_be_packed(tensors: Tensors) -> bool:
-    """Whether some tensor of a single file may hold the codes of a dialect, by its dtype."""
+    """Return whether a tensor of a single file may hold the codes of a dialect, by its dtype."""
     codes = {dtype for row in DIALECTS.values() for dtype in row.codes}
     return any(t.dtype in codes and len(t.shape) >= 2 for t in tensors.values())
 

@@ -39,7 +39,7 @@ def load_exported(path: Path) -> ExportedProgram:
 
 
 def _tensors(archive: Archive) -> dict[str, str]:
-    """The names of tensors by those of the records that they are in, for messages."""
+    """Map each record to the name of the tensor in it, for messages."""
     found = {}
     for record in archive.names:
         place, _, name = record.rpartition("/")
@@ -51,10 +51,10 @@ def _tensors(archive: Archive) -> dict[str, str]:
 
 
 def exported_source(path: Path) -> Source:
-    """The state dict of an exported program as a source.
+    """Return the state dict of an exported program as a source.
 
     Raises:
-        InputError: it is no exported program, or holds no tensors.
+        InputError: it is not an exported program, or holds no tensors.
     """
     source = state_dict_source(load_exported(path).state_dict, str(path))
     source.files = (path,)

@@ -112,7 +112,7 @@ def open_folder(path: Path, open_file: OpenFile) -> Source:
 
 
 def _clean(sources: list[Source]) -> list[str]:
-    """Strip the prefixes of wrappers from the names of all files as one; notes what was."""
+    """Strip the prefixes of wrappers from the names of all files together; note which."""
     names, notes = clean_names([n for s in sources for n in (*s.tensors, *s.aliases)])
     if notes:
         for source in sources:
@@ -125,7 +125,7 @@ def _clean(sources: list[Source]) -> list[str]:
 
 
 def _files(path: Path) -> tuple[Index | None, list[Path]]:
-    """The index, if there is one, and the files of weights."""
+    """Return the index, if there is one, and the files of weights."""
     for single, name in zip(SINGLES, (INDEX, PICKLE_INDEX), strict=True):
         if (path / name).exists():
             check_inside(path, path / name)
@@ -160,14 +160,14 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
 
 
 def _checked(folder: Path, files: list[Path]) -> list[Path]:
-    """Files of a folder, none of which is a link that leads out of it."""
+    """Return files of a folder; refuse a link that leads out of it."""
     for file in files:
         check_inside(folder, file)
     return files
 
 
 def _complete(shards: list[Path]) -> list[Path]:
-    """Shards without an index, which must be 1 to n by their names."""
+    """Return shards without an index; by their names they must be 1 to n."""
     numbers = [tuple(map(int, re.findall(r"\d+", file.stem)[-2:])) for file in shards]
     of = numbers[0][1]
     if numbers != [(number, of) for number in range(1, of + 1)]:
@@ -197,7 +197,7 @@ def _check_against(index: Index, file: Path, source: Source) -> None:
 
 
 def _output_name(number: int, count: int, file: Path, index: Index | None) -> str:
-    """What a shard is called in the output: as it was, if that is a safetensors name."""
+    """Return the name of a shard in the output: unchanged if it is a safetensors name."""
     if count == 1:
         return SINGLE
     if index is not None and file.suffix == ".safetensors":
@@ -206,7 +206,7 @@ def _output_name(number: int, count: int, file: Path, index: Index | None) -> st
 
 
 def _card(path: Path) -> str:
-    """The model card of a folder; empty if there is none."""
+    """Read the model card of a folder; empty if there is none."""
     card = path / "README.md"
     if not card.is_file():
         return ""

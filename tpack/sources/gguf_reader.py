@@ -44,8 +44,8 @@ class TensorInfo:
     Attributes:
         name: as the file has it.
         dtype: of plain elements; None for blocks.
-        quant: blocks of other codes than trits; None for anything else.
-        blocks: of trits; None for plain elements.
+        quant: format of blocks whose codes are not trits; None for anything else.
+        blocks: format of blocks of trits; None for anything else.
         shape: logical shape, the reverse of the file's.
         start: first byte in the file.
         nbytes: bytes that it takes.
@@ -61,7 +61,7 @@ class TensorInfo:
 
     @property
     def kind(self) -> str:
-        """What its elements are called."""
+        """The name of its type."""
         found = self.blocks or self.quant
         return str(self.dtype) if found is None else found.name
 
@@ -76,7 +76,7 @@ class GgufFile:
         tensors: in the order of the file.
 
     Raises:
-        InputError: no GGUF file, truncated, malformed or hostile.
+        InputError: the file is not GGUF, truncated, malformed or hostile.
         UnsupportedError: another version, big-endian, or a tensor type that tpack does not read.
     """
 
@@ -142,7 +142,7 @@ class GgufFile:
 
 
 class _Header:
-    """What stands before the data, read once from front to back."""
+    """The part of a file before the data, read once from front to back."""
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
@@ -181,7 +181,7 @@ class _Header:
         return int(struct.unpack_from(f"<{code}", self.buffer, start)[0])
 
     def count(self, code: str, least: int, most: int, what: str) -> int:
-        """A number of things that take at least ``least`` bytes each."""
+        """Read a number of items that take at least ``least`` bytes each."""
         number = self.integer(code)
         room = (self.size - self.position) // least if least else most
         if number > min(room, most):
@@ -243,7 +243,10 @@ class _Header:
     # ---- tensors
 
     def tensor(self) -> TensorInfo:
-        """The description of a tensor; its start counts from the data, its size is not final."""
+        """Read the description of a tensor.
+
+        Its start counts from the beginning of the data; its size is not final.
+        """
         name = self.name("tensor name")
         with locate(tensor=name[:200]):
             rank = self.count("I", 8, MAX_DIMS, "dimensions")
@@ -260,7 +263,7 @@ class _Header:
 
 
 def _sized(info: TensorInfo) -> TensorInfo:
-    """With the bytes that its shape takes."""
+    """Return a tensor with the number of bytes that its shape takes."""
     kind, count = info.blocks or info.quant, math.prod(info.shape)
     if kind is None:
         return replace(info, nbytes=count * BY_NAME[str(info.dtype)].size)
@@ -277,7 +280,7 @@ def _sized(info: TensorInfo) -> TensorInfo:
 def _placed(
     described: Sequence[TensorInfo], data: int, size: int, alignment: int
 ) -> tuple[TensorInfo, ...]:
-    """Tensors with their place in the file, which none of them shares or leaves."""
+    """Return tensors with their place in the file; refuse places that overlap or leave the file."""
     seen = {info.name for info in described}
     if len(seen) != len(described):
         raise InputError("has two tensors of one name.")
@@ -304,9 +307,9 @@ def _placed(
 
 
 def _are_wide(tensors: Sequence[tuple[TensorInfo, int]], alignment: int) -> bool:
-    """Whether tensors of type 42 have blocks of 128 columns, as PrismML's first files have.
+    """Return whether tensors of type 42 have blocks of 128 columns, as PrismML's first files have.
 
-    Nothing but the room that they take tells; where it fits both, they are too small to matter.
+    Only the room that they take shows it; where both fit, the tensors are too small to matter.
     """
 
     def fit(kind: BlockFormat) -> bool:

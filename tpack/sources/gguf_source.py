@@ -88,7 +88,7 @@ def _refuse_part(metadata: Mapping[str, Value]) -> None:
 
 
 def _carried(file: GgufFile, names: Naming) -> str:
-    """What another GGUF file needs to be made of the checkpoint again."""
+    """Return, as JSON, what is needed to make a GGUF file of the checkpoint again."""
     text = canonical_json(
         {
             "version": file.version,
@@ -134,10 +134,10 @@ def _notes(file: GgufFile, names: Naming) -> list[str]:
 
 
 def _rounds_inputs(info: TensorInfo, names: Naming) -> bool:
-    """Whether a tensor is the weight of a layer that rounds its input to int8 per token.
+    """Return whether a tensor is the weight of a layer that rounds its input to int8 per token.
 
-    All layers of BitNet do, whatever type holds their weights, and so does all that runs I2_S.
-    That llama.cpp rounds activations in blocks of its own, for any model, is no part of a model.
+    All layers of BitNet do, whatever type holds their weights, and so do all weights in I2_S.
+    llama.cpp also rounds activations of any model in blocks; that is not part of the model.
     """
     is_linear = info.name.startswith("blk.") and len(info.shape) == 2
     by_model = names.known is not None and names.known.int8_inputs
@@ -185,14 +185,14 @@ def _row_bytes(info: TensorInfo) -> int:
 
 
 def _stored_rows(file: GgufFile, info: TensorInfo, first: int, last: int) -> Bytes:
-    """Rows as they lie in the file."""
+    """Read rows as they lie in the file."""
     width = _row_bytes(info)
     data = file.read(info, first * width, last * width)
     return np.frombuffer(data, dtype=np.uint8).reshape(last - first, width)
 
 
 def _reordered(read: Callable[[int, int], Array], order: RowOrder | None) -> Callable[..., Array]:
-    """Rows in the original order: they are read from whole heads."""
+    """Return a reader of rows in the original order, which reads whole heads."""
     if order is None:
         return read
 
@@ -207,7 +207,7 @@ def _reordered(read: Callable[[int, int], Array], order: RowOrder | None) -> Cal
 def _elements(
     file: GgufFile, info: TensorInfo, dtype: str, order: RowOrder | None
 ) -> Callable[[int, int], Array]:
-    """Reads elements of a plain tensor, flat."""
+    """Return a reader of the elements of a plain tensor, flat."""
     size, kind = BY_NAME[dtype].size, np.dtype(stored_dtype(dtype)).newbyteorder("<")
     width = math.prod(info.shape[1:])
 
@@ -220,7 +220,7 @@ def _elements(
 def _values(
     file: GgufFile, info: TensorInfo, quant: Quant, order: RowOrder | None
 ) -> Callable[[int, int], Array]:
-    """Reads what the codes of a tensor stand for, flat."""
+    """Return a reader of the values that the codes of a tensor stand for, flat."""
 
     def flat(start: int, stop: int) -> Array:
         first, last = start // quant.weights, -(-stop // quant.weights)
@@ -234,7 +234,7 @@ def _values(
 def _flat_in_order(
     flat: Callable[[int, int], Array], width: int, order: RowOrder | None
 ) -> Callable[[int, int], Array]:
-    """Reads elements of rows ``width`` wide in the original order of the rows."""
+    """Return a reader of elements of rows ``width`` wide, in the original order of the rows."""
     if order is None or not width:
         return flat
     matrix = _reordered(
@@ -254,7 +254,7 @@ def _flat_in_order(
 def _all_scales(
     info: TensorInfo, kind: BlockFormat, stored: Callable[[int, int], Bytes]
 ) -> npt.NDArray[np.float16]:
-    """The scale of every block, ``(rows, blocks)``."""
+    """Read the scale of every block, ``(rows, blocks)``."""
     count = math.prod(info.shape[:-1])
     step = max(1, BLOCK // info.shape[-1])
     return np.concatenate(
@@ -268,7 +268,7 @@ def _all_scales(
 def _coarsest(
     scales: npt.NDArray[np.float16], info: TensorInfo
 ) -> tuple[Scale, npt.NDArray[np.float16]]:
-    """The coarsest granularity at which scales are the same bit for bit, and they at that."""
+    """Find the coarsest granularity that keeps scales bit for bit; return it with its scales."""
     assert info.blocks is not None
     bits = scales.view(np.uint16)
     size = info.blocks.weights

@@ -75,7 +75,7 @@ def adapt(tensors: Plain, config: Config) -> tuple[Tensors, list[str]]:
 
 
 def packed_names(tensors: Tensors) -> list[str]:
-    """Tensors that look like weights in this packing: uint8 matrices beside a scale."""
+    """Find tensors that look like weights in this packing: uint8 matrices beside a scale."""
     return [
         name
         for name, tensor in tensors.items()
@@ -92,10 +92,10 @@ def _is_packed(tensor: SourceTensor) -> bool:
 
 
 def _convention(tensors: Plain, config: Config) -> Convention:
-    """What the config says of the scales.
+    """Read from the config whether scales multiply or divide.
 
     Raises:
-        UnsupportedError: it says nothing, or something unknown.
+        UnsupportedError: the config does not state it, or states something unknown.
     """
     found = config.get("quantization_config")
     if not isinstance(found, Mapping):
@@ -123,7 +123,7 @@ def _convention(tensors: Plain, config: Config) -> Convention:
 
 
 def _scales(tensors: Plain, convention: Convention) -> dict[str, str]:
-    """The name of the scale of each weight in this packing.
+    """Return the name of the scale of each weight in this packing.
 
     Raises:
         InputError: a weight without a scale, or a scale without a weight.
@@ -155,7 +155,7 @@ def _scales(tensors: Plain, convention: Convention) -> dict[str, str]:
 def _weight(
     tensor: SourceTensor, stored: SourceTensor, config: Config, convention: Convention
 ) -> PackedTensor:
-    """A weight with its scale.
+    """Return a weight with its scale.
 
     Raises:
         InputError: as ``adapt``.
@@ -191,10 +191,10 @@ def _weight(
 def _layout(
     tensor: SourceTensor, config: Config
 ) -> tuple[tuple[int, ...], Callable[[int, int], npt.NDArray[np.uint8]]]:
-    """The logical shape of a weight, and how its rows are read.
+    """Return the logical shape of a weight, and the function that reads its rows.
 
     Raises:
-        InputError: the config says another shape.
+        InputError: the config gives another shape.
     """
     wanted = expected_shape(tensor.name, config)
     if tensor.dtype != "uint8" or not tensor.shape:
@@ -226,7 +226,7 @@ def _packed_rows(tensor: SourceTensor, first: int, last: int) -> npt.NDArray[np.
 
 
 def _float_rows(tensor: SourceTensor, first: int, last: int) -> npt.NDArray[np.uint8]:
-    """Rows of an offline weight that was saved in floats: trits, to be scaled."""
+    """Read rows of an offline weight that was saved as floats: trits, not yet scaled."""
     columns = tensor.shape[1]
     raw = tensor.read(first * columns, last * columns).reshape(last - first, columns)
     try:
@@ -263,7 +263,7 @@ def _product(bias: SourceTensor, factor: np.float32, start: int, stop: int) -> A
 
 
 def _doubts(weights: list[PackedTensor], convention: Convention) -> list[str]:
-    """A note if the numbers speak against the config.
+    """Return a note if the numbers speak against the config.
 
     A layer of K inputs of unit size gives outputs of about ``scale · sqrt(2K/3)``. Where that
     is hundreds by the convention of the config and about one by the other, the config may be

@@ -64,7 +64,7 @@ def rounding(
 
 
 def _is_replaced(name: str, tensor: SourceTensor, kept: list[str] | None) -> bool:
-    """Whether a tensor is the weight of a layer that transformers replaces."""
+    """Return whether a tensor is the weight of a layer that transformers replaces."""
     if len(tensor.shape) != 2 or not name.endswith(".weight") or tensor.dtype not in WEIGHT_DTYPES:
         return False
     reason = _reason(tensor, name)
@@ -79,10 +79,10 @@ def _reason(tensor: SourceTensor | PackedTensor, name: str = "") -> str | None:
 
 
 def _patterns(found: Any) -> list[str] | None:
-    """What ``modules_to_not_convert`` holds.
+    """Return the patterns of ``modules_to_not_convert``; None if the config has none.
 
     Raises:
-        InputError: something else than patterns that are matched in little time.
+        InputError: it holds something else than names and patterns that match in little time.
     """
     if found is None:
         return None
@@ -97,7 +97,7 @@ def _patterns(found: Any) -> list[str] | None:
 
 
 def _is_simple(pattern: str) -> bool:
-    """Whether a regex is one, and no name makes it try for long."""
+    """Return whether a text is a regex that no name keeps busy for long."""
     try:
         re.compile(pattern)
     except re.error:
@@ -107,7 +107,7 @@ def _is_simple(pattern: str) -> bool:
 
 
 def _fits(pattern: str, module: str) -> bool:
-    """Whether one of transformers' patterns fits a module: a path, a regex, or how it ends.
+    """Return whether a pattern of transformers fits a module: a path, a regex, or an ending.
 
     Example:
         >>> _fits("model.layers.1", "model.layers.1.mlp.gate"), _fits("fc", "model.fc1")

@@ -27,9 +27,9 @@ class Repository:
 
 
 def repository_of(text: str) -> Repository | None:
-    """The repository that a source names; None if it is something else.
+    """Return the repository that a source names; None if it names something else.
 
-    ``org/name`` without a scheme is one where there is no such path.
+    ``org/name`` without a scheme names a repository if no such path exists.
 
     Raises:
         InputError: ``hf://`` with something else behind it.
@@ -55,7 +55,7 @@ def hub_source(repository: Repository, open_path: Callable[[Path], Source]) -> S
     cache is asked.
 
     Raises:
-        InputError: it cannot be had.
+        InputError: it cannot be downloaded, and is not in the cache.
         UnsupportedError: huggingface_hub is not installed.
     """
     try:

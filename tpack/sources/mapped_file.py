@@ -1,7 +1,7 @@
-"""Read the tensors that torch has mapped from a file by calls, as all other sources are read.
+"""Read the tensors that torch has mapped from a file with system calls, as other sources do.
 
-Where a mapped file becomes shorter, whoever looks at the rest is ended by a signal; a call
-returns an error.
+If a mapped file becomes shorter, a signal ends the process that touches the missing part; a
+system call returns an error instead.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MAPS = Path("/proc/self/maps")
 
 
 class MappedFile:
-    """An open file of which tensors are mapped; on a system that does not tell, they are used.
+    """A file that torch has mapped tensors from. Without /proc/self/maps the mapping is read.
 
     Args:
         handle: of the open file, which somebody else closes.
@@ -34,11 +34,11 @@ class MappedFile:
 
     @staticmethod
     def tells() -> bool:
-        """Whether the system says what is mapped."""
+        """Return whether the system lists the mapped files."""
         return _MAPS.exists()
 
     def check(self, tensor: Tensor) -> None:
-        """Compare all that a tensor is stored in with its size and CRC-32, the first time.
+        """Check the size and CRC-32 of the record that holds a tensor, the first time.
 
         Raises:
             InputError: it is damaged.
@@ -53,7 +53,7 @@ class MappedFile:
         self._checked.add(address)
 
     def read(self, piece: Tensor) -> Tensor:
-        """A copy of a contiguous tensor, or the tensor itself where it is not of the file.
+        """Return a copy of a contiguous tensor, or the tensor itself if it is not in the file.
 
         Raises:
             InputError: the file became shorter, or cannot be read.
@@ -66,7 +66,7 @@ class MappedFile:
         return copy
 
     def read_strided(self, tensor: Tensor) -> Tensor:
-        """The same for a tensor that is not contiguous: its whole storage is read.
+        """Return a copy of a tensor that is not contiguous: its whole storage is read.
 
         Raises:
             InputError: as ``read``.
@@ -81,7 +81,7 @@ class MappedFile:
         return made.set_(copy.untyped_storage(), *place)
 
     def _offset(self, address: int) -> int | None:
-        """Where in the file a byte of memory comes from."""
+        """Return where in the file a byte of memory comes from; None if it is not in the file."""
         for fresh in (False, True):
             if fresh:
                 self._spans = list(self._mapped())
@@ -91,7 +91,7 @@ class MappedFile:
         return None
 
     def _mapped(self) -> list[tuple[int, int, int]]:
-        """First and last address of each part of memory that is of the file, and its offset."""
+        """List the parts of memory mapped from the file: first and last address, offset."""
         try:
             lines = _MAPS.read_text().splitlines()
         except OSError:  # not Linux

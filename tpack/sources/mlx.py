@@ -25,7 +25,7 @@ from tpack.sources.source import PackedTensor, SourceTensor
 
 
 def recognises(tensors: Plain, config: Config) -> bool:
-    """Whether a folder is one of MLX: its config says so, and weights have scales."""
+    """Return whether a folder is from MLX: its config says so, and weights have scales."""
     stated = quant_method(config) == "" and isinstance(config.get("quantization"), Mapping)
     return stated and any(name.endswith(".scales") for name in tensors)
 
@@ -62,10 +62,10 @@ def _check_rest(tensor: SourceTensor) -> None:
 
 
 def _group_size(settings: Mapping[str, Any], prefix: str) -> int:
-    """The columns that share a scale in a layer, whose own settings go first.
+    """Return how many columns share a scale in a layer; its own settings go first.
 
     Raises:
-        InputError: it is not quantized by the config.
+        InputError: the config does not quantize the layer.
         UnsupportedError: it is not quantized in two bits.
     """
     own = settings.get(prefix)
@@ -128,7 +128,7 @@ def _weight(tensors: Plain, prefix: str, size: int) -> PackedTensor:
 
 
 def _ternary_scale(scales: SourceTensor, biases: SourceTensor) -> npt.NDArray[Any]:
-    """The scales, if the biases are their negatives.
+    """Return the scales, after a check that the biases are their negatives.
 
     Raises:
         UnsupportedError: a bias is something else.

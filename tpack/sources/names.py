@@ -21,7 +21,7 @@ Naming = Callable[[Iterable[str]], tuple[dict[str, str], list[str]]]
 
 
 def as_stored(names: Iterable[str]) -> tuple[dict[str, str], list[str]]:
-    """Leave names alone: those of a shard, which do not show what all have in common."""
+    """Leave names as they are: one shard does not show which prefix all names share."""
     return {name: name for name in names}, []
 
 

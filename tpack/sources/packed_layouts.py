@@ -1,9 +1,9 @@
-"""Weights that another system has packed, told by names and dtypes where no config says how.
+"""Weights that another system has packed, recognised by names and dtypes without a config.
 
 Taken as plain tensors, their codes would be kept as integers, and their scales quantized as if
 they were weights: a checkpoint that is of no use, without an error. The rule: integers in two dims
 beside what looks like their scales, zero points, tables or shapes are codes, and all of these
-belong together. ``LAYOUTS`` gives the systems that are known their names.
+belong together. ``LAYOUTS`` has the names of the systems that are known.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class PackedGroup:
     """A weight of another system.
 
     Attributes:
-        system: whose it is.
+        system: the system that packed it.
         codes: the name of its codes.
         parts: the names of its tensors, the codes first.
         reason: completes "tensor X …".
@@ -78,7 +78,7 @@ class PackedGroup:
 
 
 def packed_groups(tensors: Tensors) -> list[PackedGroup]:
-    """The weights of a source that another system has packed, in the order of their codes.
+    """Find the weights of a source that another system has packed, in the order of their codes.
 
     Args:
         tensors: of the whole source, after a dialect took its own.
@@ -113,7 +113,7 @@ def _group(codes: SourceTensor, layout: Layout, first: str, parts: Sequence[str]
 
 
 def told(found: Sequence[PackedGroup]) -> Iterator[str]:
-    """A warning for each system whose weights are kept as they are."""
+    """Yield a warning for each system whose weights are kept as they are."""
     for system in dict.fromkeys(group.system for group in found):
         own = [group for group in found if group.system == system]
         names = [label(names) for names in groups((group.codes, None) for group in own)]
@@ -147,7 +147,7 @@ def refuse_packed(found: Sequence[PackedGroup]) -> None:
 
 
 def _families(tensors: Tensors) -> dict[str, list[str]]:
-    """The names of the tensors that each module holds itself, by the path of the module."""
+    """Return the names of the tensors that each module holds itself, by the path of the module."""
     families: dict[str, list[str]] = {}
     for name in tensors:
         families.setdefault(name.rpartition(".")[0], []).append(name)
@@ -159,7 +159,7 @@ _Found = tuple[Layout, Sequence[str]] | None
 
 
 def _named(tensor: SourceTensor, tensors: Tensors) -> _Found:
-    """The first layout that fits a tensor as its codes."""
+    """Find the first layout whose codes a tensor may be."""
     rooted = f".{tensor.name}"
     for layout in LAYOUTS:
         if tensor.dtype not in layout.dtypes or not rooted.endswith(layout.codes):
@@ -173,7 +173,7 @@ def _named(tensor: SourceTensor, tensors: Tensors) -> _Found:
 
 
 def _unknown(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
-    """No layout that is known, but codes all the same: by what lies beside them."""
+    """Recognise codes of an unknown layout by the tensors that lie beside them."""
     own = tensor.name.rpartition(".")[2]
     integers = tensor.dtype in _INTEGERS or tensor.dtype.startswith("float8")
     many = tensor.numel > 1 if len(tensor.shape) >= 2 else tensor.numel >= _MANY
@@ -185,7 +185,7 @@ def _unknown(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
 
 
 def _indices(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
-    """Codes that are called indices: in a table, which lies beside them."""
+    """Recognise codes that are named indices by the table that lies beside them."""
     found = set(words(tensor.name.rpartition(".")[2]))
     if tensor.dtype not in _INTEGERS or len(tensor.shape) < 2 or not found & _INDICES:
         return None
@@ -196,7 +196,7 @@ def _indices(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
 
 
 def _companions(codes: SourceTensor, families: Mapping[str, list[str]]) -> Iterator[str]:
-    """Names of what belongs to codes: beneath their name, or beside them and named so."""
+    """Yield the tensors that belong to codes: beneath their name, or beside them by name."""
     module, _, last = codes.name.rpartition(".")
     stems = [f"{stem}_" for stem in (last, _CODE_ENDINGS.sub("", last)) if stem]
     yield from families.get(codes.name, ())
@@ -208,7 +208,7 @@ def _companions(codes: SourceTensor, families: Mapping[str, list[str]]) -> Itera
 
 
 def words(name: str) -> list[str]:
-    """The words of a name, in lower case.
+    """Split a name into its words, in lower case.
 
     Example:
         >>> words("weight_scale_inv"), words("g_idx2")

@@ -15,13 +15,13 @@ class Layout:
     """How a system stores a packed weight.
 
     Attributes:
-        system: whose it is.
+        system: the name of the system.
         codes: how the name of the codes ends; a root's tensor counts as ``.weight``.
         dtypes: of the codes.
-        beside: the endings of names one of which lies beside the codes, in place of ``codes``.
-            All that are there belong to the weight.
+        beside: endings in place of ``codes``; at least one such tensor must lie beside the codes.
+            All tensors with these endings belong to the weight.
         advice: what to do.
-        of: dtypes of what lies beside, where they tell systems apart.
+        of: dtypes of the first tensor beside, where only they distinguish systems.
     """
 
     system: str

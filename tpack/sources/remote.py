@@ -16,7 +16,7 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://.", re.DOTALL)
 
 
 def is_remote(text: str) -> bool:
-    """Whether a text is an address rather than a path.
+    """Return whether a text is an address rather than a path.
 
     Example:
         >>> is_remote("s3://bucket/model"), is_remote("models/a.pt")
@@ -96,7 +96,7 @@ def _get(files: Any, root: str, local: Path) -> None:
 
 
 def _file_system(address: str) -> tuple[Any, str]:
-    """The file system of an address, and the path in it."""
+    """Return the file system of an address, and the path in it."""
     scheme = address.partition("://")[0]
     try:
         import fsspec

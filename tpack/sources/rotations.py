@@ -2,8 +2,8 @@
 
 QuaRot, SpinQuant, QuIP# and others multiply weights with a Hadamard matrix or another rotation
 before they quantize, and undo that in the model as it runs. The tensors do not show it, and no
-layer of tpack undoes it: computed without, every number is wrong. So a source that says so is
-refused.
+layer of tpack undoes it: computed without, every number is wrong. So a source whose config names a
+rotation is refused.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def refuse_rotated(settings: Mapping[str, Any], where: str) -> None:
 def _rotations(
     settings: Mapping[str, Any], words: re.Pattern[str], path: str = "", depth: int = 0
 ) -> Iterator[tuple[str, Any]]:
-    """The keys that say it, with their values."""
+    """Yield the keys of a config that name a rotation, with their values."""
     for key, found in settings.items():
         inside = _QUANTIZED if key in _SECTIONS else words
         name = f"{path}.{key}" if path else str(key)

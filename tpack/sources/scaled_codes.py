@@ -1,7 +1,7 @@
 """Bytes with a scale beside them: trits are read, with the scale; other codes are not ternary.
 
 One rule for int8 and uint8. The scale may be a number, or have one value for each row, each
-column, or each block of a row; it multiplies, unless its name says something else, and then
+column, or each block of a row; it multiplies, unless its name suggests a division, and then
 only the user can know.
 """
 
@@ -41,8 +41,8 @@ class ReadGroup:
 
     Attributes:
         weight: what takes the place of the codes.
-        taken: the tensors that it takes in, the codes first.
-        warning: what nobody may miss; empty for nothing.
+        taken: the names of the tensors that it was read from, the codes first.
+        warning: for the report, shown also where notes are not; empty for none.
     """
 
     weight: SourceTensor | PackedTensor
@@ -86,7 +86,7 @@ def read_group(
 
 
 def readings(group: PackedGroup, tensors: Tensors) -> Iterator[ReadGroup]:
-    """Every way to read a weight, that which needs no word of the user first."""
+    """Yield every way to read a weight; the one that needs no decision of the user comes first."""
     for means in (None, *MEANINGS):
         with suppress(TpackError):
             found = read_group(group, tensors, means, asked=True)
@@ -102,7 +102,7 @@ def _scaled(
     *,
     asked: bool,
 ) -> ReadGroup | str:
-    """A weight of codes and a scale; or why it is none, to complete "tensor X …".
+    """Read a weight of codes and a scale; or return why it is not one: completes "tensor X …".
 
     Raises:
         UnsupportedError, InputError: as ``read_group``.
@@ -147,7 +147,7 @@ def _scaled(
 def _parts(
     group: PackedGroup, tensors: Tensors
 ) -> tuple[SourceTensor, SourceTensor, SourceTensor | None] | None:
-    """The codes, the scale and the zero points, if there is nothing else to a weight."""
+    """Return codes, scale and zero points; None if the weight has other parts."""
     parts = [t for name in group.parts if isinstance(t := tensors[name], SourceTensor)]
     codes, scales, zeros = parts[0], [], []
     if group.system not in (UNKNOWN, BITNET, *PLAIN_BYTES):
@@ -173,7 +173,7 @@ def _parts(
 
 
 def _factor(scale: SourceTensor, shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
-    """A scale in as many dims as its weight, each 1, of the weight's size, or a divisor of it."""
+    """Return a scale with as many dims as its weight, each 1, the weight's size or a divisor."""
     if scale.dtype not in (*SCALE_DTYPES, "float64") or not scale.numel:
         return None
     if scale.numel == 1:
@@ -204,7 +204,7 @@ def _reciprocal(factor: npt.NDArray[np.float32], scale: SourceTensor) -> npt.NDA
 
 
 def nameless_scales(codes: SourceTensor | PackedTensor, tensors: Tensors) -> list[str]:
-    """Floats beside int8 codes that have the shape of their scale, but no name that says so.
+    """Find floats beside int8 codes with the shape of a scale, but not the name of one.
 
     Args:
         tensors: of the whole source.
@@ -225,7 +225,7 @@ def nameless_scales(codes: SourceTensor | PackedTensor, tensors: Tensors) -> lis
 
 
 def _offset(codes: SourceTensor, zero: SourceTensor | None) -> int | None:
-    """The code of zero, where it is known: one zero point for all, or none for int8."""
+    """Return the code of zero, if known: one zero point for all, or int8 without zero points."""
     if zero is None:
         return 0 if codes.dtype == "int8" else None
     if zero.dtype.startswith(("complex", "float8")) or not zero.numel:
@@ -237,7 +237,7 @@ def _offset(codes: SourceTensor, zero: SourceTensor | None) -> int | None:
 
 
 def _offset_of_trits(codes: SourceTensor, scale: SourceTensor) -> tuple[int | None, str]:
-    """The code of zero in unsigned trits without a zero point, which all three values tell.
+    """Find the code of zero in unsigned trits without a zero point, by their three values.
 
     0, 1 and 2 are trits plus one. 0, 1 and 255 are the bytes of int8 trits.
     """
@@ -260,7 +260,7 @@ def _offset_of_trits(codes: SourceTensor, scale: SourceTensor) -> tuple[int | No
 
 
 def _are_trits(codes: SourceTensor, offset: int) -> bool:
-    """Whether codes less their offset have one magnitude: trits, or trits times 127."""
+    """Return whether codes minus their offset have one magnitude: trits, or trits times 127."""
     magnitude = 0
     for piece in _pieces(codes):
         sizes = np.abs(piece.astype(np.int16) - np.int16(offset))

@@ -13,7 +13,7 @@ LLAMA_SHAPED = ("mistral", "qwen2", "qwen3")
 
 
 def expected_shape(name: str, config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """The shape ``(out, in)`` of a linear weight by the config; None where it says nothing.
+    """Return the shape ``(out, in)`` of a linear weight by the config; None if it has none.
 
     Example:
         >>> config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96}

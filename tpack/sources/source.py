@@ -57,13 +57,13 @@ class SourceTensor:
         return self.numel * BY_NAME[self.dtype].size
 
     def chunks(self) -> Iterator[memoryview]:
-        """Its bytes as stored, in pieces."""
+        """Yield the bytes as stored, in pieces."""
         for start in range(0, self.numel, BLOCK):
             piece = self.read(start, min(start + BLOCK, self.numel))
             yield memoryview(np.ascontiguousarray(piece)).cast("B")
 
     def cast(self, dtype: str) -> SourceTensor:
-        """A float tensor in another dtype.
+        """Return a float tensor in another dtype.
 
         Raises:
             InputError: a value overflows; when it is read.
@@ -81,12 +81,12 @@ class SourceTensor:
         return replace(self, dtype=dtype, read=read)
 
     def dtype_unpacked(self, method: str) -> str:
-        """What the tensor is unpacked to: an int8 tensor whose scale is a float, to float32."""
+        """Return the dtype after unpacking: float32 for an int8 tensor whose scale is a float."""
         scaled = self.factor is not None or method != "exact"
         return "float32" if self.dtype == "int8" and scaled else self.dtype
 
     def _factors(self, factor: Array, start: int, stop: int) -> Array:
-        """The factor of each element, flat; one for all of them if there is only one."""
+        """Return the factor of each element, flat; a single one if all share it."""
         if factor.size == 1:
             return factor.reshape(1)
         columns = self.shape[-1]
@@ -98,7 +98,7 @@ class SourceTensor:
         return wide.reshape(-1)[start - first * columns : stop - first * columns]
 
     def weight(self, split: int, dtype: str | None = None) -> Weight:
-        """The tensor as a weight to be packed."""
+        """Return the tensor as a weight to be packed."""
 
         def load(start: int, stop: int) -> Array:
             stored = self.read(start, stop)
@@ -123,8 +123,8 @@ class PackedTensor:
         scale: as stored in ``scale_dtype``, in the shape that the granularity gives.
         scale_dtype: float32, float16 or bfloat16 (bits in uint16).
         granularity: what shares one scale.
-        nbytes: what it takes in the source.
-        divisor: what the source divides by, if it does so; the scale is then 1 / divisor.
+        nbytes: bytes that it takes in the source.
+        divisor: the number that the source divides by, if it divides; scale is then 1 / divisor.
     """
 
     name: str
@@ -165,7 +165,7 @@ class PackedTensor:
         return self
 
     def dense(self) -> SourceTensor:
-        """The same weight as floats, ``scale * trit`` in ``dtype``."""
+        """Return the weight as floats, ``scale * trit`` in ``dtype``."""
         columns = self.shape[-1]
         scale = widen(self.scale, self.scale_dtype)
 
@@ -198,16 +198,16 @@ class Source:
         metadata: what the output carries on in ``__metadata__``, by key.
         aliases: names that shared the storage of another tensor, which is in ``tensors``.
         notes: what was changed or left out on the way, for the report.
-        warnings: likewise, what nobody may miss: shown also where notes are not.
+        warnings: notes that are shown also where notes are not.
         rounded: weights that the source's own model rounds as it runs, with the rule. They are
-            packed by that rule, also if they already are ternary.
-        floats: tensors that the source's own model rounds or measures by a rule that tpack has
-            not: they stay as they are, each with the reason.
+            packed by that rule, even if they already are ternary.
+        floats: tensors that the source's own model rounds or measures by a rule that tpack does
+            not have: they stay as they are, each with the reason.
         int8_inputs: weights of linear layers that round their inputs to int8, per token.
         roles: what is known of a tensor by more than its name: ``layer`` for the weight of a
             module that multiplies with it, else a role as ``capturing.Captured.roles`` has them.
         trained: whether a tensor is a parameter of its module, by name; empty where the source
-            does not say it.
+            does not record it.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input.
         path: of a file or folder; None for what is in memory.

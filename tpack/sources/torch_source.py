@@ -209,7 +209,7 @@ def state_dict_source(
 
 
 def _roles(module: torch.nn.Module) -> Iterator[tuple[str, str]]:
-    """What the classes of a module say of its tensors, by their names in the state dict."""
+    """Yield the roles of a module's tensors by its classes: name in the state dict, role."""
     kinds = [(role, tuple(getattr(torch.nn, name) for name in names)) for role, names in _KINDS]
     for prefix, owner in module.named_modules(remove_duplicate=False):
         role = next((role for role, classes in kinds if isinstance(owner, classes)), None)
@@ -231,7 +231,7 @@ def _unwrap(data: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]:
 
 
 def _holds_tensors(value: object) -> bool:
-    """Whether a value holds tensors, at any depth."""
+    """Return whether a value holds tensors, at any depth."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
@@ -256,7 +256,7 @@ def _check_class(name: str, tensor: Tensor) -> None:
 
 
 def _warning(lost: list[str]) -> list[str]:
-    """A warning about values that hold tensors, and are no tensors themselves."""
+    """Return a warning about values that hold tensors, but are not tensors themselves."""
     if not lost:
         return []
     return [
@@ -271,7 +271,7 @@ def _has_tensors(data: Mapping[Any, Any]) -> bool:
 
 
 def _identity(tensor: Tensor) -> object:
-    """What two tensors share that are views of the same elements; None if there are none."""
+    """Return a key that views of the same elements share; None for a tensor without elements."""
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested or not tensor.numel():
         return None
     bits = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
@@ -287,7 +287,7 @@ class _Held:
         self.mapped = mapped
 
     def piece(self, tensor: Tensor, start: int, stop: int) -> Tensor:
-        """Elements of a tensor, row by row.
+        """Return elements of a tensor, row by row.
 
         Raises:
             InputError: the file that it is mapped from is damaged.
@@ -331,7 +331,7 @@ def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
 def element_reader(
     kind: torch.dtype, name: str
 ) -> tuple[str, Callable[[Tensor], npt.NDArray[Any]]]:
-    """The name of a dtype, and what gives numpy the elements of a flat tensor as stored.
+    """Return the name of a dtype, and the function that gives numpy a flat tensor as stored.
 
     Raises:
         UnsupportedError: safetensors has no such dtype.
