@@ -1,4 +1,4 @@
-"""What every dialect hands over: rows in layout t2, without illegal codes, padded with code 1."""
+"""The form that every dialect gives: rows in layout t2, legal codes only, padded with code 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONES = 0x55
 
 
 def pad(rows: Bytes, columns: int) -> Bytes:
-    """Rows of which the places from ``columns`` on are code 1, whatever was there.
+    """Return rows with code 1 in the places from ``columns`` on, whatever was there.
 
     Args:
         rows: ``(n, at least ceil(columns / 4))`` in layout t2.

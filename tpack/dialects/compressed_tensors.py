@@ -26,7 +26,7 @@ _LOWERED: Bytes = t2.encode(_CODES + np.uint8(3) & np.uint8(3))[:, 0]
 
 
 def to_t2(words: npt.NDArray[np.int32], columns: int, first: int = 0) -> Bytes:
-    """Rows of words as rows in layout t2.
+    """Convert rows of words to rows in layout t2.
 
     Args:
         words: ``(n, ceil(columns / 16))`` int32.

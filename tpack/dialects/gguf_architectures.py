@@ -81,7 +81,7 @@ class Architecture:
     types: tuple[str, ...] = tuple(WRITTEN)
 
     def to_hf(self, name: str) -> str:
-        """The Hugging Face name of a tensor of a file; the name itself if it has none.
+        """Return the Hugging Face name of a tensor of a file; the name itself if it has none.
 
         Example:
             >>> ARCHITECTURES["llama"].to_hf("blk.3.attn_q.weight")
@@ -90,7 +90,7 @@ class Architecture:
         return _renamed(name, {inside: names[0] for inside, names in self.tensors.items()}) or name
 
     def to_gguf(self, name: str) -> str | None:
-        """The name in a file of a tensor of a Hugging Face checkpoint; None if it has none.
+        """Return the name in a file of a Hugging Face tensor; None if it has none.
 
         Example:
             >>> ARCHITECTURES["bitnet"].to_gguf("model.layers.3.mlp.ffn_layernorm.weight")
@@ -100,7 +100,7 @@ class Architecture:
         return _renamed(name, inverse)
 
     def takes(self, name: str) -> bool:
-        """Whether its runner reads a tensor of that name in a file; it stops at any other.
+        """Return whether its runner reads a tensor of that name; it fails at any other.
 
         Example:
             >>> name = "blk.0.attn_q.bias"
@@ -114,7 +114,7 @@ class Architecture:
 
 
 def _renamed(name: str, names: Mapping[str, str]) -> str | None:
-    """A name by a table of roles without their last part; None if it is not in there."""
+    """Translate a name by a table of names without ``.weight``; None if it is not there."""
     place = Place.of(name)
     stem, _, last = place.role.rpartition(".")
     if stem not in names or last not in ("weight", "bias"):
@@ -153,7 +153,7 @@ _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 
 
 def _bitnet(name: str, classes: tuple[str, ...], **own: Any) -> Architecture:
-    """One of the architectures of BitNet; models differ in what other configs need not state."""
+    """Build the record of an architecture of BitNet; they differ in names and defaults."""
     return Architecture(
         name,
         classes,
@@ -197,7 +197,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def named(spelling: str) -> list[Architecture]:
-    """Architectures with a name, or of a class of transformers, whatever the spelling.
+    """Find the architectures with a name, or of a class of transformers, in any spelling.
 
     Example:
         >>> [row.name for row in named("bitnet_b1_58")], [row.name for row in named("qwen3")]

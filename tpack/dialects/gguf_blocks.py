@@ -1,4 +1,4 @@
-"""GGUF's ternary blocks: bytes to layout t2 and scales, and back, without a look at a value.
+"""GGUF's ternary blocks: bytes to layout t2 and scales, and back, without computing values.
 
 Every format cuts a row into blocks of consecutive columns, each with one float16 scale (I2_S:
 none). They differ in where a code lies within its block, and in where the scale lies.
@@ -55,12 +55,12 @@ class BlockFormat:
         return slice(2, self.nbytes) if self.scale_at == 0 else slice(0, self.scale_at)
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes that a row of ``columns``, a multiple of a block, takes."""
+        """Return the bytes of a row of ``columns``, a multiple of a block."""
         return columns // self.weights * self.nbytes
 
 
 def unpack_blocks(kind: BlockFormat, stored: Bytes, first_row: int = 0) -> Bytes:
-    """Rows of blocks as rows in layout t2.
+    """Convert rows of blocks to rows in layout t2.
 
     Args:
         stored: ``(rows, blocks * kind.nbytes)``.
@@ -86,7 +86,7 @@ def unpack_blocks(kind: BlockFormat, stored: Bytes, first_row: int = 0) -> Bytes
 
 
 def scales_of(kind: BlockFormat, stored: Bytes, first_row: int = 0) -> npt.NDArray[np.float16]:
-    """The scales of rows of blocks.
+    """Read the scales of rows of blocks.
 
     Args:
         stored: ``(rows, blocks * kind.nbytes)``.
@@ -113,7 +113,9 @@ def scales_of(kind: BlockFormat, stored: Bytes, first_row: int = 0) -> npt.NDArr
 
 
 def pack_blocks(kind: BlockFormat, packed: Bytes, scales: npt.NDArray[np.float16]) -> Bytes:
-    """Rows in layout t2 and their scales as rows of blocks; the inverse of the two above.
+    """Join rows in layout t2 and their scales to rows of blocks.
+
+    The inverse of ``unpack_blocks`` and ``scales_of``.
 
     Args:
         packed: ``(rows, blocks * kind.weights / 4)``, legal codes only.
@@ -156,7 +158,7 @@ def _planes_from_t2(shifts: tuple[int, ...], packed: Bytes) -> Bytes:
 
 
 def _base3_tables(digits: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """``(digits, 256)`` the codes of each byte, 3 where it has none; and each value's byte.
+    """Return the codes of each byte ``(digits, 256)``, 3 if it has none; and each value's byte.
 
     A byte is the fraction value / 243 in 256ths, rounded up; values of fewer than five digits
     count as if zeros followed.

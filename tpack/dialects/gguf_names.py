@@ -1,6 +1,6 @@
 """Names of tensors in GGUF files and in Hugging Face checkpoints, and the order of their rows.
 
-Which they are stands in the records of ``gguf_architectures``; here a file's metadata chooses one.
+The names stand in the records of ``gguf_architectures``; here a file's metadata chooses a record.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Naming:
         return cls(stated, known, good, heads if good else {})
 
     def outside(self, gguf_name: str) -> str:
-        """What a tensor of the file is called outside."""
+        """Return the name outside of a tensor of the file."""
         return self.known.to_hf(gguf_name) if self.known and self.renamed else gguf_name
 
     def inside(self, name: str) -> str | None:
-        """What a tensor is called in the file; None if it can have no name there."""
+        """Return the name in the file of a tensor; None if it can have no name there."""
         if not self.known or not self.renamed:
             return name
         found = self.known.to_gguf(name)
@@ -69,10 +69,10 @@ class Naming:
         return name if found is None and not name.startswith("model.") else found
 
     def order(self, gguf_name: str, rows: int) -> RowOrder | None:
-        """The order of the rows of a tensor; None if it is the same inside and outside.
+        """Return the order of the rows of a tensor; None if it is the same inside and outside.
 
         Raises:
-            InputError: its rows are no even number for each head.
+            InputError: its number of rows is not an even number for each head.
         """
         heads = self.heads.get(Place.of(gguf_name).role.rpartition(".")[0])
         if heads is None:
@@ -93,7 +93,7 @@ class RowOrder:
     size: int
 
     def in_gguf(self, first: int, last: int) -> npt.NDArray[np.int64]:
-        """Rows of the GGUF tensor that are rows ``first`` to ``last`` of the original.
+        """Return the rows of the GGUF tensor that are rows ``first`` to ``last`` of the original.
 
         Example:
             >>> RowOrder(4).in_gguf(0, 4)
@@ -105,7 +105,7 @@ class RowOrder:
         return order
 
     def in_original(self, first: int, last: int) -> npt.NDArray[np.int64]:
-        """The inverse: rows of the original that are rows ``first`` to ``last`` in GGUF."""
+        """Return the rows of the original that are rows ``first`` to ``last`` in GGUF."""
         head, row = np.divmod(np.arange(first, last), self.size)
         pair, half = np.divmod(row, 2)
         order: npt.NDArray[np.int64] = head * self.size + half * (self.size // 2) + pair

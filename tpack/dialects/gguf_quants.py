@@ -1,4 +1,4 @@
-"""GGUF's block formats of more than two bits: what values they stand for.
+"""GGUF's block formats of more than two bits: the values that their codes stand for.
 
 Blocks lie along the columns. The formulas are computed in float32, in the order in which
 llama.cpp computes them, so that the values are its own, bit for bit.
@@ -28,8 +28,8 @@ class Quant:
 
     Attributes:
         name: as llama.cpp has it.
-        weights, nbytes: of a block.
-        values: of blocks ``(n, nbytes)``, ``(n, weights)``.
+        weights, nbytes: columns and bytes of a block.
+        values: computes the values ``(n, weights)`` of blocks ``(n, nbytes)``.
     """
 
     name: str
@@ -38,32 +38,32 @@ class Quant:
     values: Callable[[Bytes], Floats]
 
     def row_bytes(self, columns: int) -> int:
-        """Bytes of a row, or of several together."""
+        """Return the bytes of a row, or of several together."""
         return columns // self.weights * self.nbytes
 
     def dequantize(self, rows: Bytes) -> Floats:
-        """The values of rows ``(n, bytes per row)``, flat."""
+        """Compute the values of rows ``(n, bytes per row)``, flat."""
         return self.values(rows.reshape(-1, self.nbytes)).reshape(-1)
 
 
 def _half(blocks: Bytes, at: int) -> Floats:
-    """A float16 at a byte of each block, ``(n, 1)``."""
+    """Read the float16 at a byte of each block, ``(n, 1)``."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
 def _nibbles(stored: Bytes, run: int) -> Bytes:
-    """Low halves of ``run`` bytes, then their high halves, and so on."""
+    """Return the low halves of ``run`` bytes, then their high halves, and so on."""
     parts = stored.reshape(len(stored), -1, 1, run)
     return np.concatenate((parts & 15, parts >> 4), axis=2).reshape(len(stored), -1)
 
 
 def _bits(stored: Bytes, count: int) -> Bytes:
-    """``count`` bits of little-endian words, as 0 and 1."""
+    """Split little-endian words into ``count`` bits, 0 or 1 each."""
     return np.unpackbits(stored, axis=1, count=count, bitorder="little")
 
 
 def _pairs(stored: Bytes) -> Bytes:
-    """Two bits from each of 32 bytes, then the next two of the same bytes, and so on."""
+    """Return two bits of each of 32 bytes, then the next two of the same bytes, and so on."""
     parts = stored.reshape(len(stored), -1, 1, 32)
     shifts = np.array([0, 2, 4, 6], dtype=np.uint8).reshape(4, 1)
     found: Bytes = ((parts >> shifts) & np.uint8(3)).reshape(len(stored), -1)
@@ -71,7 +71,7 @@ def _pairs(stored: Bytes) -> Bytes:
 
 
 def _each(scales: npt.NDArray[np.generic], codes: npt.NDArray[np.generic]) -> Floats:
-    """Scales ``(n, m)`` times codes ``(n, weights)``, whose m runs share one."""
+    """Multiply scales ``(n, m)`` with codes ``(n, weights)``; each of m runs shares a scale."""
     runs = codes.reshape(len(codes), scales.shape[1], -1).astype(np.float32)
     found: Floats = scales.astype(np.float32)[:, :, None] * runs
     return found.reshape(codes.shape)
@@ -122,7 +122,7 @@ def _q3_k(blocks: Bytes) -> Floats:
 
 
 def _six_bits(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """Eight scales and eight minima of six bits, from twelve bytes."""
+    """Unpack eight scales and eight minima of six bits from twelve bytes."""
     first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = np.concatenate((first & 63, (third & 15) | (first >> 6) << 4), axis=1)
     lows = np.concatenate((second & 63, (third >> 4) | (second >> 6) << 4), axis=1)

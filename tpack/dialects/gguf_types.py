@@ -53,7 +53,7 @@ _LOOKUP_TABLES = (38, 39)
 
 
 def why_unsupported(number: int) -> str:
-    """What to say of a type that is neither trits nor plain numbers."""
+    """Return the error text for a type that is neither trits nor plain numbers."""
     found = f"has type {number} ({_OTHER.get(number, 'unknown')})"
     if number in _LOOKUP_TABLES:
         return (

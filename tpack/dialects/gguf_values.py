@@ -1,6 +1,6 @@
 """Values of GGUF's metadata: as bytes of a file, and as JSON that loses nothing.
 
-In JSON a number that JSON cannot say (an integer beyond 63 bits, an infinity, a NaN) is the hex
+In JSON a number that JSON cannot express (an integer beyond 63 bits, an infinity, a NaN) is the hex
 of its bytes, and so is, as ``{"hex": …}``, a string that is not UTF-8.
 """
 
@@ -59,7 +59,7 @@ class Value:
 
     @property
     def plain(self) -> Any:
-        """The value as Python has it: int, float, bool, str, or a list of these."""
+        """The value as plain Python data: int, float, bool, str, or a list of these."""
         if self.kind == "array":
             return [Value(self.data.kind, item).plain for item in self.data.items]
         if self.kind == "string":
@@ -76,7 +76,7 @@ class Array:
 
 
 def value(kind: str, data: Any) -> Value:
-    """A value of plain Python data; of a sequence, an array of ``kind``.
+    """Make a value of plain Python data; a sequence becomes an array of ``kind``.
 
     Example:
         >>> value("uint32", 7).plain, value("string", ["a", "b"]).plain
@@ -90,10 +90,10 @@ def value(kind: str, data: Any) -> Value:
 
 
 def alignment_of(metadata: Mapping[str, Value]) -> int:
-    """At which multiples tensors begin.
+    """Return the multiple of bytes at which tensors begin.
 
     Raises:
-        InputError: not at powers of 2, as every reader wants.
+        InputError: it is not a power of 2, which every reader expects.
     """
     stated = metadata.get("general.alignment")
     if stated is None:
@@ -111,7 +111,7 @@ def alignment_of(metadata: Mapping[str, Value]) -> int:
 
 
 def encode(item: Value) -> bytes:
-    """Type and value as a file has them."""
+    """Encode type and value as a file has them."""
     return struct.pack("<I", _IDS[item.kind]) + _body(item.kind, item.data)
 
 
@@ -127,7 +127,7 @@ def _body(kind: str, data: Any) -> bytes:
 
 
 def encode_string(text: bytes) -> bytes:
-    """A string as a file has it: its length and its bytes."""
+    """Encode a string as a file has it: its length and its bytes."""
     return struct.pack("<Q", len(text)) + text
 
 
@@ -135,7 +135,7 @@ def encode_string(text: bytes) -> bytes:
 
 
 def to_json(item: Value) -> list[Any]:
-    """``[type, data]``; the data of an array is again ``[type of items, items]``."""
+    """Return ``[type, data]``; the data of an array is again ``[type of items, items]``."""
     return [item.kind, _to_json(item.kind, item.data)]
 
 
@@ -162,10 +162,10 @@ def _hex(kind: str, data: Any) -> str:
 
 
 def from_json(data: Any) -> Value:
-    """The inverse of ``to_json``.
+    """Read a value that ``to_json`` wrote.
 
     Raises:
-        InputError: the data was not written by it.
+        InputError: the data was not written by ``to_json``.
     """
     try:
         kind, content = data

@@ -24,7 +24,7 @@ STRIPES = 4
 
 
 def stripes(first: int, last: int, stored_rows: int) -> Iterator[tuple[int, int, int]]:
-    """Where rows ``first`` to ``last`` of a weight lie: ``(stripe, start, stop)`` of stored rows.
+    """Yield where rows ``first`` to ``last`` lie: ``(stripe, start, stop)`` of stored rows.
 
     Example:
         >>> list(stripes(3, 9, 4))
@@ -38,7 +38,7 @@ def stripes(first: int, last: int, stored_rows: int) -> Iterator[tuple[int, int,
 
 
 def to_t2(stored: Bytes, stripe: int, first: int = 0) -> Bytes:
-    """The rows of one stripe in layout t2.
+    """Convert rows of one stripe to layout t2.
 
     Args:
         stored: ``(n, columns)``, consecutive rows of the packed tensor.
@@ -60,7 +60,7 @@ def to_t2(stored: Bytes, stripe: int, first: int = 0) -> Bytes:
 
 
 def from_codes(parts: Sequence[Bytes]) -> Bytes:
-    """Rows of the packed tensor from the same rows of its four stripes.
+    """Pack rows of the packed tensor from the same rows of its four stripes.
 
     Args:
         parts: four arrays ``(n, columns)`` of codes in 0..2.

@@ -21,7 +21,7 @@ PER_WORD = 16
 
 
 def to_t2(words: npt.NDArray[np.uint32], first: int = 0) -> Bytes:
-    """Rows of words ``(n, columns / 16)`` uint32 as rows ``(n, columns / 4)`` in layout t2.
+    """Convert rows of words ``(n, columns / 16)`` uint32 to ``(n, columns / 4)`` in layout t2.
 
     Args:
         first: number of the first row, for the message.

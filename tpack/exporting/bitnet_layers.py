@@ -1,7 +1,7 @@
 """Which weights transformers loads in its bitnet packing: those of linear layers, one by one.
 
-It replaces each ``nn.Linear`` of a model by a packed layer and loads the file into that. What is
-no such layer when it is loaded stays as it was, and does not take packed bytes.
+It replaces each ``nn.Linear`` of a model by a packed layer and loads the file into that. Any other
+layer stays as it was, and does not take packed bytes.
 
 Source: ``replace_with_bitnet_linear`` and the conversion mappings of the transformers library.
 """
@@ -47,7 +47,7 @@ _HEADS = {
 
 
 def tied_heads(config: Mapping[str, Any], names: Collection[str]) -> list[str]:
-    """Modules that may be a head without a tensor of its own, which transformers must not pack.
+    """Find modules that may be a head without its own tensor; transformers must not pack them.
 
     Args:
         config: of the model.
@@ -108,12 +108,12 @@ def check_layer(
 
 
 def has_experts(names: Mapping[str, Any]) -> bool:
-    """Whether some tensor of a model belongs to an expert."""
+    """Return whether some tensor of a model belongs to an expert."""
     return any(".experts." in name or name.startswith("experts.") for name in names)
 
 
 def _other_layer(name: str, model: Any, *, experts: bool) -> tuple[str, str] | None:
-    """What a weight is in transformers, if no linear layer, and the pattern of its like."""
+    """Return why a weight is not of a linear layer, and a pattern for all like it."""
     if _EXPERT.fullmatch(name):
         return "is one of several experts, which transformers merges", "*experts.*"
     if experts and _ROUTER.fullmatch(name):

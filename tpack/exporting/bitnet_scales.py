@@ -43,12 +43,12 @@ class Scaled:
     Attributes:
         name: of the weight.
         scale: what multiplies the trits.
-        divisor: what the source divided them by, if it did.
+        divisor: the number that the source divided the trits by, if it did.
         dtype: of the model.
-        divide: what to store for ``divide``; None if nothing is exact.
-        multiply: the same for ``multiply``.
-        bias: the bias for ``multiply``; None without one, or if nothing is exact.
-        has_bias: whether there is one.
+        divide: the number to store for ``divide``; None if none is exact.
+        multiply: the number to store for ``multiply``; None if none is exact.
+        bias: the bias to store for ``multiply``; None without a bias, or if none is exact.
+        has_bias: whether the layer has a bias.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Scaled:
     has_bias: bool = False
 
     def fits(self, convention: Convention) -> bool:
-        """Whether the weight can be written so."""
+        """Return whether the weight can be written in a convention."""
         if convention == "divide":
             return self.divide is not None
         return self.multiply is not None and (self.bias is not None or not self.has_bias)
@@ -75,7 +75,7 @@ def scaled(
     dtype: str,
     bias: Number | None = None,
 ) -> Scaled:
-    """What can be stored for a scale.
+    """Compute the numbers that can be stored for a scale.
 
     Args:
         name: of the weight.
@@ -99,10 +99,10 @@ def scaled(
 
 
 def choose(weights: Sequence[Scaled]) -> Convention:
-    """The convention in which every weight is exact; that of the source, if both are.
+    """Choose the convention in which every weight is exact; the source's own, if both are.
 
     Raises:
-        UnsupportedError: there is none.
+        UnsupportedError: no convention is exact for every weight.
     """
     divided = [weight for weight in weights if weight.divisor is not None]
     order: tuple[Convention, Convention] = (
@@ -133,7 +133,7 @@ def choose(weights: Sequence[Scaled]) -> Convention:
 
 
 def exact(number: float, dtype: str) -> Number | None:
-    """A number as stored in a dtype; None if that would round it.
+    """Return a number as stored in a dtype; None if that would round it.
 
     Example:
         >>> exact(0.5, "bfloat16").dtype, exact(0.1, "bfloat16")
@@ -150,7 +150,7 @@ def _is_power_of_two(number: float) -> bool:
 
 
 def _before_scale(bias: Number, scale: float, dtype: str) -> Number | None:
-    """The numbers that multiplied with the scale give the bias."""
+    """Find the numbers that give the bias when the scale multiplies them; None if not exact."""
     wanted = widen(bias.raw, bias.dtype)
     factor = np.float32(scale)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

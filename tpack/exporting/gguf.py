@@ -44,14 +44,14 @@ _WIDENED = ("float16", "bfloat16")
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """What became of one tensor.
+    """How one tensor was written.
 
     Attributes:
-        name: in the GGUF file.
-        source: in the checkpoint.
-        type: of GGUF.
+        name: the tensor's name in the GGUF file.
+        source: its name in the checkpoint.
+        type: its GGUF type.
         shape: logical shape.
-        relative_error: of the worst scale that was rounded; 0 for what is exact.
+        relative_error: of the worst scale that was rounded; 0 if all are exact.
         reason: why it is not in exact blocks, if it is a weight.
     """
 
@@ -154,7 +154,7 @@ class _Export:
 
     @property
     def read(self) -> tuple[str, ...]:
-        """The types of trits that it reads, of those that are written."""
+        """The types of trits that the runner reads, among those that tpack writes."""
         known = self.model.naming.known
         return known.types if known else tuple(WRITTEN)
 
@@ -200,7 +200,7 @@ class _Export:
             )
 
     def ordered(self) -> list[str]:
-        """The names of all tensors: as they came in GGUF, others by block."""
+        """Return the names of all tensors: in the order of their GGUF file, or by block."""
         document = self.checkpoint.document
         places = {name: number for number, name in enumerate(self.model.names)}
 
@@ -211,7 +211,7 @@ class _Export:
         return sorted({*document.tensors, *document.kept, *document.aliases}, key=place)
 
     def kinds(self, inside: str) -> list[BlockFormat]:
-        """The formats to try for a weight, the preferred one first."""
+        """Return the formats to try for a weight, the preferred one first."""
         if self.type != "auto":
             return [FORMATS[self.type]]
         before = self.model.kinds.get(inside, "").lower()
@@ -264,7 +264,7 @@ class _Export:
         return self.model.naming.order(inside, shape[0]) if shape else None
 
     def metadata(self) -> dict[str, Value]:
-        """The metadata, whose file type is what most weights have, unless all are as before."""
+        """Return the metadata, with the commonest type as file type if types have changed."""
         written = [t.type for t in self.reports if t.type in WRITTEN]
         before = [self.model.kinds.get(t.name) for t in self.reports if t.type in WRITTEN]
         if written and written != before:
@@ -276,7 +276,7 @@ class _Export:
 def _plain_chunks(
     checkpoint: Checkpoint, name: str, dtype: str, order: RowOrder | None
 ) -> Iterator[Any]:
-    """A kept tensor, from top to bottom."""
+    """Yield the bytes of a kept tensor, from top to bottom."""
     entry = checkpoint.entries[name]
     if order is None and dtype == entry.dtype:
         yield from checkpoint.chunks(name)

@@ -1,4 +1,4 @@
-"""What a GGUF file says of its model: from the GGUF file it came from, or from a config.json."""
+"""The metadata of a GGUF file: from the GGUF file it came from, or from a config.json."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True)
 class Model:
-    """What a file says of its model.
+    """The description of a model in a GGUF file.
 
     Attributes:
         metadata: in the order of the file.
@@ -43,10 +43,10 @@ class Model:
     tied: bool | None = None
 
     def name(self, outside: str) -> str:
-        """What a tensor is called in the file.
+        """Return the name of a tensor in the file.
 
         Raises:
-            UnsupportedError: nothing that the architecture knows.
+            UnsupportedError: the architecture has no such tensor.
         """
         found = self.names.get(outside) or self.naming.inside(outside)
         known = self.naming.known
@@ -76,15 +76,15 @@ class Model:
             )
 
     def is_left_out(self, outside: str) -> bool:
-        """Whether a tensor does not belong into the file."""
+        """Return whether a tensor does not belong into the file."""
         return outside not in self.names and _LEFT_OUT.fullmatch(outside) is not None
 
 
 def model_of(checkpoint: Checkpoint) -> Model:
-    """What describes the model of a checkpoint.
+    """Find the description of the model of a checkpoint.
 
     Raises:
-        InputError: nothing does, or what does is malformed.
+        InputError: the checkpoint has no description of its model, or a malformed one.
         UnsupportedError: an architecture whose metadata tpack does not know.
     """
     carried = checkpoint.metadata.get("gguf")
@@ -147,7 +147,7 @@ def _from_config(config: Mapping[str, Any], folder: Path) -> Model:
 
 
 def _hyperparameters(config: Mapping[str, Any], row: Architecture) -> dict[str, Value]:
-    """What a file states of a config, without the name of the architecture before its keys."""
+    """Return the fields that a file states of a config; keys without the architecture's name."""
     rope = _rope(config)
     scaling = rope.get("rope_type", rope.get("type", "default"))
     if scaling not in ("default", "linear"):
@@ -175,7 +175,7 @@ def _hyperparameters(config: Mapping[str, Any], row: Architecture) -> dict[str, 
 
 
 def _number(config: Mapping[str, Any], kind: str, key: str) -> float:
-    """A field as a type of GGUF wants it: a positive integer, or any positive number."""
+    """Return a field as a type of GGUF needs it: a positive integer, or any positive number."""
     found: Any = config.get(key)
     types, most = ((int,), 2**31) if kind == "uint32" else ((int, float), 1e30)
     if type(found) not in types or not 0 < found < most:
@@ -184,11 +184,11 @@ def _number(config: Mapping[str, Any], kind: str, key: str) -> float:
 
 
 def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How positions are encoded; newer configs say all of it under rope_parameters.
+    """Return how positions are encoded; newer configs have it all under rope_parameters.
 
     Raises:
-        InputError: something else than an object.
-        UnsupportedError: two that differ, of which versions of transformers take either.
+        InputError: it is not an object.
+        UnsupportedError: two that differ; which one is used depends on transformers' version.
     """
     found = [config[key] for key in ("rope_parameters", "rope_scaling") if config.get(key)]
     if not found:

@@ -32,7 +32,7 @@ _SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 def tokenizer_metadata(
     folder: Path, config: Mapping[str, Any]
 ) -> tuple[dict[str, Value], list[str]]:
-    """The metadata of a folder's tokenizer, and notes on what is left out.
+    """Return the metadata of a folder's tokenizer, and notes on what is left out.
 
     Raises:
         InputError: a ``tokenizer.json`` that is malformed.
@@ -61,7 +61,7 @@ def _read(path: Path) -> Any:
 
 
 def _rules(data: Any) -> str | None:
-    """What llama.cpp calls the rules of a byte-level BPE tokenizer; None if it is no such."""
+    """Return llama.cpp's name for the rules of a byte-level BPE tokenizer; None if unknown."""
     try:
         split, bytes_ = data["pre_tokenizer"]["pretokenizers"]
         good = (
@@ -76,7 +76,7 @@ def _rules(data: Any) -> str | None:
 
 
 def _tokens(data: Any, count: int) -> dict[str, Value]:
-    """Tokens, their kinds, and merges; numbers that no token has are marked as unused."""
+    """Return tokens, their kinds, and merges; numbers without a token are marked as unused."""
     tokens: list[Any] = [f"[PAD{number}]" for number in range(count)]
     kinds = [_UNUSED] * count
     try:
@@ -109,7 +109,7 @@ def _number(found: Any, count: int) -> int:
 
 
 def _special(folder: Path, config: Mapping[str, Any]) -> dict[str, Value]:
-    """The numbers of special tokens, and the chat template."""
+    """Return the numbers of special tokens, and the chat template."""
     found = {}
     for name, key in _SPECIAL.items():
         number = config.get(f"{name}_token_id")

@@ -31,7 +31,7 @@ AUTO = ("tq2_0", "q2_0")
 
 @dataclass(frozen=True)
 class Fitted:
-    """A weight in blocks, or as floats where there are none for it.
+    """A weight in blocks, or as floats if no blocks hold it.
 
     Attributes:
         kind: the blocks; None for floats.
@@ -49,10 +49,10 @@ class Fitted:
 
 
 def fit_blocks(checkpoint: Checkpoint, name: str, kinds: list[BlockFormat]) -> Fitted:
-    """The first of some formats that holds a weight exactly; else the first that rounds it.
+    """Find the first format that holds a weight exactly; else the first that rounds its scales.
 
     Raises:
-        UnsupportedError: no matrix of rows along the last dim; a scale beyond float16.
+        UnsupportedError: it is not a matrix of rows along the last dim; a scale is beyond float16.
     """
     entry = checkpoint.document.tensors[name]
     if entry.split != len(entry.shape) - 1:
@@ -110,7 +110,7 @@ def _equal(groups: Array) -> bool:
 
 
 def _rounding(exact: Array, halves: npt.NDArray[np.float16]) -> tuple[float, str]:
-    """The worst relative error of rounded scales, and what to say of it."""
+    """Return the worst relative error of rounded scales, and the problem in words."""
     back = halves.astype(exact.dtype)
     if np.array_equal(back, exact):
         return 0.0, ""
@@ -140,7 +140,7 @@ def _floats(scale: Array, tried: Fitted) -> Fitted:
 def block_chunks(
     checkpoint: Checkpoint, name: str, fitted: Fitted, order: RowOrder | None
 ) -> Iterator[Bytes]:
-    """A weight in its blocks, from top to bottom.
+    """Yield a weight in its blocks, from top to bottom.
 
     Raises:
         FormatError: a byte without valid codes.
@@ -156,7 +156,7 @@ def block_chunks(
 def float_chunks(
     checkpoint: Checkpoint, name: str, dtype: str, order: RowOrder | None
 ) -> Iterator[Array]:
-    """A weight as floats, from top to bottom.
+    """Yield a weight as floats, from top to bottom.
 
     Raises:
         FormatError: a byte without valid codes.
@@ -176,7 +176,7 @@ def float_chunks(
 
 
 def _packed_rows(checkpoint: Checkpoint, name: str, entry: TernaryEntry) -> Rows:
-    """Reads rows of a weight in layout t2."""
+    """Return a reader of the rows of a weight in layout t2."""
     width = entry.packed_shape[-1]
 
     def read(first: int, last: int) -> Bytes:
@@ -195,7 +195,7 @@ def _packed_rows(checkpoint: Checkpoint, name: str, entry: TernaryEntry) -> Rows
 
 
 def permuted(read: Rows, order: RowOrder | None) -> Rows:
-    """Rows in the order of GGUF: they are read from whole heads."""
+    """Return a reader of rows in the order of GGUF, which reads whole heads."""
     if order is None:
         return read
 
@@ -208,7 +208,7 @@ def permuted(read: Rows, order: RowOrder | None) -> Rows:
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about as many elements as are worked on at a time."""
+    """Yield ranges of rows, each with about as many elements as are worked on at a time."""
     step = max(1, BLOCK // max(columns, 1))
     for first in range(0, rows, step):
         yield first, min(first + step, rows)

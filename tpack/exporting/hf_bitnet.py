@@ -1,6 +1,6 @@
 """Write a folder that the transformers library loads as a BitNet model, from a tpack folder.
 
-Only what its packing can say exactly is written: matrices with one scale each, and a number
+Only weights that its packing holds exactly are written: matrices with one scale each, and a number
 of rows that is a multiple of four. Codes are moved, never quantized again.
 """
 
@@ -46,8 +46,8 @@ class HfBitnetReport:
     Attributes:
         output: the folder.
         output_bytes: of its files of weights.
-        linear_class: how the config says that scales are meant.
-        packed: weights in this packing.
+        linear_class: of the config; it states whether scales multiply or divide.
+        packed: names of the weights in this packing.
         kept: tensors written as they are.
         notes: what a user should know.
     """
@@ -98,7 +98,7 @@ def export_hf_bitnet(
 
 
 class _Plan:
-    """What is to be written: decided, and refused, before the first byte is."""
+    """The tensors to be written: decided on, and refused, before the first byte is written."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
@@ -119,7 +119,7 @@ class _Plan:
         """The dtype that the model is loaded in.
 
         Raises:
-            UnsupportedError: one that no scale can be stored in.
+            UnsupportedError: it is a dtype that no scale can be stored in.
         """
         stated = self.config.get("dtype", self.config.get("torch_dtype"))
         if stated is None:  # then it is that of the weights
@@ -135,7 +135,7 @@ class _Plan:
         return name
 
     def scaled(self, name: str, entry: TernaryEntry) -> Scaled:
-        """A weight's scale, with the bias of its layer."""
+        """Return the scale of a weight, with the bias of its layer."""
         stored, dtype, _ = self.checkpoint.scale(name)
         bias = self.checkpoint.entries.get(f"{name.removesuffix('.weight')}.bias")
         number = None
@@ -165,16 +165,16 @@ class _Plan:
         return settings
 
     def notes(self) -> tuple[str, ...]:
-        """What changes for a model that was not in this packing."""
+        """The changes for a model that was not in this packing."""
         if self.source_settings():
             return ()
         return ("transformers rounds the inputs of packed layers to int8, token by token",)
 
     def quantization(self) -> dict[str, Any]:
-        """The ``quantization_config``.
+        """Return the ``quantization_config`` to be written.
 
         Raises:
-            UnsupportedError: names that cannot tell packed layers from others.
+            UnsupportedError: the names do not distinguish packed layers from others.
         """
         before = self.source_settings()
         settings: dict[str, Any] = {"quant_method": "bitnet", **SETTINGS[self.convention]}
@@ -190,7 +190,7 @@ class _Plan:
         return settings
 
     def plain_modules(self) -> list[str] | None:
-        """Linear layers that are not packed; None where transformers finds the only one itself."""
+        """Return linear layers that are not packed; None if transformers finds it itself."""
         packed = {name.removesuffix(".weight") for name in self.weights}
         plain = sorted(
             name.removesuffix(".weight")
@@ -237,7 +237,7 @@ class _Plan:
         return sizes
 
     def pieces(self, file: CheckpointFile) -> Iterator[Piece]:
-        """The tensors of one file."""
+        """Yield the tensors of one file."""
         made: dict[str, list[Piece]] = {}
         for name, entry in file.document.tensors.items():
             made[name] = [self.packed_piece(name, entry), self.scale_piece(name)]
@@ -273,10 +273,10 @@ class _Plan:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The config of the plain model.
+    """Return the config of the plain model.
 
     Raises:
-        InputError: the checkpoint is no folder with one.
+        InputError: the checkpoint is not a folder with a config.json.
     """
     config = read_config(checkpoint.path) if checkpoint.path.is_dir() else None
     if config is None:
@@ -290,7 +290,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
 def _stored_rows(
     checkpoint: Checkpoint, name: str, entry: TernaryEntry
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """The packed tensor from top to bottom: each block takes a block of each stripe."""
+    """Yield the packed tensor from top to bottom: each block takes a block of each stripe."""
     stored = entry.rows // STRIPES
     step = max(1, BLOCK // STRIPES // entry.columns)
     for first in range(0, stored, step):
@@ -306,7 +306,7 @@ def _stored_rows(
 def _codes(
     checkpoint: Checkpoint, name: str, entry: TernaryEntry, first: int, last: int
 ) -> npt.NDArray[np.uint8]:
-    """Codes ``(last - first, columns)`` of some rows of a weight.
+    """Read codes ``(last - first, columns)`` of some rows of a weight.
 
     Raises:
         FormatError: a byte without valid codes.
@@ -329,7 +329,7 @@ def _norm_of(name: str) -> str:
 
 
 def _belongs_to_model(path: Path) -> bool:
-    """Whether a file beside the weights goes with them: tokenizer, generation settings, licence."""
+    """Return whether a file goes with the weights: tokenizer, generation settings, licence."""
     if path.name in ("config.json", "README.md") or path.name.endswith(".index.json"):
         return False
     return is_copied(path)
