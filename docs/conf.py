@@ -15,7 +15,7 @@ nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|numpy|os|pathlib|torch|transformers|types|typing)\..*"),
     # names that only type checkers import, and types that are no part of the interface
-    (r"py:.*", r"(nn\.Module|DeviceMesh|GgufReport|HfBitnetReport)"),
+    (r"py:.*", r"(nn\.Module|DeviceMesh)"),
     (
         r"py:.*",
         r"tpack\.(nn\.training\.Module|container\.version\.Version|quantize\.statistics\.Statistics|quantize\.exact\.Found)",

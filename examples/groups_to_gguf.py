@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 import tpack
-from tpack.exporting import export
+from tpack import export
 
 HEADS, KEYS = 8, 4
 #: What shares a scale in each layer: the tensor, a row, or so many columns of a row.
@@ -78,7 +78,7 @@ def main(folder: Path) -> None:
 
     for kind in ("tq2_0", "tq1_0"):
         path = folder / f"{kind}.gguf"
-        export(folder / "llama.tpack", path, type=kind)
+        export(folder / "llama.tpack", "gguf", path, type=kind)
         tensors = [one for one in gguf.GGUFReader(path).tensors if one.name in expected]
         equal = sum(
             np.array_equal(gguf.dequantize(one.data, one.tensor_type), expected[one.name].float())

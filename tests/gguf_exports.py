@@ -122,3 +122,8 @@ TOKENIZER = {
         {"id": 6, "content": "<|user|>", "special": False},
     ],
 }
+
+
+def export(path, destination, **options):
+    """A checkpoint as a GGUF file."""
+    return tpack.export(path, "gguf", destination, **options)

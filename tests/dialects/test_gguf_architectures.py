@@ -4,7 +4,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf_exports import CONFIG, folder, hf_weights, read
+from gguf_exports import CONFIG, export, folder, hf_weights, read
 from gguf_files import HEADS, KEYS, interleave
 
 import tpack
@@ -18,7 +18,6 @@ from tpack.dialects.gguf_architectures import (
 )
 from tpack.dialects.gguf_types import WRITTEN
 from tpack.errors import UnsupportedError
-from tpack.exporting import export
 from tpack.exporting.gguf_weights import AUTO
 from tpack.sources.shapes import expected_shape
 

@@ -60,7 +60,7 @@ def test_layers_that_only_have_such_names(tmp_path):
     names = ("h.0.attn.c_attn.weight", "h.0.mlp.wo.weight", "h.0.mlp.gate.weight")
     path = folder_of(tmp_path, {name: ternary(8, 8, 0.5) for name in names}, {"model_type": "x"})
     with Checkpoint(path) as file:
-        assert export_hf_bitnet(file, tmp_path / "out").packed == 3
+        assert export_hf_bitnet(file, tmp_path / "out").details["packed"] == 3
 
 
 def test_a_model_whose_experts_are_not_packed(tmp_path):

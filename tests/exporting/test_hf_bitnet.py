@@ -57,8 +57,8 @@ def test_the_same_bytes(tmp_path, family, linear_class, dtype):
     assert set(before) == set(after)
     for name, tensor in before.items():
         assert raw(after[name]) == raw(tensor), name
-    assert report.linear_class == linear_class
-    assert (report.packed, report.notes) == (14, ())
+    assert report.details["linear_class"] == linear_class
+    assert (report.details["packed"], report.notes) == (14, ())
     assert settings(tmp_path / "out") == {
         "quant_method": "bitnet",
         "linear_class": linear_class,
@@ -106,7 +106,7 @@ def test_a_float_model(tmp_path, family, config, dtype):
     model = hf_models.make(family, dtype, **config)
     save_plain(model, tmp_path / "hf")
     report = export(tmp_path / "hf", tmp_path)
-    assert report.linear_class == "autobitlinear"
+    assert report.details["linear_class"] == "autobitlinear"
     assert "int8" in report.notes[0]
     # the library's own packing of the same model is the reference, bit for bit
     hf_models.save_packed(model, tmp_path / "reference", "autobitlinear")
@@ -130,7 +130,7 @@ def test_biases_are_divided_exactly_or_refused(tmp_path):
                 module.weight.copy_(module.weight.sign() * 0.25)
     save_plain(model, tmp_path / "hf")
     report = export(tmp_path / "hf", tmp_path)
-    assert report.linear_class == "autobitlinear"
+    assert report.details["linear_class"] == "autobitlinear"
     bias = "model.layers.0.self_attn.q_proj.bias"
     assert torch.equal(tensors(tmp_path / "out")[bias] * 0.25, model.state_dict()[bias])
     loaded, wanted = hf_models.logits(hf_models.load(tmp_path / "out")), hf_models.logits(model)
@@ -205,7 +205,7 @@ def test_a_tied_head_of_another_name_stays_plain(tmp_path, family, sizes, kept):
         warnings.simplefilter("ignore")
         loaded = make.from_pretrained(tmp_path / "out").eval()
     kinds = [type(module).__name__ for module in loaded.modules()]
-    assert kinds.count("AutoBitLinear") == report.packed
+    assert kinds.count("AutoBitLinear") == report.details["packed"]
     assert type(loaded.get_output_embeddings()) is torch.nn.Linear
     wanted = hf_models.logits(model)
     assert (hf_models.logits(loaded) - wanted).abs().max() < 0.1 * wanted.abs().max()
@@ -354,7 +354,14 @@ def test_a_config_without_a_dtype_has_that_of_the_weights(tmp_path):
     with Checkpoint(path) as file:
         report = export_hf_bitnet(file, tmp_path / "out")
     assert tensors(tmp_path / "out")["a.weight_scale"].dtype == torch.float16
-    assert json.loads(json.dumps(report.to_dict())) == {
+    found = json.loads(json.dumps(report.to_dict()))
+    rows = found.pop("tensors")
+    assert [(r["name"], r["type"], r["exact"]) for r in rows] == [
+        ("a.weight", "bitnet", True),
+        ("a.bias", "float16", True),
+    ]
+    assert found == {
+        "target": "hf-bitnet",
         "output": str(tmp_path / "out"),
         "output_bytes": (tmp_path / "out" / "model.safetensors").stat().st_size,
         "linear_class": "autobitlinear",

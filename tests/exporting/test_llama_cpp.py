@@ -9,10 +9,10 @@ import ctypes
 import numpy as np
 import pytest
 import torch
+from gguf_exports import export
 from hf_models import make
 
 import tpack
-from tpack.exporting import export
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.slow

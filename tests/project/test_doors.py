@@ -4,7 +4,9 @@ Each test adds a fake row, and looks for it in the help, in errors, in the manua
 """
 
 import json
-from dataclasses import fields, make_dataclass
+import sys
+import types
+from dataclasses import dataclass, fields, make_dataclass
 
 import numpy as np
 import pytest
@@ -17,12 +19,13 @@ from tpack.cli.main import main
 from tpack.cli.reference import cli_reference
 from tpack.codec import GRANULARITIES, LAYOUTS, Layout, Scale
 from tpack.codec.shapes import Granularity
-from tpack.container import Checkpoint
+from tpack.container import Checkpoint, new_file
 from tpack.dtypes import KEEP_DTYPES
 from tpack.errors import FormatError, LayerDefError, UsageError
+from tpack.exporting import TARGETS, ExportedTensor, ExportReport, Target
 from tpack.layerdef import LayerDef, Param, as_program, validate
 from tpack.nn import ternarization, unfreeze
-from tpack.options import Options, option
+from tpack.options import Options, check, option
 from tpack.quantize import METHODS, fitting
 
 
@@ -173,3 +176,64 @@ def test_an_option_is_a_field(run, monkeypatch):
     assert found == Options().to_dict() | {"fake_names": "b"}
     assert json.loads(json.dumps(found)) == found
     assert fields(more)[-1].name == "fake_flag"
+
+
+# ---- a target
+
+
+@pytest.fixture
+def trits_target(monkeypatch):
+    """A target that writes the names of the weights, with an option of its own."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class NamesOptions:
+        case: str = option("kept", "Of names.", among={"upper": Choice("upper", "in capitals")})
+
+        def __post_init__(self):
+            check(self)
+
+    def write(checkpoint, destination, *, force, case):
+        names = [name.upper() if case == "upper" else name for name, _ in checkpoint.ternary()]
+        with new_file(destination, force=force) as file:
+            size = file.write("\n".join(names).encode())
+        rows = tuple(ExportedTensor(name, name, "name", ()) for name in names)
+        return ExportReport("names", str(destination), size, rows)
+
+    module = types.ModuleType("names_target")
+    module.write = write
+    monkeypatch.setitem(sys.modules, "names_target", module)
+    row = Target("names", "the names alone", "file", ("names_target", "write"), NamesOptions)
+    monkeypatch.setitem(TARGETS, "names", row)
+
+
+def test_a_target_is_a_row_and_a_function(trits_target, run, weight, tmp_path):
+    tpack.convert(weight, tmp_path / "m", quantize="absmean")
+    report = tpack.export(tmp_path / "m", "names", tmp_path / "names.txt", case="upper")
+    assert (tmp_path / "names.txt").read_text() == "UP.WEIGHT"
+    assert [(row.name, row.exact, row.error) for row in report.tensors] == [("UP.WEIGHT", True, 0)]
+    out, code = run("export", "--help")
+    assert code == 0
+    assert "[hf-bitnet|gguf|names]" in out
+    assert "--case [kept|upper]" in out
+    given = ("export", tmp_path / "m", "--to", "names", "-o", tmp_path / "again.txt")
+    assert run(*given, "--case", "upper", "--json")[1] == 0
+    assert (tmp_path / "again.txt").read_text() == "UP.WEIGHT"
+    assert "[hf-bitnet|gguf|names]" in cli_reference()
+    wrong = refused(lambda: tpack.export(tmp_path / "m", "onnx", tmp_path / "m.onnx"))
+    assert wrong == "target 'onnx' is unknown, expected hf-bitnet, gguf or names."
+    wrong = refused(lambda: tpack.export(tmp_path / "m", "names", tmp_path / "m.txt", type="t"))
+    assert wrong == "type is not an option of names, expected case."
+    wrong = refused(lambda: tpack.export(tmp_path / "m", "names", tmp_path / "m.txt", case="x"))
+    assert wrong == "case 'x' is unknown, expected kept or upper."
+
+
+def test_an_option_of_another_target_is_refused(run, weight, tmp_path):
+    tpack.convert(weight, tmp_path / "m", quantize="absmean")
+    given = ("export", tmp_path / "m", "--to", "hf-bitnet", "-o", tmp_path / "out")
+    out, code = run(*given, "--type", "tq2_0", "--json")
+    assert code == 2
+    assert "type is not an option of hf-bitnet, which has none." in out
+
+
+def test_a_target_must_be_given(run, tmp_path):
+    assert run("export", tmp_path, "-o", tmp_path / "out")[1] == 2

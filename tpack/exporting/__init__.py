@@ -1,58 +1,117 @@
-"""Write a checkpoint for other systems, one module a target."""
+"""Write a checkpoint for other systems: one module a target, and a row for each in ``TARGETS``."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib import import_module
+from typing import Any, Literal
 
+from tpack.choices import Choice
 from tpack.container import Checkpoint
-from tpack.errors import UsageError, locate
+from tpack.dialects.gguf_types import WRITTEN
+from tpack.errors import UsageError, either, locate, unknown
+from tpack.exporting.report import ExportedTensor, ExportReport
+from tpack.options import check, option
 
-if TYPE_CHECKING:
-    from tpack.exporting.gguf import GgufReport
-    from tpack.exporting.hf_bitnet import HfBitnetReport
+__all__ = ["TARGETS", "ExportReport", "ExportedTensor", "Target", "export"]
 
-__all__ = ["TARGETS", "export"]
 
-TARGETS = ("hf-bitnet", "gguf")
+@dataclass(frozen=True, kw_only=True)
+class NoOptions:
+    """The options of a target that has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufOptions:
+    """The options of ``gguf``."""
+
+    type: str = option(
+        "auto",
+        "Of GGUF's blocks; auto is as it came, else tq2_0 or q2_0.",
+        among={name.lower(): Choice(name.lower(), f"blocks of {name}") for name in WRITTEN},
+    )
+    allow_inexact: bool = option(False, "Round scales, unpack what fits no GGUF block.")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Target(Choice):
+    """A system that checkpoints are written for.
+
+    Attributes:
+        output: what it is given.
+        function: its module and function, imported when it is used. It is called with the open
+            checkpoint, the destination, ``force`` and the options, and returns an ExportReport.
+        options: a record of ``tpack.options.option`` fields.
+    """
+
+    output: Literal["file", "folder"]
+    function: tuple[str, str]
+    options: type[Any] = NoOptions
+
+    def write(self, *args: Any, **given: Any) -> ExportReport:
+        """Call the target's function."""
+        module, name = self.function
+        run: Callable[..., ExportReport] = getattr(import_module(module), name)
+        return run(*args, **given)
+
+
+TARGETS = {
+    row.name: row
+    for row in (
+        Target(
+            "hf-bitnet",
+            "the bitnet packing, for transformers",
+            "folder",
+            ("tpack.exporting.hf_bitnet", "export_hf_bitnet"),
+        ),
+        Target(
+            "gguf",
+            "ternary blocks, for llama.cpp and what is built on it",
+            "file",
+            ("tpack.exporting.gguf", "export_gguf"),
+            GgufOptions,
+        ),
+    )
+}
 
 
 def export(
     path: str | os.PathLike[str],
+    to: str,
     destination: str | os.PathLike[str],
-    to: str = "gguf",
     *,
-    type: str = "auto",  # noqa: A002  # GGUF calls it so
-    allow_inexact: bool = False,
     force: bool = False,
-) -> GgufReport | HfBitnetReport:
-    """Write a checkpoint in the dialect of another system.
+    **options: Any,
+) -> ExportReport:
+    """Write a checkpoint for another system.
 
     Args:
         path: of a tpack file or folder.
-        destination: a file for ``gguf``, a folder for ``hf-bitnet``.
-        to: ``gguf`` or ``hf-bitnet``.
-        type: of GGUF's blocks: ``auto``, ``tq1_0``, ``tq2_0`` or ``q2_0``.
-        allow_inexact: for ``gguf``: round scales that float16 cannot hold, and write weights that
-            fit into no blocks as floats.
+        to: the target: ``hf-bitnet`` or ``gguf``.
+        destination: a folder for ``hf-bitnet``, a file for ``gguf``.
         force: replace an existing output.
+        options: for ``gguf``: ``type`` of its blocks (``auto``, ``tq1_0``, ``tq2_0`` or
+            ``q2_0``); ``allow_inexact`` rounds scales that float16 cannot hold, and writes weights
+            that fit into no blocks as floats.
 
     Raises:
         UsageError: an unknown target, or an option that it does not have.
-        UnsupportedError: something that the dialect cannot say, with its name.
+        UnsupportedError: something that the target cannot hold exactly, by name.
         TpackError: as ``Checkpoint``, ``new_file`` and ``new_folder``.
     """
     if to not in TARGETS:
-        raise UsageError(f"target {to!r} is unknown, expected {' or '.join(TARGETS)}.")
-    if to == "hf-bitnet" and (type != "auto" or allow_inexact):
-        raise UsageError("type and allow_inexact belong to gguf: hf-bitnet is exact or refused.")
+        raise unknown("target", to, TARGETS)
+    target = TARGETS[to]
+    known = [each.name for each in fields(target.options)]
+    for name in options:
+        if name not in known:
+            has = f"expected {either(known)}" if known else "which has none"
+            raise UsageError(f"{name} is not an option of {to}, {has}.")
+    chosen = target.options(**options)
     with Checkpoint(path) as checkpoint, locate(file=path):
-        if to == "gguf":
-            from tpack.exporting.gguf import export_gguf
-
-            return export_gguf(
-                checkpoint, destination, type=type, allow_inexact=allow_inexact, force=force
-            )
-        from tpack.exporting.hf_bitnet import export_hf_bitnet
-
-        return export_hf_bitnet(checkpoint, destination, force=force)
+        return target.write(checkpoint, destination, force=force, **vars(chosen))

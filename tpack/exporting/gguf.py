@@ -23,7 +23,7 @@ from tpack.dialects.gguf_names import RowOrder
 from tpack.dialects.gguf_types import PLAIN_IDS, TERNARY_IDS, WRITTEN
 from tpack.dialects.gguf_values import Value, value
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError, UnsupportedError, UsageError, locate
+from tpack.errors import InputError, UnsupportedError, locate
 from tpack.exporting.gguf_metadata import Model, model_of
 from tpack.exporting.gguf_weights import (
     AUTO,
@@ -35,62 +35,12 @@ from tpack.exporting.gguf_weights import (
     row_blocks,
 )
 from tpack.exporting.gguf_writer import OutTensor, write_gguf
+from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.quantize import narrow, widen
 
 _BLOCK = re.compile(r"\.([0-9]{1,9})\.")
 #: Floats that llama.cpp wants in float32 where they are vectors.
 _WIDENED = ("float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class GgufTensor:
-    """How one tensor was written.
-
-    Attributes:
-        name: the tensor's name in the GGUF file.
-        source: its name in the checkpoint.
-        type: its GGUF type.
-        shape: logical shape.
-        relative_error: of the worst scale that was rounded; 0 if all are exact.
-        reason: why it is not in exact blocks, if it is a weight.
-    """
-
-    name: str
-    source: str
-    type: str
-    shape: tuple[int, ...]
-    relative_error: float = 0.0
-    reason: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {**self.__dict__, "shape": list(self.shape)}
-
-
-@dataclass(frozen=True)
-class GgufReport:
-    """What ``export_gguf`` wrote.
-
-    Attributes:
-        output: the file.
-        output_bytes: its size.
-        tensors: in the order of the file.
-        notes: what a user should know.
-    """
-
-    output: str
-    output_bytes: int
-    tensors: tuple[GgufTensor, ...]
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {
-            "output": self.output,
-            "output_bytes": self.output_bytes,
-            "tensors": [tensor.to_dict() for tensor in self.tensors],
-            "notes": list(self.notes),
-        }
 
 
 def export_gguf(
@@ -100,7 +50,7 @@ def export_gguf(
     type: str = "auto",  # noqa: A002  # GGUF calls it so
     allow_inexact: bool = False,
     force: bool = False,
-) -> GgufReport:
+) -> ExportReport:
     """Write a GGUF file.
 
     Args:
@@ -115,14 +65,11 @@ def export_gguf(
         force: replace an existing file.
 
     Raises:
-        UsageError: an unknown type.
         UnsupportedError: a weight that is not exact in the type, or that GGUF has no form for; a
             model of another architecture; a type that no program for the architecture reads.
         InputError: damaged data; a model that nothing describes.
         ExistsError, StorageError: as ``new_file``.
     """
-    if type not in ("auto", *FORMATS):
-        raise UsageError(f"type {type!r} is unknown, expected auto, {', '.join(FORMATS)}.")
     target = Path(destination)
     check_not_input(target, *(file.path for file in checkpoint.files))
     check_target(target, force=force)
@@ -130,7 +77,7 @@ def export_gguf(
         work = _Export(checkpoint, model_of(checkpoint), type, allow_inexact=allow_inexact)
         work.run()
         size = write_gguf(target, work.metadata(), work.tensors, force=force)
-    return GgufReport(str(target), size, tuple(work.reports), tuple(work.notes))
+    return ExportReport("gguf", str(target), size, tuple(work.reports), tuple(work.notes))
 
 
 @dataclass
@@ -142,7 +89,7 @@ class _Export:
     type: str
     allow_inexact: bool = field(kw_only=True)
     tensors: list[OutTensor] = field(default_factory=list)
-    reports: list[GgufTensor] = field(default_factory=list)
+    reports: list[ExportedTensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unpacked: dict[str, str] = field(default_factory=dict)
 
@@ -240,7 +187,7 @@ class _Export:
             chunks = partial(float_chunks, self.checkpoint, name, kind, order)
         self.tensors.append(OutTensor(inside, number, entry.shape, nbytes, chunks))
         self.reports.append(
-            GgufTensor(inside, name, kind, entry.shape, fitted.error, fitted.problem)
+            ExportedTensor(inside, name, kind, entry.shape, fitted.error, fitted.problem)
         )
 
     def plain(self, name: str, inside: str) -> None:
@@ -258,7 +205,7 @@ class _Export:
         nbytes = math.prod(entry.shape) * BY_NAME[dtype].size
         chunks = partial(_plain_chunks, self.checkpoint, name, dtype, order)
         self.tensors.append(OutTensor(inside, PLAIN_IDS[dtype], entry.shape, nbytes, chunks))
-        self.reports.append(GgufTensor(inside, name, dtype, entry.shape))
+        self.reports.append(ExportedTensor(inside, name, dtype, entry.shape))
 
     def order(self, inside: str, shape: tuple[int, ...]) -> RowOrder | None:
         return self.model.naming.order(inside, shape[0]) if shape else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import FormatError, InputError, NotTernaryError, UnsupportedError, locate
 from tpack.exporting.bitnet_layers import check_layer, has_experts, tied_heads
 from tpack.exporting.bitnet_scales import SETTINGS, Convention, Number, Scaled, choose, scaled
+from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.hfconfig import plain_config, quant_method, read_config
 from tpack.layerdef.from_names import is_embedding
 from tpack.quantize import widen
@@ -39,36 +39,9 @@ REPLACED = ("quantization_config", "quantization", "compression_config", "transf
 CARRIED = ("use_rms_norm", "rms_norm_eps")
 
 
-@dataclass(frozen=True)
-class HfBitnetReport:
-    """What ``export_hf_bitnet`` wrote.
-
-    Attributes:
-        output: the folder.
-        output_bytes: of its files of weights.
-        linear_class: of the config; it states whether scales multiply or divide.
-        packed: names of the weights in this packing.
-        kept: tensors written as they are.
-        notes: what a user should know.
-    """
-
-    output: str
-    output_bytes: int
-    linear_class: str
-    packed: int
-    kept: int
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {
-            "notes": list(self.notes)
-        }
-
-
 def export_hf_bitnet(
     checkpoint: Checkpoint, destination: str | os.PathLike[str], *, force: bool = False
-) -> HfBitnetReport:
+) -> ExportReport:
     """Write a packed folder for the transformers library.
 
     Args:
@@ -87,13 +60,17 @@ def export_hf_bitnet(
         plan = _Plan(checkpoint)
         with new_folder(target, force=force) as folder:
             sizes = plan.write(folder)
-    return HfBitnetReport(
+    return ExportReport(
+        "hf-bitnet",
         str(target),
         sum(sizes),
-        SETTINGS[plan.convention]["linear_class"],
-        len(plan.weights),
-        len(checkpoint.document.kept),
+        plan.rows(),
         plan.notes(),
+        {
+            "linear_class": SETTINGS[plan.convention]["linear_class"],
+            "packed": len(plan.weights),
+            "kept": len(checkpoint.document.kept),
+        },
     )
 
 
@@ -214,6 +191,13 @@ class _Plan:
         return plain
 
     # ---- output
+
+    def rows(self) -> tuple[ExportedTensor, ...]:
+        """Return a row for each tensor: all are exact, or nothing is written."""
+        entries, document = self.checkpoint.entries, self.checkpoint.document
+        packed = [ExportedTensor(n, n, "bitnet", e.shape) for n, e in self.checkpoint.ternary()]
+        kept = [ExportedTensor(n, n, entries[n].dtype, entries[n].shape) for n in document.kept]
+        return (*packed, *kept)
 
     def write(self, folder: Path) -> list[int]:
         """Write all files; returns the sizes of those with weights."""
