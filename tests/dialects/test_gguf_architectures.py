@@ -171,7 +171,7 @@ def test_a_new_architecture_refuses_what_it_cannot_say(twisted, tmp_path):
             export(folder(tmp_path, weights, TWISTED_CONFIG | change, name=words), tmp_path / "m")
 
     refused("has hidden_act 'silu' in its config.json, expected 'gelu'", hidden_act="silu")
-    refused("GGUF files of twisted cannot say: twister would", mlp_bias=True)
+    refused("GGUF files of twisted cannot express: twister would", mlp_bias=True)
     bias = {"twisted.blocks.0.attention.key.bias": torch.ones(128)}
     refused("key.bias' has no place in GGUF files of twisted", twisted | bias)
     refused("expected LlamaForCausalLM or BitNetForCausalLM or TwistedF", architectures=["Other"])

@@ -185,5 +185,7 @@ def test_a_repository_in_the_cache(cache, tmp_path, text):
 def test_a_repository_that_cannot_be_had(cache, tmp_path):
     done = offline(cache, "convert", "hf://org/other", cwd=tmp_path)
     assert done.returncode == 3
-    assert "hf://org/other: is no path here, and cannot be had from the hub" in done.stderr
+    assert (
+        "hf://org/other: is not a path here, and cannot be downloaded from the hub" in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1

@@ -53,5 +53,5 @@ def check_codes(rows: Bytes, first: int, found: str = "code 3", legal: str = "0,
     row, column = np.unravel_index(int((codes == 3).argmax()), codes.shape)
     raise InputError(
         f"holds {found} at row {first + int(row)}, column {int(column)}, expected {legal}. The "
-        "data is damaged, or no ternary weight."
+        "data is damaged, or it is not a ternary weight."
     )

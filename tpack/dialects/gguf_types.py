@@ -17,7 +17,7 @@ PLAIN = {
 }
 PLAIN_IDS = {dtype: number for number, dtype in PLAIN.items()}
 
-#: Types of trits. Id 42 is also found with the blocks of PQ2_0: their size tells.
+#: Types of trits. Id 42 also occurs with the blocks of PQ2_0, which their size shows.
 TERNARY: dict[int, BlockFormat] = {
     34: TQ1_0,
     35: TQ2_0,

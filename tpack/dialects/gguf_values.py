@@ -41,7 +41,7 @@ MAX_NESTING = 4
 MAX_ALIGNMENT = 1 << 20
 
 _LIMIT = 2**63
-#: Integers that JSON can say, all of them.
+#: Integers that JSON can express exactly.
 _SMALL = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "bool"}
 
 

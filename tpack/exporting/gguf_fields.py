@@ -1,8 +1,7 @@
-"""The fields of a config.json, held against what an architecture of GGUF files can say.
+"""The fields of a config.json, checked against what an architecture of GGUF files can express.
 
-A file states its architecture and some numbers, no more. So a field of the config that says
-something else, or that nobody here knows, is refused: the file would load, and compute another
-model.
+A file states its architecture and some numbers, no more. So a field of the config that has another
+value, or that tpack does not know, is refused: the file would load, and compute another model.
 """
 
 from __future__ import annotations
@@ -82,19 +81,19 @@ def architecture_of(config: Mapping[str, Any], stated: Any) -> Architecture:
     if act is None and not any("hidden_act" in row.defaults for row in rows):
         raise InputError(
             f"has no hidden_act in its config.json, expected {known}: models of {stated} differ "
-            "in it. Add that of the original."
+            "in it. Add the hidden_act of the original model."
         )
     for row in rows:
         if (row.defaults.get("hidden_act") if act is None else act) in row.activations:
             return row
     raise UnsupportedError(
         f"has hidden_act {act!r:.40} in its config.json, expected {known}, which is what GGUF "
-        f"files of {stated} can say: llama.cpp would compute something else."
+        f"files of {stated} can express: llama.cpp would compute something else."
     )
 
 
 def check_fields(config: Mapping[str, Any], row: Architecture) -> None:
-    """Refuse a config that an architecture cannot say.
+    """Refuse a config that an architecture cannot express.
 
     Args:
         config: of the plain model.
@@ -109,7 +108,7 @@ def check_fields(config: Mapping[str, Any], row: Architecture) -> None:
 
 
 def check_rope(rope: Mapping[str, Any], row: Architecture) -> None:
-    """Refuse fields of RoPE that an architecture cannot say; as ``check_fields``."""
+    """Refuse fields of RoPE that an architecture cannot express; as ``check_fields``."""
     for key, found in rope.items():
         if key not in _ROPE and key != "original_max_position_embeddings":
             _check_neutral(key, found, row)
@@ -120,7 +119,7 @@ def _check_neutral(key: str, found: Any, row: Architecture) -> None:
     if found is None or off or found in _NEUTRAL.get(key, ()):
         return
     raise UnsupportedError(
-        f"has {key} {found!r:.60} in its config.json, which GGUF files of {row.name} cannot say: "
-        f"{row.runner} would compute something else. Use llama.cpp's own converter on the unpacked "
-        "model; or, if the field changes nothing of what this model computes, take it out."
+        f"has {key} {found!r:.60} in its config.json, which GGUF files of {row.name} cannot "
+        f"express: {row.runner} would compute something else. Use llama.cpp's own converter on the "
+        "unpacked model; or, if the field changes nothing of what this model computes, take it out."
     )

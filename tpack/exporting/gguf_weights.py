@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
 Rows = Callable[[int, int], Array]
 
-#: What ``--type`` says → the format.
+#: The values of ``--type`` → the format.
 FORMATS = {name.lower(): TERNARY[TERNARY_IDS[name]] for name in WRITTEN}
 #: In what order ``auto`` tries them.
 AUTO = ("tq2_0", "q2_0")

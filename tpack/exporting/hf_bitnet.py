@@ -33,7 +33,7 @@ from tpack.quantize import widen
 from tpack.quantize.weight import BLOCK
 from tpack.sources.beside import is_copied
 
-#: Keys of a config that told how the source was packed.
+#: Keys of a config that state how the source was packed.
 REPLACED = ("quantization_config", "quantization", "compression_config", "transformers_weights")
 #: Settings of the source's own packing that are written back.
 CARRIED = ("use_rms_norm", "rms_norm_eps")
@@ -50,7 +50,7 @@ def export_hf_bitnet(
         force: replace a model that is there.
 
     Raises:
-        UnsupportedError: something that the packing cannot say exactly, by name.
+        UnsupportedError: something that the packing cannot hold exactly, by name.
         InputError: no ``config.json``; damaged data.
         ExistsError, StorageError: as ``new_folder``.
     """

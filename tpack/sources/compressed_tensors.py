@@ -77,7 +77,9 @@ def _granularities(config: Config) -> list[_Group]:
     for label, group in groups.items():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if not isinstance(weights, Mapping):
-            raise InputError(f"config group {label!r:.60} says nothing of weights.")
+            raise InputError(
+                f"config group {label!r:.60} has no settings of weights, expected their num_bits."
+            )
         bits = weights.get("num_bits")
         known = bits if type(bits) is int and 0 < bits <= 32 else None
         try:

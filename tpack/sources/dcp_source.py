@@ -77,9 +77,13 @@ class _Reader(FileSystemReader):
             except InputError:
                 raise
             except Exception as error:  # damaged, it fails wherever pickle first stumbles
-                raise InputError("is damaged, or no distributed checkpoint.") from error
+                raise InputError(
+                    "is damaged, or not a distributed checkpoint. Copy the folder again."
+                ) from error
             if not isinstance(found, Metadata):
-                raise InputError("is damaged, or no distributed checkpoint.")
+                raise InputError(
+                    "is damaged, or not a distributed checkpoint. Copy the folder again."
+                )
         if getattr(found, "storage_meta", None) is None:
             found.storage_meta = None
         self.found = found

@@ -41,7 +41,7 @@ def adapt(tensors: Plain, config: Config) -> tuple[Tensors, list[str]]:
         config: its ``config.json``.
 
     Raises:
-        UnsupportedError: what the scales mean cannot be told from the config.
+        UnsupportedError: the config does not show what the scales mean.
         InputError: a scale is missing or of another shape; a shape that the config contradicts;
             when they are read, illegal codes.
     """
@@ -101,7 +101,7 @@ def _convention(tensors: Plain, config: Config) -> Convention:
     if not isinstance(found, Mapping):
         names = packed_names(tensors)
         raise UnsupportedError(
-            "is packed as Hugging Face's bitnet does it, but no quantization_config tells whether "
+            "is packed as Hugging Face's bitnet does it, but no quantization_config shows whether "
             "its scale multiplies or divides. Put the config.json of the model beside the file.",
             tensor=names[0] if names else None,
         )
@@ -116,8 +116,8 @@ def _convention(tensors: Plain, config: Config) -> Convention:
     if not all(isinstance(part, str) for part in key) or key not in known:
         raise UnsupportedError(
             f"has linear_class {linear!r:.60} and quantization_mode {mode!r:.60} in its config, "
-            "expected bitlinear or autobitlinear, and offline or online. Whether scales multiply "
-            "or divide cannot be told."
+            "expected bitlinear or autobitlinear, and offline or online. Correct config.json: the "
+            "two fields decide whether scales multiply or divide."
         )
     return known[key]
 
@@ -205,7 +205,7 @@ def _layout(
         if wanted is not None and wanted[0] % STRIPES:
             raise InputError(
                 f"has {wanted[0]} rows by config.json, which is no multiple of {STRIPES}: the rows "
-                "that fill up the last byte cannot be told from others. Convert the original."
+                "that fill up the last byte look like any others. Convert the original model."
             )
     if len(shape) != 2 or 0 in shape or wanted not in (None, shape):
         raise InputError(

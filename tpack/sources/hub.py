@@ -63,7 +63,7 @@ def hub_source(repository: Repository, open_path: Callable[[Path], Source]) -> S
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise UnsupportedError(
-            "is no path here, and to ask the hub the package huggingface_hub is needed. Install "
+            "is not a path here, and the hub needs the package huggingface_hub. Install "
             "tpack-ternary with the extra hf."
         ) from None
 
@@ -79,7 +79,9 @@ def hub_source(repository: Repository, open_path: Callable[[Path], Source]) -> S
             )
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
             first = str(error).strip().partition("\n")[0][:300]
-            raise InputError(f"is no path here, and cannot be had from the hub: {first}") from error
+            raise InputError(
+                f"is not a path here, and cannot be downloaded from the hub: {first}"
+            ) from error
         if any(folder.glob(weights)):
             break
     assert folder is not None

@@ -36,7 +36,7 @@ _STRONG = _split(
 #: Likewise, where the codes are not of 64 bits, in which indices of other kinds come.
 _WEAK = _split("shape metadata idx index indices perm invperm map table tables lookup")
 _INDICES = _split("idx index indices lookup map")
-#: Words that such names may have besides.
+#: Further words that the names of companions may have.
 _OTHERS = _split(
     "weight weights w q k v g s b in input out output channel channels group groups block blocks "
     "quant quantized nested global double super sub per tensor token pre orig original factor "
@@ -54,7 +54,7 @@ _CODE_ENDINGS = re.compile(
     r"_(packed|q|qdata|blocks|data|codes|quantized|quant|int|int8|int4|idxs?)$"
 )
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-#: Codes in one dim are told from buffers by their number.
+#: Codes in one dim are distinguished from buffers by how many they are.
 _MANY = 64
 
 
@@ -130,7 +130,7 @@ def refuse_packed(found: Sequence[PackedGroup]) -> None:
     """Refuse weights that another system has packed.
 
     Raises:
-        NotTernaryError: naming the first one, its system, and what to do; if there are any.
+        NotTernaryError: there are any; it names the first one, its system, and what to do.
     """
     if not found:
         return
@@ -140,7 +140,7 @@ def refuse_packed(found: Sequence[PackedGroup]) -> None:
     patterns = [first.codes] if len(found) == 1 else endings
     excludes = " ".join(f"--exclude '{pattern}'" for pattern in patterns)
     raise NotTernaryError(
-        f"{first.reason}, expected plain weights{others}. {first.advice} To keep "
+        f"{first.reason}, expected floats or ternary weights{others}. {first.advice} To keep "
         f"{'it' if len(found) == 1 else 'them'} as they are beside other weights: {excludes}.",
         tensor=first.codes,
     )
@@ -154,7 +154,7 @@ def _families(tensors: Tensors) -> dict[str, list[str]]:
     return families
 
 
-#: What is found: the layout of codes, and what lies beside them, the best proof first.
+#: The layout of codes, and the names of the tensors beside them, the best proof first.
 _Found = tuple[Layout, Sequence[str]] | None
 
 

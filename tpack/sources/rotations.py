@@ -16,9 +16,9 @@ from tpack.errors import UnsupportedError
 
 #: Words in a key that speak of rotated weights wherever they stand.
 ROTATED = re.compile(r"hadamard|quarot|spinquant|online_rot|rotat(ed|e)_weights?", re.IGNORECASE)
-#: Further words among what a config says of the quantization.
+#: Further words that name a rotation, within the quantization settings of a config.
 _QUANTIZED = re.compile(rf"{ROTATED.pattern}|rotat|transform_config|incoheren", re.IGNORECASE)
-#: Where a config says how weights are quantized.
+#: Keys of a config that hold its quantization settings.
 _SECTIONS = ("quantization_config", "quantization", "compression_config")
 #: Words for "not".
 _OFF = ("", "none", "identity", "false", "off")

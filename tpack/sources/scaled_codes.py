@@ -283,7 +283,7 @@ def _pieces(codes: SourceTensor) -> Iterator[npt.NDArray[Any]]:
         yield codes.read(start, min(start + BLOCK, codes.numel))
 
 
-# ---- Hugging Face's bitnet, where the user says what no config does
+# ---- Hugging Face's bitnet without a config, where the user states what the scale means
 
 
 def _bitnet(group: PackedGroup, tensors: Tensors, means: Means) -> ReadGroup | None:
