@@ -1,8 +1,9 @@
 """A new folder takes its place whole or not at all, and loses nothing that was beside."""
 
-# ruff: noqa: PT012 -- what fails is the end of the block
+# ruff: noqa: PT012, SIM117 -- what fails is the beginning or the end of the block
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -175,9 +176,7 @@ def is_bin(name):
 
 @pytest.fixture
 def kept(old):
-    """A folder with files of others: a repository, a link, and old weights."""
-    (old / ".git" / "objects").mkdir(parents=True)
-    write(old / ".git" / "objects", a_txt="blob")
+    """A folder with files of others, a link, and old weights."""
     write(old, a_bin="old weights", b_bin="old weights")
     (old / "link").symlink_to("old.txt")
     old.chmod(0o750)
@@ -186,7 +185,6 @@ def kept(old):
 
 def check_kept(folder):
     assert tree(folder) == {
-        ".git/objects/a.txt": "blob",
         "a.bin": "new weights",
         "config.json": "new",
         "link": "old",
@@ -244,3 +242,51 @@ def test_an_error_changes_nothing(kept):
         raise ValueError("stop")
     assert tree(kept) == before
     assert hidden(kept.parent) == []
+
+
+def test_files_that_others_write_meanwhile_follow(kept, monkeypatch):
+    publish = Workplace.publish
+
+    def late(work, target, *, force):
+        write(target, late_txt="late")
+        publish(work, target, force=force)
+
+    monkeypatch.setattr(Workplace, "publish", late)
+    with changed_folder(kept, is_bin) as folder:
+        write(folder, a_bin="new weights", config_json="new")
+    assert (kept / "late.txt").read_text() == "late"
+    (kept / "late.txt").unlink()
+    check_kept(kept)
+    assert hidden(kept.parent) == []
+
+
+def test_sub_folders_stay_the_same_folders(kept):
+    (kept / "runs").mkdir()
+    write(kept / "runs", log_txt="log")
+    before = (kept.stat().st_ino, (kept / "runs").stat().st_ino)
+    with changed_folder(kept, is_bin) as folder:
+        write(folder, a_bin="new weights", config_json="new")
+    assert (kept.stat().st_ino, (kept / "runs").stat().st_ino) == before
+    assert (kept / "runs" / "log.txt").read_text() == "log"
+    shutil.rmtree(kept / "runs")
+    check_kept(kept)
+
+
+# ---- what is not replaced, whatever is asked
+
+
+def test_the_current_folder_is_not_replaced(old, monkeypatch):
+    monkeypatch.chdir(old)
+    for target in (".", "../model", old):
+        with pytest.raises(StorageError, match="the current folder"):
+            with new_folder(target, force=True):
+                pytest.fail("the work begins")
+    assert tree(old) == {"config.json": "{}", "old.txt": "old"}
+    assert hidden(old.parent) == []
+
+
+def test_a_repository_is_not_replaced(old):
+    (old / ".git").mkdir()
+    with pytest.raises(ExistsError, match="repository"), new_folder(old, force=True):
+        pass
+    assert (old / ".git").is_dir()

@@ -143,7 +143,9 @@ def packed_folder(tmp_path):
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
     (source / "config.json").write_text(json.dumps(config))
     (source / "tokenizer.json").write_text("{}")
-    (source / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n\nIts text.\n")
+    (source / "README.md").write_text(
+        "---\nlicense: mit\ntags:\n- small\n---\n\n# A model\n\nIts text.\n"
+    )
     (source / "modules.json").write_text('[{"path": "2_Dense"}]')
     (source / "2_Dense").mkdir()
     save_file({"linear.weight": trits[0]}, source / "2_Dense" / "model.safetensors")
@@ -170,7 +172,7 @@ def test_a_folder_gives_the_folder_back(packed_folder, tmp_path):
     index = json.loads((plain / "model.safetensors.index.json").read_text())
     wanted = json.loads((source / "model.safetensors.index.json").read_text())
     assert index["weight_map"] == wanted["weight_map"]
-    assert (plain / "README.md").read_text() == "# A model\n\nIts text.\n"
+    assert (plain / "README.md").read_text() == (source / "README.md").read_text()
 
 
 def test_an_unpacked_folder_packs_to_the_same_weights(packed_folder, tmp_path):

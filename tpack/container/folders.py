@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,9 +148,10 @@ def changed_folder(
     """Give an empty folder to write to, whose content then goes into the folder ``path``.
 
     Everything else in ``path`` stays: what the block wrote and the files that stay change places
-    with the old folder in one step. A folder that has to stay the same folder (the current
-    one, the root of a file system, one whose parent cannot be written to) is changed file by
-    file instead; a crash in between leaves files of both, which loading refuses.
+    with the old folder in one step, and files that others write there meanwhile follow. A folder
+    that has to stay the same folder (it has sub-folders, which others may be writing to; it is
+    the current one or a mount point; its parent cannot be written to) is changed file by file
+    instead; a crash in between leaves files of both, which loading refuses.
 
     Args:
         path: an existing folder, or a new one.
@@ -171,10 +172,13 @@ def changed_folder(
             sync_tree(made)
             if in_place:
                 _move_over(made, target, is_replaced)
+            elif target.is_dir():
+                shutil.copymode(target, made)
+                linked = _link_rest(target, made, is_replaced)
+                work.publish(target, force=True)
+                for old in (work.output, work.replaced):
+                    _bring_late(old, target, linked)
             else:
-                if target.is_dir():
-                    shutil.copymode(target, made)
-                    _link_rest(target, made, is_replaced)
                 work.publish(target, force=True)
         sync_folder(target.parent)
 
@@ -199,8 +203,30 @@ def _check_free(target: Path, *, force: bool) -> None:
         return
     if not force:
         raise ExistsError("exists already. Use --force to replace it.", file=target)
+    check_replaceable(target)
     if any(target.iterdir()) and not any((target / name).exists() for name in OF_A_MODEL):
         raise ExistsError("is not the folder of a model. Choose another output.", file=target)
+
+
+def check_replaceable(target: Path) -> None:
+    """Refuse to replace a folder that cannot be, or that holds a repository.
+
+    Raises:
+        StorageError: it is or holds the current folder, or is a mount point.
+        ExistsError: it has a ``.git``.
+    """
+    if not target.exists():
+        return
+    if _is_held(target):
+        raise StorageError(
+            "is the current folder, or holds it, or is a mount point: no other can take its place. "
+            "Choose another output.",
+            file=target,
+        )
+    if (target / ".git").exists():
+        raise ExistsError(
+            "holds a repository (.git), which would be lost. Choose another output.", file=target
+        )
 
 
 @contextmanager
@@ -232,23 +258,43 @@ def sync_tree(folder: Path) -> None:
 
 def _has_to_stay(folder: Path) -> bool:
     """Return whether a folder cannot change places with another."""
-    here = Path.cwd()
     return (
-        here.is_relative_to(folder)
-        or os.path.ismount(folder)
+        _is_held(folder)
+        or any(path.is_dir() and not path.is_symlink() for path in folder.iterdir())
         or not os.access(folder.parent, os.W_OK | os.X_OK)
     )
 
 
-def _link_rest(old: Path, new: Path, is_replaced: Callable[[str], bool]) -> None:
-    """Put what stays of an old folder into the new one, without a copy where that is possible."""
-    for path in old.iterdir():
-        if (new / path.name).exists() or (path.is_file() and is_replaced(path.name)):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
-        else:
-            _link(path, new / path.name)
+def _is_held(folder: Path) -> bool:
+    """Return whether a folder is or holds the current one, or is a mount point."""
+    return Path.cwd().is_relative_to(folder.resolve()) or os.path.ismount(folder)
+
+
+def _link_rest(old: Path, new: Path, is_replaced: Callable[[str], bool]) -> list[str]:
+    """Put what stays of an old folder into the new one, without a copy where that is possible.
+
+    Returns:
+        The names of all files of the old folder.
+    """
+    names = sorted(path.name for path in old.iterdir())
+    for name in names:
+        if not (new / name).exists() and not is_replaced(name):
+            _link(old / name, new / name)
+    return names
+
+
+def _bring_late(old: Path, new: Path, linked: Sequence[str]) -> None:
+    """Remove an old folder; move what others wrote there after its files were linked."""
+    for name in linked:
+        (old / name).unlink(missing_ok=True)
+    while old.exists():
+        try:
+            old.rmdir()
+        except OSError:  # not empty
+            for path in old.iterdir():
+                if (new / path.name).exists():
+                    return  # written to both: the one in its place stays
+                path.rename(new / path.name)
 
 
 def _link(path: str | Path, to: str | Path) -> None:

@@ -7,14 +7,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from tpack.grouping import Place
-from tpack.hfconfig import CARD_FOLLOWS
+from tpack.hfconfig import CARD_FOLLOWS, CARD_TAGS
 from tpack.report import TensorReport
 from tpack.sources import Source
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _FRONT = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*(?:\n|$)", re.DOTALL)
 _KEY = re.compile(r"([A-Za-z_][\w-]*):(?=\s|$)")
-_TAGS = ("tpack", "ternary", "2-bit")
 
 
 def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> str:
@@ -72,7 +71,7 @@ def _front_matter(source: Source, front: Mapping[str, Sequence[str]]) -> Iterato
             yield from lines
     yield "library_name: tpack"
     yield "tags:"
-    yield from (f"- {tag}" for tag in dict.fromkeys((*_tags(front.get("tags", ())), *_TAGS)))
+    yield from (f"- {tag}" for tag in dict.fromkeys((*_tags(front.get("tags", ())), *CARD_TAGS)))
 
 
 def _tags(lines: Sequence[str]) -> list[str]:

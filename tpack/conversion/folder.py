@@ -18,6 +18,7 @@ from typing import Any
 
 from tpack.container import SINGLE, program_digest
 from tpack.container.atomic import storage_errors, sync_folder, write_text
+from tpack.container.folders import check_replaceable
 from tpack.container.strictjson import canonical_json
 from tpack.conversion.beside import with_parts, write_config, write_copies
 from tpack.conversion.card import model_card
@@ -106,6 +107,7 @@ def convert_folder(folder: Folder) -> ConversionReport:
             return _late(folder, work, ranks)
         if exists and not options.force:
             raise ExistsError("exists already. Use --force to replace it.", file=target)
+        check_replaceable(target)
         check_room(target.parent, folder.job.needs)
         with ExitStack() as stack:
             # processes of one conversion share the folder, others are kept out
