@@ -40,8 +40,6 @@ from tpack.layerdef.walking import parts, with_part, with_parts
 #: Binds tighter than any operator.
 _ATOM = 10
 
-_Positions = tuple[str | int, ...]
-
 
 class ExpressionPrinter:
     """Prints the body of one forward.
