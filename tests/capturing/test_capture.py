@@ -275,7 +275,30 @@ def test_an_op_outside_the_table_is_named_with_its_module():
         capture(Odd().eval(), (torch.randn(2, 3),))
     text = str(caught.value)
     assert text.startswith("inner: uses sort.default")
-    assert "docs/ops.md lists the ops that capture knows" in text
+    assert "The manual lists the ops that capture knows" in text
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+    def forward(self):
+        return self.weight * 2
+
+
+def test_forwards_that_take_no_tensor_are_named():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = Table()
+
+        def forward(self, x):
+            return x @ self.table()
+
+    for model, given, name in ((Table(), (), "module"), (Model(), (torch.ones(2, 3),), "table")):
+        with pytest.raises(LayerDefError, match=f"^{name}: forward takes no tensor, expected"):
+            capture(model.eval(), given)
 
 
 def test_buffers_that_forward_changes_are_named():

@@ -153,7 +153,7 @@ def test_causal_masks_become_a_flag():
     assert "attn_mask" in source
 
 
-# ---- what no LayerDef says
+# ---- what LayerDef cannot express
 
 
 @pytest.mark.parametrize(

@@ -165,5 +165,5 @@ def test_what_no_op_says_is_refused(tmp_path):
     for module, text in ((Sorts(), "Sorts: .*sort"), (Indexes(), "Indexes: indexes by")):
         with pytest.raises(LayerDefError, match=text):
             tpack.save(module, tmp_path / "m.tpack.safetensors")
-    with pytest.raises(LayerDefError, match="Decides: forward does what no LayerDef says"):
+    with pytest.raises(LayerDefError, match="Decides: forward does what LayerDef cannot express"):
         read_program(Decides())

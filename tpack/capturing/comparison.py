@@ -178,7 +178,7 @@ def compare(
         except Exception as error:  # whatever an op says of a size that it does not take
             raise LayerDefError(
                 f"the captured program does not run on inputs{sizes}, which the module takes: "
-                f"{error}. "
+                f"{str(error).rstrip('.')}. "
                 "Give dynamic_shapes={} to capture the sizes of the example only."
             ) from error
         one = difference(found, expected)

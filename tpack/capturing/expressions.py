@@ -38,7 +38,7 @@ def expression(value: Value, named: Named, sized: Sized, device: Expression | No
     op = OPS.get(value.op)
     if op is None:
         raise LayerDefError(
-            f"computes {value.op}, which is no op of LayerDef.", node=value.calls[-1].path
+            f"computes {value.op}, which LayerDef cannot express.", node=value.calls[-1].path
         )
     given = dict(value.args)
     given.pop("count", None)
@@ -94,7 +94,7 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
     if param.kind == "tensors":
         if None in arg:
             raise LayerDefError(
-                "indexes some dims and leaves others before them out, which no LayerDef says.",
+                "indexes some dims and skips others before them, which LayerDef cannot express.",
                 node=value.calls[-1].path,
             )
         return Tuple([named(item) for item in arg])

@@ -73,8 +73,8 @@ class _Reader:
                 outputs.append(self.returned(spec.arg))
             else:
                 raise LayerDefError(
-                    f"forward changes {spec.target or spec.arg.name!r}, which no LayerDef says. "
-                    "Capture the module in eval mode."
+                    f"forward changes {spec.target or spec.arg.name!r}, which LayerDef cannot "
+                    "express. Capture the module in eval mode."
                 )
         tree = pytree.tree_unflatten(outputs, self.program.call_spec.out_spec)
         return Graph(
@@ -107,7 +107,9 @@ class _Reader:
         for spec, node in zip(self.program.graph_signature.input_specs, nodes, strict=True):
             value = node.meta.get("val")
             if spec.kind not in _INPUTS:
-                raise LayerDefError(f"takes a {spec.kind.name.lower()}, which no LayerDef says.")
+                raise LayerDefError(
+                    f"takes a {spec.kind.name.lower()}, which LayerDef cannot express."
+                )
             if not isinstance(value, Tensor):
                 self.made[node] = _plain(value)
                 continue
@@ -163,7 +165,9 @@ class _Reader:
         """Read the graph that runs without gradients, or without autocast."""
         position = next(i for i, arg in enumerate(node.args) if _is_submodule(arg))
         if name == "wrap_with_autocast" and node.args[2]:
-            raise LayerDefError("runs under autocast. Capture it without.", node=_place(node))
+            raise LayerDefError(
+                "runs under autocast. Capture it without autocast.", node=_place(node)
+            )
         inner = getattr(owner, str(node.args[position].target))  # type: ignore[union-attr]
         holes = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for hole, arg in zip(holes, node.args[position + 1 :], strict=True):
@@ -187,8 +191,8 @@ class _Reader:
         row = ATEN.get(base)
         if row is None:
             raise LayerDefError(
-                f"uses {name or node.target}, which no LayerDef says. docs/ops.md lists the ops "
-                "that capture knows, and says how to add one.",
+                f"uses {name or node.target}, which LayerDef cannot express. The manual lists the "
+                "ops that capture knows, and says how to add one.",
                 node=_place(node),
             )
         args = self.bind(node, row, name)

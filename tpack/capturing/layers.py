@@ -171,6 +171,12 @@ class _Maker:
             bodies.append(body)
         if any(body != bodies[0] for body in bodies):
             raise NoLayerError(path)
+        if not bodies[0].inputs:
+            raise LayerDefError(
+                "forward takes no tensor, expected at least one. Give it a tensor as an argument, "
+                "or make what it computes a parameter or buffer.",
+                node=path or "module",
+            )
         every = [*params, *uncalled.values(), *listed]
         notes = reduce(
             Annotations.agreed,

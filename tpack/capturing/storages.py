@@ -55,8 +55,8 @@ class Storages:
         for member in group:
             if member.op in (STORED, CONSTANT):
                 raise LayerDefError(
-                    f"changes its tensor {member.name!r} in forward, which no LayerDef says. "
-                    "Compute a new tensor instead.",
+                    f"changes its tensor {member.name!r} in forward, which LayerDef cannot "
+                    "express. Compute a new tensor instead.",
                     node=place,
                 )
             if member.op == INPUT:

@@ -268,7 +268,7 @@ class _Checker:
             case FunctionCall(function):
                 if function not in OPS:
                     raise LayerDefError(
-                        f"op {function!r:.60} is unknown. docs/layerdef.md lists the ops.",
+                        f"op {function!r:.60} is unknown. The manual lists the ops.",
                         node=path,
                     )
                 if has_trait(function, "several") and not several:

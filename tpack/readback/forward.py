@@ -62,7 +62,7 @@ class Forward:
             self.nodes = []
         except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError) as error:
             raise LayerDefError(
-                f"forward does what no LayerDef says: {error}. Give save a layerdef.",
+                f"forward does what LayerDef cannot express: {error}. Give save a layerdef.",
                 node=self.name,
             ) from error
         self.wishes = tracer.wishes
