@@ -281,7 +281,7 @@ def test_layers_that_are_not_packed_are_named():
 def test_a_mesh_without_a_plan_is_refused(tmp_path):
     module = build_module(mlp("TernaryLinear", "tensor", "t2"))
     tpack.save(module, tmp_path / "m.safetensors")
-    with pytest.raises(UsageError, match="together, or neither"):
+    with pytest.raises(UsageError, match="expected both or neither"):
         tpack.load(tmp_path / "m.safetensors", parallel={"up": "column"})
 
 
