@@ -66,15 +66,15 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-#: Likewise of unary ones.
+#: Symbols of unary operators → what they compute.
 UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "~": operator.invert}
 
 
 def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -> nn.Module:
-    """Make the module of a LayerDef or Program: packed weights of trits 0, scales 1.
+    """Make the module of a LayerDef or Program, with all trits 0 and all scales 1.
 
     Args:
-        device: where its tensors are made; ``meta`` allocates none but constants.
+        device: where its tensors are made; on ``meta`` only constants take memory.
 
     Raises:
         LayerDefError: the tree is malformed or does not fit its shapes.
@@ -86,7 +86,7 @@ def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -
 
 
 def program_of(module: nn.Module) -> Program | None:
-    """The program that a module was built from; None if it is no whole one."""
+    """Return the program that a module was built from; None for a part, or another module."""
     if not isinstance(module, BuiltModule):
         return None
     program = module._tpack_program  # noqa: SLF001
@@ -143,7 +143,7 @@ class BuiltModule(PackedModule):
         return values[_RESULT]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the closures, which are made again from the program."""
+        """Return all attributes but the closures, which are made again from the program."""
         return {name: value for name, value in self.__dict__.items() if name != "_tpack_steps"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -154,7 +154,7 @@ class BuiltModule(PackedModule):
         return lower(self._tpack_program.by_name[self._tpack_layer], self._tpack_program)
 
     def extra_repr(self) -> str:
-        """The LayerDef and its packed weights, for ``print(module)``."""
+        """Return the LayerDef and its packed weights, for ``print(module)``."""
         weights = [f"{name}={tuple(shape)}" for name, shape in self.ternary_shapes.items()]
         return ", ".join([self._tpack_layer, *weights])
 
@@ -180,7 +180,7 @@ def _store(module: BuiltModule, param: Param) -> None:
 
 
 def constant(param: Param) -> Tensor:
-    """The tensor of a validated Constant; on the CPU, where the device in force has no values."""
+    """Compute a validated Constant; on the CPU if the default device is ``meta``."""
     args = dict(param.args)
     device = torch.get_default_device()
     with torch.device("cpu" if device.type == "meta" else device):
@@ -192,12 +192,12 @@ def constant(param: Param) -> Tensor:
         return made.to(getattr(torch, param.dtype))
 
 
-#: Where the returned value stands among the local values; no identifier.
+#: Key of the returned value among the local values; not an identifier.
 _RESULT = "return"
 
 
 def _member(program: Program, member: Member | None) -> nn.Module:
-    """The module of a member of a layer: a child, a list or dict of them, or a gap."""
+    """Make the module of a member of a layer: a child, a list or dict of them, or a gap."""
     if member is None:
         return nn.Identity()
     if isinstance(member, Members):
@@ -325,7 +325,7 @@ class _Compiler:
         )
 
     def argument(self, param: OpParam, value: Expression) -> Step:
-        """Compute an argument of an op: words are dtypes or infinity, a tensor gives its device."""
+        """Compile an argument of an op: words are dtypes or infinity, a tensor gives its device."""
         step = self.expression(value)
         match param.kind, value:
             case "dtype", Literal(str(word)):
@@ -341,7 +341,7 @@ class _Compiler:
 
 
 def _slice(x: Tensor, dim: int, start: int = 0, end: int | None = None, step: int = 1) -> Tensor:
-    """``x[…, start:end:step, …]``."""
+    """Return ``x[…, start:end:step, …]``."""
     part = slice(start, end, step)
     if dim >= 0:
         return x[(*[slice(None)] * dim, part)]
@@ -349,7 +349,7 @@ def _slice(x: Tensor, dim: int, start: int = 0, end: int | None = None, step: in
 
 
 def _index(x: Tensor, indices: tuple[Tensor, ...]) -> Tensor:
-    """``x[first, second]``."""
+    """Return ``x[first, second]``."""
     return x[indices]
 
 
@@ -357,7 +357,7 @@ _BRACKETS: dict[str, Callable[..., Any]] = {"[]": _index, "[:]": _slice}
 
 
 def op_function(op: Op) -> Callable[..., Any]:
-    """The function that a spelling of the table means."""
+    """Return the function that a spelling of the table means."""
     if op.spelling in _BRACKETS:
         return _BRACKETS[op.spelling]
     home, _, name = op.spelling.rpartition(".")

@@ -48,7 +48,7 @@ class PyTorchCodeGenerator:
         self.standalone = standalone
 
     def generate_module(self, layer_def: LayerDef | Program) -> str:
-        """Source with one ``nn.Module`` class per LayerDef, children before parents.
+        """Generate source with one ``nn.Module`` class per LayerDef, children before parents.
 
         Every name in it comes from the tree or from tables of tpack; the tree is validated
         first.
@@ -61,5 +61,5 @@ class PyTorchCodeGenerator:
 
 
 def generate_pytorch_code(layer_def: LayerDef | Program, standalone: bool = False) -> str:
-    """Source of a LayerDef or a Program; see ``PyTorchCodeGenerator.generate_module``."""
+    """Generate source; see ``PyTorchCodeGenerator.generate_module``."""
     return PyTorchCodeGenerator(standalone).generate_module(layer_def)

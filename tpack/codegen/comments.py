@@ -1,6 +1,6 @@
-"""What generated source says of shapes: a docstring for each forward, comments inside it.
+"""Shapes in generated source: a docstring for each forward, comments inside it.
 
-A shape is told where it changes, not on every line::
+A shape is noted where it changes, not on every line::
 
     hidden = self.up(x)  # (batch, length, 256)
 
@@ -37,7 +37,7 @@ class ShapeComments:
         self.before = next((param.sizes for param in inputs), None)
 
     def docstring(self, indent: str) -> list[str]:
-        """The lines that say what goes in and what comes out, if that is known."""
+        """Return the docstring with the shapes of inputs and results; no lines if none is known."""
         last = self.body[-1]
         assert isinstance(last, Return)
         given = _told([(param.name, param.sizes) for param in self.inputs], "; ")
@@ -49,7 +49,7 @@ class ShapeComments:
         return []
 
     def commented(self, statement: Statement, lines: list[str], indent: str) -> list[str]:
-        """The lines of a statement with its shape beside or above them, where that changes."""
+        """Return the lines of a statement, with its shape beside or above them if that changes."""
         comment = self.comment(statement)
         if not comment:
             return lines
@@ -60,8 +60,10 @@ class ShapeComments:
         return [above, *lines] if len(above) <= WIDTH else lines
 
     def comment(self, statement: Statement) -> str:
-        """``# (batch, length, 64)`` where a value is shaped unlike what it is made from, what
-        had its name, and the value before.
+        """Return ``# (batch, length, 64)`` if the shape of a value is new, else "".
+
+        It is new if the operands, the former value of its name and the value before it have
+        other shapes.
         """
         if isinstance(statement, Assignment):
             told = {statement.target: statement.sizes}
@@ -88,7 +90,7 @@ def _shape(sizes: Sizes | None) -> str:
 
 
 def _told(named: Sequence[tuple[str, Sizes | None]], separator: str) -> str:
-    """Names with their shapes; one shape for several in a row that share it."""
+    """List names with their shapes; several in a row that share a shape have it once."""
     groups = []
     for sizes, items in groupby(named, key=lambda item: item[1]):
         names = ", ".join(dict.fromkeys(name for name, _ in items if name))
@@ -111,6 +113,6 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def _glued(text: str) -> str:
-    """A text whose inner spaces are no places to break at."""
+    """Return a text with inner spaces where no line breaks."""
     inner = text.lstrip()
     return text[: len(text) - len(inner)] + inner.replace(" ", "\0")

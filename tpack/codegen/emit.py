@@ -49,7 +49,7 @@ _UNKNOWN = (
 
 
 def emit_program(program: Program, *, standalone: bool) -> str:
-    """The source of a validated program."""
+    """Return the source of a validated program."""
     # a forward that nothing calls need not say that it is not known
     known = program.by_name[program.root].body[:1] != (Unspecified(),)
     ordered = _children_first(program)
@@ -71,7 +71,7 @@ def emit_program(program: Program, *, standalone: bool) -> str:
 
 
 def _import_order(name: str) -> tuple[bool, str]:
-    """isort's order within one import: classes, then functions."""
+    """Return the sort key of isort within one import: classes, then functions."""
     return (name[0].islower(), name)
 
 
@@ -83,7 +83,7 @@ def _import_ours(names: list[str]) -> list[str]:
 
 
 def _torch_imports(body: str) -> list[str]:
-    """The imports of what the body mentions; found by parsing it, so no name can mislead."""
+    """Return the imports that the body needs; it is parsed, so that no word in a text misleads."""
     names = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
     lines = ["import math"] if "math" in names else []
     if typing := sorted(names & {"Any", "ClassVar"}):
@@ -99,7 +99,7 @@ def _torch_imports(body: str) -> list[str]:
 
 
 def _children_first(program: Program) -> list[LayerDef]:
-    """The layers in an order in which each comes after the ones it uses."""
+    """Order the layers so that each comes after the ones it uses."""
     layers = program.by_name
     ordered: dict[str, LayerDef] = {}
 
@@ -176,7 +176,7 @@ class _Class:
         return lines
 
     def member(self, member: Member | None) -> Text:
-        """A member of a layer: a child, a list or dict of them, or a gap."""
+        """Return the text of a member of a layer: a child, a list or dict of them, or a gap."""
         if member is None:
             return "nn.Identity()"
         if isinstance(member, Members):
@@ -213,7 +213,7 @@ class _Class:
         return Call(f"{made}.to", (f"torch.{param.dtype}",))
 
     def listed_values(self, param: Param, values: Any) -> Text:
-        """The numbers of a constant; ones that are all the same need no list."""
+        """Return the text of a constant of listed numbers; equal numbers need no list."""
         shape, dtype = param.shape or (), Keyword("dtype", f"torch.{param.dtype}")
         if len(set(values)) == 1:
             return Call("torch.full", (Items(_numbers(shape)), number(values[0]), dtype))
@@ -258,7 +258,7 @@ class _Class:
         return Call(row.spelling, tuple(args))
 
     def listed(self, members: Sequence[Member | None]) -> Text:
-        """The members of a list; equal ones in a row are a loop."""
+        """Return the list of members; three or more equal ones in a row are a loop."""
         items: list[Text] = []
         for one, run in groupby(map(self.member, members)):
             count = len(list(run))
@@ -309,7 +309,7 @@ class _Class:
 
 
 def _returned(value: object) -> str:
-    """The annotation of what forward returns."""
+    """Return the annotation of the result of forward."""
     if isinstance(value, Dict):
         plain = not any(isinstance(item, Tuple | Dict) for _, item in value.items)
         return f"dict[str, {'Tensor' if plain else 'Any'}]"

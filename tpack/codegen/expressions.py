@@ -59,7 +59,7 @@ class ExpressionPrinter:
     # ---- statements
 
     def statement(self, statement: Statement, indent: str) -> list[str]:
-        """The lines of one statement; what does not fit is computed in steps."""
+        """Return the lines of one statement; one that does not fit is computed in steps."""
         assert isinstance(statement, Assignment | Unpack | Return)
         earlier: list[str] = []
         value = self.hoist_loops(statement.value, indent, earlier)
@@ -89,7 +89,7 @@ class ExpressionPrinter:
     def in_steps(
         self, statement: Assignment | Unpack | Return, indent: str, before: str
     ) -> list[str]:
-        """Name the largest part of a value that cannot break, and go on with the rest."""
+        """Compute the largest part of a value in a statement of its own, then the rest."""
         whole = statement.value
         found = dict(_parts(whole))
         if not found:  # names alone are too long
@@ -134,11 +134,11 @@ class ExpressionPrinter:
         return with_parts(node, hoist)
 
     def repeats(self, call: LayerCall) -> bool:
-        """Whether a call is of a repeated child, and so a loop."""
+        """Return whether a call is of a repeated child, and so a loop."""
         return self.children[call.layer].repeat is not None
 
     def loop(self, target: str, call: LayerCall, indent: str) -> list[str]:
-        """The loop over a repeated child."""
+        """Return the lines of a loop over a repeated child."""
         self.locals.add(target)
         item = self.fresh("layer")
         first, *others = call.args
@@ -155,7 +155,7 @@ class ExpressionPrinter:
         return [*lines, *lay_out(text, indent + INDENT, f"{target} = ")]
 
     def fresh(self, stem: str = "value") -> str:
-        """A name that is not taken."""
+        """Return a name that is not taken, and take it."""
         name, number = stem, 1
         while name in self.locals or name in self.stored:
             number += 1
@@ -166,7 +166,7 @@ class ExpressionPrinter:
     # ---- expressions
 
     def text(self, node: Expression) -> Text:
-        """The text of a value."""
+        """Return the text of a value."""
         match node:
             case Identifier(name) if "." in name:
                 return self.child(name)
@@ -194,7 +194,7 @@ class ExpressionPrinter:
                 return Call(self.child(layer), tuple(self.text(arg) for arg in args))
 
     def operand(self, node: Expression, level: int) -> str:
-        """An operand, in parentheses where it binds less than ``level``."""
+        """Return an operand, in parentheses if it binds less than ``level``."""
         text = str(self.text(node))
         match node:
             case BinaryOp(operator):
@@ -208,7 +208,7 @@ class ExpressionPrinter:
         return f"({text})" if own < level else text
 
     def child(self, name: str) -> str:
-        """How self reaches a child."""
+        """Return the text that reaches a child from self."""
         parts = (f"[{part}]" if is_position(part) else f".{part}" for part in name.split("."))
         return f"self{''.join(parts)}"
 
@@ -238,13 +238,13 @@ class ExpressionPrinter:
         return Call(head, tuple(args), breaks)
 
     def indices(self, given: dict[str, Expression]) -> str:
-        """What stands between the brackets of an op that indexes."""
+        """Return the text between the brackets of an op that indexes."""
         indices = given["indices"]
         assert isinstance(indices, Tuple)
         return ", ".join(str(self.text(item)) for item in indices.items)
 
     def slice(self, given: dict[str, Expression]) -> str:
-        """What stands between the brackets of an op that slices."""
+        """Return the text between the brackets of an op that slices."""
         dim = given["dim"]
         assert isinstance(dim, Literal)
         assert isinstance(dim.value, int)
@@ -258,7 +258,7 @@ class ExpressionPrinter:
         return ", ".join(["...", part, *[":"] * (-1 - dim.value)])
 
     def bound(self, value: Expression) -> str:
-        """One end of a slice: ruff puts spaces around the colon of what is no name or number."""
+        """Return one end of a slice; an operator or a sign stands in parentheses."""
         return self.operand(value, _ATOM)
 
     def argument(self, param: OpParam, value: Expression) -> Text:
@@ -274,12 +274,12 @@ class ExpressionPrinter:
 
 
 def number(value: object) -> str:
-    """A number, bool or None as ruff would write it."""
+    """Return a number, bool or None as ruff would write it."""
     return repr(value).replace("e+", "e")
 
 
 def _is_simple(node: Expression) -> bool:
-    """Whether ruff hugs ``**`` beside an operand: a name, or a number without a sign."""
+    """Return whether ruff hugs ``**`` beside an operand: a name, or a number without a sign."""
     if isinstance(node, Literal):
         return not number(node.value).startswith("-")
     return isinstance(node, Identifier)
@@ -288,7 +288,7 @@ def _is_simple(node: Expression) -> bool:
 def _parts(
     node: Expression, above: tuple[int, ...] = ()
 ) -> Iterator[tuple[tuple[int, ...], Expression]]:
-    """The parts of a value that may be statements of their own, by their path in it."""
+    """Yield the parts of a value that may be statements of their own, by their path in it."""
     for i, part in enumerate(parts(node)):
         if isinstance(part, Tuple):
             yield from _parts(part, (*above, i))

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 WIDTH = 88
 INDENT = "    "
 
-#: What no line break can shorten.
+#: Plain names, which no line break can shorten.
 _NAME = re.compile(r"[\w.]+")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call; ``breaks`` says that its arguments may go on lines of their own."""
+    """A call; if ``breaks``, its arguments may go on lines of their own."""
 
     head: str
     args: tuple[Text, ...]
@@ -37,7 +37,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Items:
-    """A tuple or list; one with a single item keeps its comma."""
+    """A tuple, without parentheses if ``bare``; one with a single item keeps its comma."""
 
     items: tuple[Text, ...]
     bare: bool = False
@@ -95,10 +95,10 @@ class TooLongError(Exception):
 
 
 def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[str]:
-    """Lines for ``before text after`` at an indent.
+    """Return the lines of ``before text after`` at an indent.
 
     Raises:
-        TooLongError: a string that is no plain name does not fit.
+        TooLongError: a piece that cannot break, and is not a plain name, does not fit.
     """
     flat = f"{indent}{before}{text}{after}"
     if len(flat) <= WIDTH:
@@ -136,7 +136,7 @@ def lay_out(text: Text, indent: str, before: str = "", after: str = "") -> list[
 
 
 def in_parentheses(text: Text, indent: str, before: str) -> list[str]:
-    """A value on lines of its own."""
+    """Put a value on lines of its own."""
     return [f"{indent}{before}(", *lay_out(text, indent + INDENT), f"{indent})"]
 
 

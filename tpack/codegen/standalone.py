@@ -15,7 +15,7 @@ _FILES = ("reference.py", "modules.py")
 
 @cache
 def _catalogue() -> dict[str, tuple[str, frozenset[str]]]:
-    """Every definition by name: its text, and the names it mentions; in order."""
+    """Return every definition by name, in order: its text, and the names in it."""
     found: dict[str, tuple[str, frozenset[str]]] = {}
     for name in _FILES:
         text = (files("tpack.nn") / name).read_text(encoding="utf-8")
@@ -29,7 +29,7 @@ def _catalogue() -> dict[str, tuple[str, frozenset[str]]]:
 
 
 def definitions(names: set[str]) -> str:
-    """The text of some definitions and of all that they use, in the order of their files."""
+    """Return the text of definitions and of all that they use, in the order of their files."""
     catalogue = _catalogue()
     wanted: set[str] = set()
     waiting = list(names)

@@ -21,12 +21,12 @@ from tpack.layerdef.nodes import (
 
 
 def input_names(layer: LayerDef) -> tuple[str, ...]:
-    """The arguments of forward; ``x`` where the layer declares none."""
+    """Return the arguments of forward; ``x`` if the layer declares none."""
     return tuple(param.name for param in layer.params if param.is_input) or ("x",)
 
 
 def affine_body(layer: LayerDef) -> tuple[Statement, ...]:
-    """The statements that an empty body stands for.
+    """Return the statements that an empty body stands for.
 
     Example:
         >>> affine_body(LayerDef("L", [Param("w", "TernaryTensor", [4, 2])]))[-1].value.args
@@ -61,7 +61,7 @@ def affine_body(layer: LayerDef) -> tuple[Statement, ...]:
 
 
 def _apply(layer: LayerDef, param: Param, last: Param | None, x: Identifier) -> Expression:
-    """``x @ param`` or ``x + param``, whichever the shape asks for."""
+    """Return ``x @ param`` for a matrix, ``x + param`` for a vector."""
     path = f"{layer.name}.{param.name}"
     shape = param.shape or ()
     if param.param_type in ("Layer", "Buffer") or len(shape) not in (1, 2):

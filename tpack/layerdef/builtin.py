@@ -1,8 +1,8 @@
 """The closed table of built-in layers: children that need no LayerDef of their own.
 
 Both readings of a tree spell them by their class: ``nn.LayerNorm(768)`` reads better than a
-class of the same content, and deployment code already knows it. A row tells what tensors the
-class stores; an argument reads as in ``ops``.
+class of the same content, and deployment code already knows it. A row lists the tensors that the
+class stores; its arguments are written as in ``ops``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Builtin(FormatRow):
     """One row.
 
     Attributes:
-        name: what a Param of type Layer says.
+        name: as in the ``layer`` of a Param of type Layer.
         spelling: the class: of ``torch.nn``, or, without prefix, of ``tpack.nn``.
         params: of the constructor; positional ones first.
         stored: the tensors it holds, given all its arguments.
@@ -38,7 +38,11 @@ class Builtin(FormatRow):
 
 
 def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    """One size or two, as two."""
+    """Return one size twice, or two sizes as they are.
+
+    Raises:
+        LayerDefError: there are neither one nor two.
+    """
     if isinstance(value, int):
         return value, value
     if len(value) != 2:
@@ -47,7 +51,7 @@ def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
 
 
 def _weight(args: Args, *shape: int, bias: int = 0) -> tuple[Param, ...]:
-    """A weight, ternary if the layer says how its scale lies, and a bias."""
+    """Return a weight, ternary if the layer has a ``scale``, and a bias if it has a size."""
     dtype = args["dtype"]
     if "scale" in args:
         weight = Param(
@@ -142,7 +146,7 @@ BUILTIN = {name: Builtin(name, spell, parse_params(p), st) for name, spell, p, s
 
 
 def stored_by(param: Param) -> tuple[Param, ...]:
-    """The tensors that a validated Layer param of a built-in kind stores."""
+    """Return the tensors that a validated Layer param of a built-in kind stores."""
     row = BUILTIN[param.layer or ""]
     given = dict(param.args)
     return row.stored({p.name: given.get(p.name, p.default) for p in row.params})

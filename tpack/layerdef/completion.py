@@ -1,4 +1,4 @@
-"""Fill in a program what only the tensors tell: dtypes, layouts and how scales lie."""
+"""Complete a program with what only the tensors show: dtypes, layouts, granularities."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def match_slots(program: Program, shapes: Mapping[str, tuple[int, ...]]) -> dict
 def complete(
     program: Program, found: Mapping[str, Found], layout: str | None = None
 ) -> tuple[Program, dict[str, Scale]]:
-    """Rewrite a program to describe what was found.
+    """Rewrite a program to describe the tensors that were found.
 
     Copies of one layer share its description: where their scales lie differently, all take
     the coarsest granularity to which each can be repeated, which loses nothing.
 
     Args:
         program: the description so far.
-        found: by tensor, before packing.
+        found: the tensors, by name before packing.
         layout: of the packed bytes; that of the program, if not given.
 
     Returns:

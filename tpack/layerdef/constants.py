@@ -1,6 +1,6 @@
 """The closed table of constants: tensors that a layer computes when it is made.
 
-They are in no file. A row says how, from numbers that a Param of type Constant gives.
+No file holds them. A row computes one from the numbers that a Param of type Constant gives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Constant(FormatRow):
     """One row.
 
     Attributes:
-        name: what the ``formula`` of a Param says.
+        name: as in the ``formula`` of a Param.
         params: its arguments.
         spelling: a function of ``tpack.nn``, or empty for numbers that are listed.
         doc: what it computes.
@@ -49,5 +49,5 @@ CONSTANTS = {n: Constant(n, parse_params(params), spell, doc) for n, params, spe
 def constant_shape(
     formula: str, args: Mapping[str, Any], shape: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """The shape that a constant comes out in, given the one that its Param declares."""
+    """Return the shape of a constant, given the one that its Param declares."""
     return (args["dim"] // 2,) if formula == "rotary_frequencies" else shape

@@ -27,9 +27,9 @@ from tpack.layerdef.nodes import (
 from tpack.layerdef.serialization import MAX_DEPTH
 from tpack.layerdef.tensors import Slot
 
-#: Words in a module's name that tell an embedding from a linear layer of the same shape.
+#: Words in a module's name that distinguish an embedding from a linear layer of the same shape.
 EMBEDDING_WORDS = ("emb", "wte", "wpe")
-#: Modules that are called so as a whole, and are embeddings.
+#: Whole names of modules that are embeddings.
 EMBEDDING_NAMES = (
     *("tok", "token", "tokens", "tok_table", "token_table", "vocab", "vocabulary", "word", "words"),
     *("chars", "wordvecs", "lookup", "lookup_table", "src_tok", "tgt_tok"),
@@ -39,7 +39,7 @@ EMBEDDING_NAMES = (
 
 
 def is_embedding(name: str) -> bool:
-    """Whether the name of a weight says that it is an embedding table.
+    """Return whether the name of a weight is that of an embedding table.
 
     Example:
         >>> is_embedding("model.embed_tokens.weight"), is_embedding("fc.weight")
@@ -76,7 +76,7 @@ def mirror(
             weight is not ternary, the computation of its layer is unspecified.
 
     Raises:
-        LayerDefError: a part of a name is no identifier, or a name has too many.
+        LayerDefError: a part of a name is not an identifier, or a name has too many parts.
     """
     top = _Module()
     for slot in tensors:
@@ -103,7 +103,7 @@ class _Namer:
         self.known: dict[tuple[tuple[Param, ...], tuple[Statement, ...]], str] = {}
 
     def layer(self, module: _Module, wish: str) -> str:
-        """The name of the LayerDef of a module, making it if its structure is new."""
+        """Return the name of a module's LayerDef; make it if its structure is new."""
         params = [*module.params.values(), *self.children(module)]
         body = _leaf_body(module)
         if body and not isinstance(body[0], Unspecified):
@@ -138,7 +138,7 @@ class _Namer:
 
 
 def class_name(path: str) -> str:
-    """A class name from the path of a module: ``layers.0.self_attn`` → ``SelfAttn``.
+    """Make a class name from the path of a module: ``layers.0.self_attn`` → ``SelfAttn``.
 
     Example:
         >>> class_name("encoder.layers.11"), class_name("model.mlp")
@@ -163,7 +163,7 @@ def _is_linear_leaf(module: _Module) -> bool:
 
 
 def is_embedding_leaf(module: _Module) -> bool:
-    """Whether a module is a table of vectors: a matrix alone, named like one."""
+    """Return whether a module is an embedding: a matrix alone, with the name of one."""
     return (
         _is_linear_leaf(module)
         and not module.int8_inputs
@@ -173,7 +173,7 @@ def is_embedding_leaf(module: _Module) -> bool:
 
 
 def _builtin(module: _Module) -> tuple[str, dict[str, object]] | None:
-    """The built-in layer, with its arguments, that a leaf is."""
+    """Return the built-in layer that a leaf is, with its arguments; None if it is none."""
     if not _is_linear_leaf(module):
         return None
     weight, bias = module.params["weight"], module.params.get("bias")
@@ -202,7 +202,7 @@ def _builtin(module: _Module) -> tuple[str, dict[str, object]] | None:
 
 
 def _leaf_body(module: _Module) -> tuple[Statement, ...]:
-    """The body of a LayerDef: known for a root that is itself a linear or an embedding."""
+    """Return the body of a LayerDef: known only if the module is a linear layer or an embedding."""
     if not _is_linear_leaf(module):
         return (Unspecified(),)
     if module.int8_inputs and module.params["weight"].param_type != "TernaryTensor":

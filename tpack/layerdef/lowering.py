@@ -1,4 +1,4 @@
-"""From a LayerDef to what is left to do: the step that build and codegen share.
+"""From a LayerDef to calls of ops on stored tensors: the step that build and codegen share.
 
 Lowering fills in an empty body, expands composite ops, and replaces every use of a
 TernaryTensor by an op on its packed bytes. After it each Identifier is a local value or the
@@ -146,7 +146,7 @@ class _Lowering:
         }
 
     def packed_call(self, op: Op, given: dict[str, Expression]) -> Expression | None:
-        """The op on packed bytes for a call whose weight is ternary, if there is one."""
+        """Return the op on packed bytes for a call with a ternary weight; None if there is none."""
         packed = next((one for one in PACKED_OPS.values() if one.plain == op.name), None)
         weight = given[packed.weight] if packed else None
         if packed is None or not (isinstance(weight, Identifier) and weight.name in self.ternary):
@@ -182,9 +182,9 @@ class _Lowering:
         return isinstance(value, Identifier) and value.name in self.ternary
 
     def named(self, values: Mapping[str, Expression]) -> tuple[dict[str, Expression], Expression]:
-        """Operands of which one is ternary, and the one whose dtype it takes, under a name.
+        """Return the operands, and the one that gives a ternary operand its dtype.
 
-        That one is needed twice; if it is no name yet, it is computed before and gets one.
+        That operand is used twice: unless it is a name already, it is computed before and named.
         """
         lowered: dict[str, Expression] = dict(values)
         for name, value in values.items():
@@ -205,7 +205,7 @@ class _Lowering:
 
 
 def _alive(statements: Iterable[Statement]) -> tuple[Statement, ...]:
-    """The statements without assignments that nothing reads: ops have no side effects."""
+    """Drop assignments that nothing reads: ops have no side effects."""
     kept: list[Statement] = []
     read: set[str] = set()
     for statement in reversed(list(statements)):
@@ -226,7 +226,7 @@ def _alive(statements: Iterable[Statement]) -> tuple[Statement, ...]:
 
 
 def _filled(node: Expression, given: Mapping[str, Expression]) -> Expression:
-    """The expansion of a composite with the arguments in the place of their names."""
+    """Return the expansion of a composite with arguments in the place of parameters."""
     if isinstance(node, Identifier):
         return given[node.name]
     return with_parts(node, lambda part: _filled(part, given))
@@ -237,7 +237,10 @@ def _sizes(shape: tuple[int, ...]) -> Tuple:
 
 
 def _layout(param: Param) -> dict[str, Expression]:
-    """What the shapes of the stored tensors do not tell, where it is not the default."""
+    """Return layout and group size, which the shapes of the stored tensors do not show.
+
+    Defaults are left out.
+    """
     options: dict[str, Expression] = {}
     if param.layout != "t2":
         options["layout"] = Literal(param.layout)

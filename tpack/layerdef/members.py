@@ -1,4 +1,4 @@
-"""The tree of modules that the dotted names of a layer's children draw.
+"""The tree of modules that the dotted names of a layer's children describe.
 
 ``layers.0.mlp`` is a member of a dict that stands first in a list of layers. A dict has names, a
 list has positions; a position that no name takes is a gap. A layer itself may hold both: its
@@ -20,7 +20,7 @@ LIST, DICT, GAP = "ModuleList", "ModuleDict", "Identity"
 
 @dataclass
 class Members:
-    """What a layer, or a list or dict in it, holds: children and containers by name."""
+    """The children and containers of a layer, or of a list or dict in it, by name."""
 
     held: dict[str, Member] = field(default_factory=dict)
 
@@ -36,31 +36,31 @@ class Members:
 
     @property
     def places(self) -> list[Member | None]:
-        """The list that the members at positions draw; None is a gap."""
+        """The list of the members at positions; None is a gap."""
         listed = self.listed
         return [listed.get(i) for i in range(max(listed, default=-1) + 1)]
 
     @property
     def gaps(self) -> int:
-        """How many gaps the list has, and the lists below."""
+        """The number of gaps in the list and in the lists below."""
         listed = self.listed
         below = sum(one.gaps for one in self.held.values() if isinstance(one, Members))
         return max(listed, default=-1) + 1 - len(listed) + below
 
     def containers(self, above: str = "") -> Iterator[tuple[str, Members]]:
-        """The lists and dicts below, by path."""
+        """Yield the lists and dicts below, by path."""
         for name, member in self.held.items():
             if isinstance(member, Members):
                 yield f"{above}{name}", member
                 yield from member.containers(f"{above}{name}.")
 
 
-#: A child of a layer, or a list or dict that the names of children draw.
+#: A child of a layer, or a list or dict of children.
 Member: TypeAlias = Param | Members
 
 
 def members_of(params: Iterable[Param]) -> Members:
-    """Draw the tree of the children among parameters, whose names are valid one by one.
+    """Make the tree of the children among parameters, whose names are valid one by one.
 
     Where a child is also named as the container of others, the container stands in the tree.
 
@@ -85,7 +85,7 @@ def members_of(params: Iterable[Param]) -> Members:
 
 
 def repeats(params: Iterable[Param]) -> dict[str, Param]:
-    """The lists of equal children, by name, each as the repeated child that it may be.
+    """Find the lists of equal children; return each as one repeated child, by name.
 
     Example:
         >>> repeats(Param(f"layers.{i}", "Layer", layer="Block") for i in range(3))["layers"].repeat
@@ -97,7 +97,7 @@ def repeats(params: Iterable[Param]) -> dict[str, Param]:
 
 
 def repeated(name: str, places: Sequence[Member | None]) -> Param | None:
-    """The repeated child that the places of a list are; None if they are not equal children."""
+    """Return the members of a list as one repeated child; None unless they are equal children."""
     copies = [replace(one, name=name) for one in places if isinstance(one, Param)]
     if len(copies) < len(places) or len(set(copies)) != 1 or copies[0].repeat is not None:
         return None
@@ -105,7 +105,7 @@ def repeated(name: str, places: Sequence[Member | None]) -> Param | None:
 
 
 def collapsed(params: Iterable[Param], whole: Param) -> list[Param]:
-    """The parameters with a repeated child in the place of its copies."""
+    """Put a repeated child in the place of its copies."""
     copies = {f"{whole.name}.{i}" for i in range(whole.repeat or 0)}
     merged = [whole if param.name in copies else param for param in params]
     return list(dict.fromkeys(merged))

@@ -1,4 +1,4 @@
-"""What a LayerDef may call things, so that no name of a file can mean anything in source.
+"""The names that a LayerDef may give, so that no name of a file can mean anything in source.
 
 An identifier is ASCII, at most 64 characters, no Python keyword, no name that starts with
 two underscores, no attribute of ``nn.Module``, and no name the generated source uses itself.
@@ -64,7 +64,7 @@ CONTAINER_NAMES = frozenset({"clear", "items", "keys", "update", "values"})
 
 
 def check_word(name: str, node: str) -> None:
-    """Make sure that the key of a result is an ASCII identifier; it stands in quotes.
+    """Check that the key of a result, which stands in quotes, is an ASCII identifier.
 
     Raises:
         LayerDefError: at ``node``.
@@ -74,7 +74,7 @@ def check_word(name: str, node: str) -> None:
 
 
 def check_identifier(name: str, node: str) -> None:
-    """Make sure that a name is an identifier in the sense above.
+    """Check that a name is an identifier in the sense above.
 
     Raises:
         LayerDefError: at ``node``, saying which rule it breaks.
@@ -95,8 +95,9 @@ def check_identifier(name: str, node: str) -> None:
 
 
 def check_attribute(name: str, node: str) -> None:
-    """Make sure that a child may be called so: an identifier, or a name that only stands
-    after ``self.`` and so hides nothing, like ``LayerNorm``.
+    """Check the name of a child: an identifier, or a word of the source such as ``LayerNorm``.
+
+    The name of a child stands only after ``self.``, and so hides nothing.
 
     Raises:
         LayerDefError: at ``node``, saying which rule it breaks.
@@ -106,7 +107,7 @@ def check_attribute(name: str, node: str) -> None:
 
 
 def check_class_name(name: str, node: str) -> None:
-    """Make sure that a name may be a class: an identifier that hides no builtin.
+    """Check the name of a class: an identifier that hides no builtin.
 
     Raises:
         LayerDefError: at ``node``, saying which rule it breaks.
@@ -117,7 +118,7 @@ def check_class_name(name: str, node: str) -> None:
 
 
 def is_identifier(name: str) -> bool:
-    """Whether ``check_identifier`` accepts a name."""
+    """Return whether ``check_identifier`` accepts a name."""
     try:
         check_identifier(name, "")
     except LayerDefError:
@@ -126,5 +127,5 @@ def is_identifier(name: str) -> bool:
 
 
 def is_position(name: str) -> bool:
-    """Whether a name is the position of a layer in a list of layers: 0 to 99999."""
+    """Return whether a name is the position of a layer in a list of layers: 0 to 99999."""
     return isinstance(name, str) and _POSITION.fullmatch(name) is not None

@@ -25,7 +25,7 @@ from tpack.codec.shapes import Scale, default_split
 
 #: Arguments of a built-in layer or a constant: name → number, bool, tuple of numbers or word.
 Arg = bool | int | float | str | tuple[int | float, ...]
-#: The shape of a tensor as a reader is told it, in numbers, and names for sizes that are free.
+#: The shape of a tensor, for readers: numbers, and names for sizes that are free.
 Sizes = tuple[int | str, ...]
 
 
@@ -46,7 +46,7 @@ class Identifier:
 
 @dataclass(frozen=True)
 class Literal:
-    """A finite number, a bool, None, or a word that the op it is given to lists."""
+    """A finite number, a bool, None, or a word that the row of its op lists."""
 
     value: bool | int | float | str | None
 
@@ -63,7 +63,7 @@ class Tuple:
 
 @dataclass(frozen=True)
 class Dict:
-    """Results under names, ``{"key": value}``: what a Return may give instead of a Tuple."""
+    """Results under names, ``{"key": value}``: a Return may give them instead of a Tuple."""
 
     items: tuple[tuple[str, Expression], ...]
 
@@ -120,7 +120,7 @@ class LayerCall:
         vars(self).update(layer=layer, args=tuple(args))
 
 
-#: What computes a value.
+#: A computation of a value.
 Expression = Identifier | Literal | Tuple | Dict | UnaryOp | BinaryOp | FunctionCall | LayerCall
 
 
@@ -186,7 +186,7 @@ class Unspecified:
     """
 
 
-#: What a body consists of.
+#: One step of a body.
 Statement = Assignment | Unpack | Return | Unspecified
 
 
@@ -316,14 +316,14 @@ class LayerDef:
         return {param.name: param for param in self.params}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; fields at their default are left out."""
+        """Return plain JSON data; fields at their default are left out."""
         from tpack.layerdef.serialization import layer_to_dict
 
         return layer_to_dict(self)
 
     @classmethod
     def from_dict(cls, data: object) -> LayerDef:
-        """The node of ``to_dict``'s data, equal to the one it came from.
+        """Make a node from the data of ``to_dict``; it equals the original.
 
         Raises:
             LayerDefError: malformed data, with the path of the offending node.
@@ -349,14 +349,14 @@ class Program:
         return {layer.name: layer for layer in self.layers}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Return plain JSON data."""
         from tpack.layerdef.serialization import program_to_dict
 
         return program_to_dict(self)
 
     @classmethod
     def from_dict(cls, data: object) -> Program:
-        """The program of ``to_dict``'s data.
+        """Make a program from the data of ``to_dict``; it equals the original.
 
         Raises:
             LayerDefError: malformed data, with the path of the offending node.

@@ -70,9 +70,9 @@ class Op(FormatRow):
     """One row of the table.
 
     Attributes:
-        name: what a FunctionCall says.
+        name: as in a FunctionCall.
         params: in the order of the spelling.
-        spelling: how torch says it; empty if lowering puts something else in its place.
+        spelling: as in the module's docstring; empty if lowering replaces the op.
         doc: what it computes.
         traits: words of the module's docstring.
         expansion: of a composite, in the names of its parameters.
@@ -309,7 +309,7 @@ def _default(text: str, kind: str) -> Any:
 
 
 def parse_params(text: str) -> tuple[OpParam, ...]:
-    """Read the parameter column of a row."""
+    """Parse the parameter column of a row."""
     params = []
     for word in text.split():
         declared, _, default = word.partition("=")
@@ -328,7 +328,7 @@ def parse_op(
     traits: str = "",
     since: int = 0,
 ) -> Op:
-    """Read a row."""
+    """Parse one row of the table."""
     spelled, expansion = (spelling, None) if isinstance(spelling, str) else ("", spelling)
     words = frozenset(traits.split())
     return Op(name, parse_params(params), spelled, doc, words, expansion, since=since)
@@ -339,12 +339,12 @@ OPS = {row[0]: parse_op(*row) for row in _ROWS}
 
 
 def has_trait(name: str, trait: str) -> bool:
-    """Whether an op has a trait; an operator has none."""
+    """Return whether an op has a trait; an operator has none."""
     return name in OPS and trait in OPS[name].traits
 
 
 def takes_device(name: str) -> bool:
-    """Whether an op makes a tensor on a device that none of its operands tells."""
+    """Return whether an op makes a tensor on a device that it must be given."""
     return name in OPS and any(param.kind == "device" for param in OPS[name].params)
 
 
@@ -371,9 +371,9 @@ class PackedOp(Op):
     """One row of the ops on packed bytes.
 
     Attributes:
-        plain: the op that computes the same of a whole weight; empty if it is the weight.
-        weight: the parameter of that op whose place the bytes take.
-        rank: dims of the weight.
+        plain: the op that computes the same from a float weight; empty for ``dequantize``.
+        weight: the parameter of ``plain`` that the packed bytes replace.
+        rank: number of dims of the weight.
     """
 
     plain: str = ""

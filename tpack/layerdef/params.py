@@ -1,4 +1,4 @@
-"""Check parameters and constants by themselves, before the body of a layer is looked at."""
+"""Check parameters and constants by themselves, before the body of a layer is checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tpack.layerdef.nodes import Arg, Param, Sizes
 from tpack.layerdef.ops import REQUIRED, OpParam
 from tpack.layerdef.serialization import MAX_DEPTH, MAX_INT
 
-#: Modules a program may unfold to; and so copies of one layer.
+#: Modules that a program may unfold to, and copies that a layer may have.
 MAX_INSTANCES = 100_000
 MAX_RANK = 16
 
@@ -26,7 +26,7 @@ PARAM_TYPES = ("TernaryTensor", "Tensor", "Buffer", "Constant", "Layer")
 
 
 def check_number(value: object, path: str) -> None:
-    """Make sure that a literal in an expression is a finite number."""
+    """Check that a literal in an expression is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise LayerDefError(f"is {value!r:.40}, expected a number.", node=path)
     if not math.isfinite(value) if isinstance(value, float) else abs(value) > MAX_INT:
@@ -63,9 +63,9 @@ def check_constant(param: OpParam, value: object, path: str) -> None:
 
 
 def check_sizes(sizes: Sizes | None, path: str) -> None:
-    """Check the shape that a reader is told: numbers and names, of no more dims than any tensor.
+    """Check a shape that is noted for readers: numbers and names, at most ``MAX_RANK`` of them.
 
-    It ends up in a comment: a name may hold nothing but letters, digits and ``_``.
+    Codegen prints it into a comment, so a name may have letters, digits and ``_`` only.
     """
     if sizes is None:
         return
@@ -191,10 +191,10 @@ def _check_shape(shape: tuple[int, ...], path: str, lowest: int) -> None:
 
 
 def check_child_name(name: str, path: str) -> None:
-    """Make sure that a child is named by identifiers and positions, the last of them its own.
+    """Check that the dotted name of a child consists of identifiers and positions.
 
     Raises:
-        LayerDefError: with the part that is neither.
+        LayerDefError: at ``path``, with the part that is neither.
     """
     parts = name.split(".")
     if len(parts) > MAX_DEPTH:

@@ -1,4 +1,4 @@
-"""The rows of closed tables that a program names: what decides which readers know it."""
+"""The rows of closed tables that a program uses: they decide which readers understand it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from tpack.layerdef.nodes import (
     Unspecified,
 )
 
-#: Nesting that a tree may have; Python's parser and the printers are safe far beyond it.
+#: How deep a tree may nest; Python's parser and the printers are safe far beyond it.
 MAX_DEPTH = 64
 #: Integers of a tree fit 64 bits.
 MAX_INT = 2**63 - 1
@@ -44,12 +44,12 @@ _PARAM_DEFAULTS = {
 
 
 def program_to_dict(program: Program) -> dict[str, Any]:
-    """``{"root": …, "layers": […]}``."""
+    """Return ``{"root": …, "layers": […]}``."""
     return {"root": program.root, "layers": [layer_to_dict(layer) for layer in program.layers]}
 
 
 def layer_to_dict(layer: LayerDef) -> dict[str, Any]:
-    """``{"name": …, "params": […], "body": […]}``."""
+    """Return ``{"name": …, "params": […], "body": […]}``."""
     return {
         "name": layer.name,
         "params": [_param_to_dict(param) for param in layer.params],
@@ -68,7 +68,7 @@ def _param_to_dict(param: Param) -> dict[str, Any]:
 
 
 def _plain(sizes: Any) -> Any:
-    """Tuples as the lists of JSON."""
+    """Turn tuples into the lists of JSON."""
     return [_plain(one) for one in sizes] if isinstance(sizes, tuple) else sizes
 
 
@@ -230,14 +230,14 @@ def _shape(value: list[Any] | None, path: str) -> list[int] | None:
 
 
 def _sizes(fields: _Fields) -> list[Any] | None:
-    """The shape of one tensor: integers and strings."""
+    """Take the shape of one tensor: integers and strings."""
     sizes: list[Any] | None = fields.take("sizes", list) if "sizes" in fields.rest else None
     _check_sizes(sizes, f"{fields.path}.sizes")
     return sizes
 
 
 def _several_sizes(fields: _Fields) -> list[Any] | None:
-    """The shapes of several tensors; null where one is not known."""
+    """Take the shapes of several tensors; null where one is not known."""
     several: list[Any] | None = fields.take("sizes", list) if "sizes" in fields.rest else None
     for i, sizes in enumerate(several or ()):
         if not isinstance(sizes, list | None):

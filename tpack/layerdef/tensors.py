@@ -20,8 +20,8 @@ class Slot:
     Attributes:
         name: before packing, e.g. ``blocks.0.fc.weight``.
         param: what is stored.
-        home: where the tree says so: the LayerDef, its parameter, and for a built-in layer
-            the tensor of it. Slots of a repeated layer share one home.
+        home: where the tree describes it: the LayerDef, its parameter and, for a built-in layer,
+            the tensor in it. Slots of a repeated layer share one home.
     """
 
     name: str
@@ -36,8 +36,8 @@ def kept_param(
 
     Args:
         name: of the tensor; dotted names are read to their last part.
-        trained: whether the source says that it is a parameter. None where nothing but the name
-            can tell: torch's norms call their statistics ``running_mean`` and ``running_var``.
+        trained: whether the source has it as a parameter. If None, the name decides: torch's
+            norms call their statistics ``running_mean`` and ``running_var``.
 
     Example:
         >>> kept_param("bn.running_mean", (4,), "float32").param_type
@@ -97,7 +97,7 @@ def slots(program: Program) -> Iterator[Slot]:
 
 
 def tensor_of(layer: LayerDef, path: str, layers: Mapping[str, LayerDef]) -> Param | None:
-    """What a dotted name says of a layer: the tensor that a child stores, under that name.
+    """Find the tensor of a child that a dotted name means.
 
     Args:
         layer: where the name is used.

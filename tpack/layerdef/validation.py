@@ -1,4 +1,4 @@
-"""Check a whole program, so that ``build`` and ``codegen`` need not doubt it.
+"""Check a whole program, so that ``build`` and ``codegen`` can rely on it.
 
 Each check raises LayerDefError with the path of the node, such as
 ``Mlp.body[0].value.args[1]``.
@@ -56,7 +56,7 @@ MAX_TENSORS = 1_000_000
 
 
 def as_program(tree: LayerDef | Program) -> Program:
-    """A program of one layer, or the program itself; validated.
+    """Make a program of one layer, or take a program as it is; validate it.
 
     Raises:
         LayerDefError: with the path of the offending node.
@@ -125,7 +125,7 @@ def _check_instances(program: Program) -> None:
 
 
 class _Size(NamedTuple):
-    """What a layer unfolds to: modules, parameters of its own and below, levels below it."""
+    """The size of an unfolded layer: all modules and parameters, and the levels below it."""
 
     modules: int
     tensors: int
@@ -185,7 +185,7 @@ class _Checker:
             self.taken.add(path)
 
     def check_body(self) -> None:
-        """Check the statements; none are the natural affine map, checked when it is expanded."""
+        """Check the statements; an empty body is the affine map, checked when it is expanded."""
         body = self.layer.body
         path = f"{self.layer.name}.body"
         if len(body) > MAX_STATEMENTS:

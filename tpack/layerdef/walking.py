@@ -18,7 +18,7 @@ from tpack.layerdef.nodes import (
 
 
 def parts(node: Expression) -> tuple[Expression, ...]:
-    """The direct parts of an expression, first to last.
+    """Return the direct parts of an expression, first to last.
 
     Example:
         >>> parts(BinaryOp("+", Identifier("x"), Identifier("y")))
@@ -40,7 +40,7 @@ def parts(node: Expression) -> tuple[Expression, ...]:
 
 
 def with_parts(node: Expression, change: Callable[[Expression], Expression]) -> Expression:
-    """An expression with each of its direct parts changed, first to last."""
+    """Change each direct part of an expression, first to last."""
     match node:
         case UnaryOp(operator, operand):
             return UnaryOp(operator, change(operand))
@@ -81,7 +81,7 @@ def with_part(node: Expression, path: Sequence[int], new: Expression) -> Express
 
 
 def results(value: Expression, name: str = "") -> Iterator[tuple[str, Expression]]:
-    """The values that a Return gives, in order, each under its key of a Dict.
+    """Yield the values that a Return gives, in order, each with its key if it is in a Dict.
 
     Example:
         >>> list(results(Dict({"logits": Identifier("x")})))
@@ -99,7 +99,7 @@ def results(value: Expression, name: str = "") -> Iterator[tuple[str, Expression
 
 
 def identifiers(node: Expression) -> Iterator[str]:
-    """Every name in an expression, as often as it stands there."""
+    """Yield every name in an expression, as often as it occurs."""
     if isinstance(node, Identifier):
         yield node.name
     for part in parts(node):
@@ -107,7 +107,7 @@ def identifiers(node: Expression) -> Iterator[str]:
 
 
 def renamed(node: Expression, names: Mapping[str, str]) -> Expression:
-    """The expression with names replaced."""
+    """Replace names in an expression."""
     if isinstance(node, Identifier):
         return Identifier(names.get(node.name, node.name))
     return with_parts(node, lambda part: renamed(part, names))

@@ -1,8 +1,8 @@
-"""Read the LayerDefs of a generated module back off its forward methods.
+"""Read the LayerDefs of a generated module back from its forward methods.
 
 Generated source uses nothing but the ops of the table, so a symbolic trace of each class
-gives its tree again. That is what lets ``save`` describe a module that was made by exec or
-import, in standalone form too.
+gives its tree again. So ``save`` can describe a module that was made by exec or import, in
+standalone form too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _BUILTIN = {row.spelling.removeprefix("nn."): row for row in BUILTIN.values()}
 
 
 def read_program(module: nn.Module) -> Program:
-    """The program of an instance of a generated class.
+    """Return the program of an instance of a generated class.
 
     Raises:
-        LayerDefError: the module does something that no LayerDef says.
+        LayerDefError: the module does something that LayerDef cannot express.
     """
     reader = _Reader()
     root = reader.layer(module)
@@ -35,13 +35,13 @@ def read_program(module: nn.Module) -> Program:
 
 
 class _Reader:
-    """Reads modules into LayerDefs, one for each class that differs."""
+    """Reads modules into LayerDefs; equal ones of one class become one."""
 
     def __init__(self) -> None:
         self.layers: dict[str, LayerDef] = {}
 
     def layer(self, module: nn.Module) -> str:
-        """The name of the LayerDef of a module."""
+        """Return the name of the LayerDef of a module."""
         wish = type(module).__name__
         layer = self.definition(module, wish)
         number = 1
@@ -61,7 +61,7 @@ class _Reader:
         return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
 
     def children(self, module: nn.Module, above: str = "") -> Iterator[Param]:
-        """The children of a module, those in lists and dicts under dotted names."""
+        """Yield the children of a module, those in lists and dicts under dotted names."""
         for name, child in module.named_children():
             if type(child) in (nn.ModuleList, nn.ModuleDict):
                 yield from self.children(child, f"{above}{name}.")

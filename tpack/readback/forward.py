@@ -1,4 +1,4 @@
-"""What a forward of a generated class computes: its symbolic trace as statements."""
+"""The forward of a generated class: its symbolic trace, read as statements."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Forward:
         self.wishes = tracer.wishes
 
     def loops(self, whole: Param) -> list[list[fx.Node]] | None:
-        """The calls of each loop over a repeated child; None if not all its calls are loops."""
+        """Return the calls of each loop over a repeated child; None if some calls are no loop."""
         count = whole.repeat or 1
         prefix = f"{whole.name}."
         calls = [
@@ -80,10 +80,10 @@ class Forward:
         return runs if all(_is_loop(whole.name, run, count) for run in runs) else None
 
     def read(self, params: dict[str, Param]) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
-        """The inputs and statements.
+        """Return the inputs and statements.
 
         Args:
-            params: of the module, by name; all calls of repeated ones are loops.
+            params: of the module, by name; repeated children are called in loops only.
 
         Raises:
             LayerDefError: it does something that LayerDef cannot express.
@@ -139,7 +139,7 @@ class _Body:
         self.statements.append(Assignment(name, value))
 
     def unpack(self, items: list[fx.Node], value: Expression, at: int) -> None:
-        """A statement for a call with several results."""
+        """Add a statement for a call with several results."""
         targets = ["_"] * (1 + max(_position(item) or 0 for item in items))
         for item in items:
             if item.users:
@@ -149,7 +149,7 @@ class _Body:
         self.statements.append(Unpack(targets, value))
 
     def hold(self, wish: str, node: fx.Node, at: int) -> str:
-        """A name for the value of a node: the source's.
+        """Give the value of a node its name in the source.
 
         Where a value of that name is still needed, the source kept it under another one, which
         leaves no trace: it moves to ``residual``.
@@ -207,11 +207,11 @@ class _Body:
         raise LayerDefError(f"{node.target} is no op of LayerDef.", node=self.name)
 
     def child(self, path: str) -> str:
-        """The name of the parameter that a module is, or is a copy of."""
+        """Return the parameter that describes a module, itself or as one of its copies."""
         return path if path in self.params else path.rpartition(".")[0]
 
     def indexed(self, node: fx.Node) -> Expression:
-        """``x[:, 1:3]`` and ``x[rows, columns]``."""
+        """Read ``x[:, 1:3]`` and ``x[rows, columns]``."""
         x, index = node.args
         items = index if isinstance(index, tuple | list) else (index,)
         parts_ = [item for item in items if item not in (slice(None), ...)]
@@ -245,7 +245,7 @@ class _Body:
         return FunctionCall(op.name, args, kept)
 
     def packed_call(self, op: PackedOp, node: fx.Node) -> Expression:
-        """An op on packed bytes as the op on the weight that it stands for."""
+        """Read an op on packed bytes as the op on the weight that it stands for."""
         given = self.bound(op, node)
         weight = self.value(given.pop("packed"))
         assert isinstance(weight, Identifier)
@@ -254,7 +254,7 @@ class _Body:
         param = self.params.get(weight.name)  # None: a tensor of a child
         if size and param is not None and param.scale != f"group:{size}":
             raise LayerDefError(
-                f"scale of {weight.name} does not tell its group size {size}. Give save a "
+                f"the shapes of {weight.name} do not show its group size {size}. Give save a "
                 "layerdef.",
                 node=self.name,
             )
@@ -283,7 +283,7 @@ class _Body:
         raise LayerDefError(f"{arg!r:.60} is no value of LayerDef.", node=self.name)
 
 
-#: Operations in one statement that a reader can still follow.
+#: Nested operations that a reader can still follow in one statement.
 _DEEP = 16
 
 
@@ -292,14 +292,14 @@ def _depth(node: Expression) -> int:
 
 
 def _position(node: fx.Node) -> int | None:
-    """Which of several results a node is, if it is one."""
+    """Return which of several results a node is; None if it is not one."""
     if node.op != "call_function" or node.target is not operator.getitem:
         return None
     return node.args[1] if isinstance(node.args[1], int) else None
 
 
 def _is_loop(name: str, run: list[fx.Node], repeat: int) -> bool:
-    """Whether calls pass on their first result through the copies of a child in order."""
+    """Return whether calls pass a value through the copies of a child in order."""
     if [str(node.target) for node in run] != [f"{name}.{i}" for i in range(repeat)]:
         return False
     return all(

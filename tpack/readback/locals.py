@@ -1,4 +1,4 @@
-"""Trace a forward, noting what its source calls each value."""
+"""Trace a forward, and note the name of each value in its source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Tracer(fx.Tracer):
     """A symbolic tracer that knows the names of local variables.
 
     Attributes:
-        wishes: node → the variable that its value is assigned to, where it is.
+        wishes: node → the variable that its value is assigned to, if it is.
     """
 
     proxy_buffer_attributes = True
@@ -26,11 +26,11 @@ class Tracer(fx.Tracer):
         self.wishes: dict[fx.Node, str] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
-        """Every child is one call."""
+        """Return True: a call of a child is one node."""
         return True
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Make a node and look up what takes it."""
+        """Make a node, and note the variable that its value is assigned to."""
         node = super().create_node(*args, **kwargs)
         frame: Any = sys._getframe(1)  # noqa: SLF001
         while frame is not None and frame.f_code is not self.code:
@@ -48,7 +48,7 @@ def _is_item(node: fx.Node) -> bool:
 
 
 def _stores(code: CodeType, offset: int) -> list[str]:
-    """The variables that the instructions right after an offset store to."""
+    """Return the variables that the instructions right after an offset store to."""
     names: list[str] = []
     for instruction in dis.get_instructions(code):
         if instruction.offset <= offset or instruction.opname == "CACHE":

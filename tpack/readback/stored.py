@@ -1,4 +1,4 @@
-"""What an instance of a generated class stores, and what its layers were made with."""
+"""The tensors of an instance of a generated class, and the arguments of its layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tpack.layerdef.tensors import kept_param, ternary_param
 
 
 def stored_params(module: nn.Module) -> list[Param]:
-    """The parameters of a module itself.
+    """Describe the tensors that a module itself holds.
 
     Raises:
         LayerDefError: a constant that has too many elements, or values that are not finite.
@@ -45,7 +45,7 @@ def stored_params(module: nn.Module) -> list[Param]:
 
 
 def constructed_with(module: nn.Module, param: OpParam) -> Any:
-    """What a built-in layer was constructed with, read off the instance."""
+    """Return an argument that a built-in layer was made with, read from the instance."""
     if param.name == "bias" and param.kind == "bool":
         return module.bias is not None
     weight = getattr(module, "weight_scale", None)
@@ -70,7 +70,7 @@ def constructed_with(module: nn.Module, param: OpParam) -> Any:
 
 
 def _one(value: Any) -> Any:
-    """A tuple of equal sizes as one size, the way generated source spells it."""
+    """Turn a tuple of equal sizes into one size, as generated source spells it."""
     if isinstance(value, tuple) and len(set(value)) == 1:
         return value[0]
     return value
