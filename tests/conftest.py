@@ -20,3 +20,7 @@ def plain_torch():
     """Compute without kernels, which may round differently: for tests that compare bit for bit."""
     with kernels.forced("numpy"):
         yield
+
+
+#: They are loaded, but have no doctests: collecting several of one name would fail.
+collect_ignore_glob = ["conftest.py", "*/conftest.py"]
