@@ -168,7 +168,7 @@ def test_causal_masks_become_a_flag():
             "changes a tensor that other values are",
         ),
         (lambda m, x: x[:, m.counts[:2], m.counts[:2]], "indexes some dims"),
-        (lambda m, x: {1: x}, "keys are no identifiers"),
+        (lambda m, x: {1: x}, "keys that are not identifiers"),
         (lambda m, x: x + torch.randn(6), "uses randn"),
         (lambda m, x: m.mean.add_(1) + x, "changes"),
     ],

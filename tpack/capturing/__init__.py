@@ -5,7 +5,7 @@ A forward becomes a LayerDef in three passes, with eight kinds of thing:
 1. The trace becomes a graph. A ``Value`` is one tensor: the op that makes it, from which values,
    inside which calls. A ``Call`` is one call of a module.
 2. The calls become layers. A ``Scope`` is a call that is a layer of its own, with the values and
-   scopes in it; a call that is none, such as that of a ReLU, is written out where it happens.
+   scopes in it; another call, such as that of a ReLU, is written out where it happens.
 3. A scope becomes statements. An ``Item`` is what it computes in one step: an op, or the call of
    a ``Child``, a layer in this one. A ``Step`` is a statement of one or several items whose
    variables have no names yet, a ``Body`` the finished forward with names. A ``Draft`` is what
@@ -38,7 +38,7 @@ into a ``graph`` by the table ``aten`` (``storages``: which values share memory)
 rounds, ``roles`` what each weight is for. Pass 2: ``scopes``. Pass 3: ``layers``, from the
 innermost: ``loops`` joins runs of equal layers; ``statements`` writes, with ``expressions``,
 ``widths``, ``names`` and ``variables``; ``annotations`` notes shapes; ``known`` finds built-in
-layers. ``comparison`` runs the result beside the module.
+layers. ``comparison`` runs the result and the module, and compares what they return.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ from tpack.quantize import Rounding
 
 __all__ = ["Captured", "capture", "export", "trace", "trace_module"]
 
-#: Roles of what multiplies as a matrix, or a stack of them, does.
+#: Roles of weights that multiply as a matrix does, or a stack of them.
 MATRICES = ("linear", "output head", "router")
 
 
@@ -84,8 +84,8 @@ class Captured:
     """A traced module, whose weights may be described as packed or not.
 
     Attributes:
-        notes: what a user should know of the trace.
-        example: what it was captured from, with arguments; None if they are not known.
+        notes: sentences for the user about the trace.
+        example: the source, with arguments; None if no arguments are known.
     """
 
     def __init__(
@@ -96,13 +96,13 @@ class Captured:
         self.example = example
 
     def compare(self) -> str:
-        """Run the program on the source's own weights, beside the source.
+        """Compare the program, on the source's own weights, with the source.
 
-        On the example's arguments, and on ones of another size where sizes are free. No tensor
-        is copied.
+        Both run on the example's arguments, and on ones of another size if sizes are free. No
+        tensor is copied.
 
         Returns:
-            A note with the largest difference, or with why nothing was compared.
+            A note with the largest difference, or with the reason why nothing was compared.
 
         Raises:
             LayerDefError: they differ by more than float rounding explains.
@@ -115,11 +115,11 @@ class Captured:
         return f"the captured program equals the module: {found}"
 
     def compare_packed(self, program: Program, pieces: Iterable[Piece], *, lossy: int) -> str:
-        """Run a program of packed weights beside the source.
+        """Compare a program of packed weights with the source.
 
         Args:
             pieces: the tensors of the checkpoint.
-            lossy: how many of its weights were rounded by a rule that the source has not.
+            lossy: how many of its weights were rounded by a rule that the source does not have.
 
         Returns:
             A note with the largest difference; empty if nothing can be compared, because the
@@ -144,7 +144,7 @@ class Captured:
         return f"the packed model with {some} differs from the module: {found}"
 
     def taken(self, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors of a checkpoint by name; those that the source has are taken from it."""
+        """Yield the tensors of a checkpoint by name, from the source if it has them."""
         for piece in pieces:
             own = self.graph.stored.get(piece.name)
             same = own is not None and str(own.dtype) == f"torch.{piece.dtype}"
@@ -152,7 +152,7 @@ class Captured:
 
     @property
     def untold(self) -> str | None:
-        """Why the source cannot be run, if it cannot."""
+        """The reason why the source cannot be run; None if it can."""
         if self.example is None:
             return (
                 "the captured program was not compared with its source: the file has no example "
@@ -167,14 +167,14 @@ class Captured:
         return None
 
     def program(self, ternary: Collection[str] | None = None) -> Program:
-        """The LayerDefs, with the weights named as ternary ones.
+        """Make the LayerDefs, with some weights as ternary ones.
 
         Args:
-            ternary: weights that are packed: their layers do not round them again. If not
-                given: those that the model rounds as it runs.
+            ternary: names of weights that are packed: their layers do not round them again. If
+                not given: those that the model rounds as it runs.
 
         Raises:
-            LayerDefError: a name or structure that no LayerDef says.
+            LayerDefError: LayerDef cannot express a name or the structure.
         """
         packed = self.rounded if ternary is None else ternary
         graph = with_packed(self.graph, packed)
@@ -184,37 +184,37 @@ class Captured:
 
     @cached_property
     def rounded(self) -> Mapping[str, Rounding]:
-        """The weights that the model rounds to trits wherever it uses them, with the rule."""
+        """The weights that the model rounds to trits in every use, with the rule."""
         return rounded_weights(self.graph)
 
     @cached_property
     def measured(self) -> frozenset[str]:
-        """Weights that the model rounds or measures by another rule: they have to stay floats."""
+        """The weights that the model rounds or measures by other rules: they must stay floats."""
         return measured_weights(self.graph)
 
     @cached_property
     def stacks(self) -> frozenset[str]:
-        """Stacks of matrices, as those of experts: each has rows of its own."""
+        """The stacks of matrices, such as those of experts: each matrix has rows of its own."""
         roles, stored = find_roles(self.graph), self.graph.stored
         return frozenset(
             name for name, it in stored.items() if it.dim() == 3 and roles.get(name) in MATRICES
         )
 
     def roles(self) -> Mapping[str, str]:
-        """What each stored tensor is to the model, by what the graph does with it.
+        """Find the role of each stored tensor, by what the graph does with it.
 
-        Names decide nothing here. A tensor that is never used is left out: only its name can
-        tell what it is. Several names of one tensor have the same role.
+        Names decide nothing here. A tensor that is never used is left out, as only its name
+        could show its role. Several names of one tensor have the same role.
 
         Returns:
-            Name in the state dict → the first of these that it is:
+            Name in the state dict → the first of these roles that it has:
 
             - ``embedding``: a table that rows are taken from, or the patches of a picture or a
               signal: a convolution of the input, at strides of its kernel. Tied to the output
               head, it still is an embedding.
             - ``output head``: the last linear weight (or convolution with a kernel of 1), whose
-              product is what the model returns: nothing but functions of it alone come after.
-              A module of one layer has none, and so has one that returns the shape it takes.
+              product the model returns, or a function of that product alone. A module of one
+              layer has no head, nor has a module that returns the shape it takes.
             - ``router``: a linear weight whose largest products choose experts.
             - ``depthwise``: of a convolution that keeps channels apart.
             - ``conv``, ``linear``: any other weight of a convolution or of a matrix product.
@@ -230,11 +230,12 @@ def trace(
     """Read an exported program.
 
     Args:
-        notes: what is known of it already.
-        original: the module that it was exported from; if not given, the program itself is run.
+        notes: sentences for the user that are known already.
+        original: the module that it was exported from, to compare with; if not given, the
+            program itself.
 
     Raises:
-        LayerDefError: it computes something that no LayerDef says.
+        LayerDefError: it computes something that LayerDef cannot express.
     """
     graph = read_graph(program)
     simplify(graph)
@@ -265,9 +266,9 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> Program:
-    """The LayerDefs of a live module: its layers, and what their forwards compute.
+    """Capture the LayerDefs of a live module: its layers, and what their forwards compute.
 
-    What is captured is run beside the module, and refused if it gives other results.
+    The captured program is run and compared with the module; other results are refused.
 
     Args:
         module: in eval mode.
@@ -275,12 +276,12 @@ def capture(
         kwargs: example keyword arguments.
         dynamic_shapes: which sizes are free, as ``torch.export.export`` takes it; of a dict,
             arguments may be left out. If not given: the first dim of each tensor, and the
-            second of matrices of integers. A size that was to be free and cannot be is warned
-            of.
+            second of matrices of integers. A warning names each size
+            that was to be free and cannot be.
 
     Raises:
-        LayerDefError: it computes something that no LayerDef says; names the op, the module
-            and how to add the op. Or the program gives other results than the module.
+        LayerDefError: it computes something that LayerDef cannot express; the error names the
+            op and the module. Or the program gives other results than the module.
         UsageError: the module is in training mode, or arguments do not fit its forward.
     """
     captured = trace_module(module, args, kwargs, dynamic_shapes)

@@ -1,4 +1,4 @@
-"""The shapes that a LayerDef tells its reader, with names for the sizes that are free."""
+"""The shapes that a LayerDef notes for its reader, with names for the sizes that are free."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tpack.capturing.names import free_name
 from tpack.layerdef import Assignment, LayerDef, Param, Sizes, Statement, Unspecified
 from tpack.layerdef.names import is_identifier
 
-#: What the dims of a tensor usually are, by their number.
+#: Usual names of the dims of a tensor, by the number of dims.
 USUAL = {
     2: ("batch", "length"),
     3: ("batch", "length"),
     4: ("batch", "channels", "height", "width"),
 }
-#: The shapes of the results of a statement; None where one is not told.
+#: The shapes of the results of a statement; None where one is not known.
 Several = tuple[Sizes | None, ...]
 
 
 class SizeNames:
-    """Names for the free sizes of one forward, given in the order in which they turn up.
+    """Names for the free sizes of one forward, given in the order in which they occur.
 
     They depend on the forward alone, so that modules of one structure get the same names
     wherever they stand.
@@ -37,14 +37,14 @@ class SizeNames:
         self.names: dict[Size, str] = {}
 
     def __call__(self, shape: Sequence[Size]) -> Sizes:
-        """A shape in numbers and names."""
+        """Return a shape in numbers and names."""
         return tuple(
             size if isinstance(size, int) else self.name(size, dim, len(shape))
             for dim, size in enumerate(shape)
         )
 
     def name(self, size: Size, dim: int, rank: int) -> str:
-        """The name of one size."""
+        """Return the name of one size; give it one if it has none."""
         if size not in self.names:
             wish = self.wish(size, dim, rank)
             self.names[size] = free_name(wish, self.names.values())
@@ -78,7 +78,7 @@ class Annotations:
         statements: Iterable[Iterable[Value | None]],
         sizes: Mapping[sympy.Symbol, str],
     ) -> Annotations:
-        """The shapes of values, with names for their free sizes.
+        """Return the shapes of values, with names for their free sizes.
 
         Args:
             sizes: names of the free sizes of the whole model.
@@ -93,7 +93,7 @@ class Annotations:
         )
 
     def agreed(self, other: Annotations) -> Annotations:
-        """What is the same in another forward of the same statements."""
+        """Keep the shapes that another forward of the same statements has too."""
         both = zip(self.statements, other.statements, strict=True)
         statements = tuple(_agreed(first, second) for first, second in both)
         return Annotations(_agreed(self.inputs, other.inputs), statements)
@@ -105,7 +105,7 @@ def _agreed(first: Several, second: Several) -> Several:
 
 
 def annotated(layer: LayerDef, notes: Annotations) -> LayerDef:
-    """A layer that tells its shapes."""
+    """Add shapes to a layer."""
     shapes = iter(notes.inputs)
     params = [_with_sizes(p, next(shapes, None)) if p.is_input else p for p in layer.params]
     body = list(map(_told, layer.body, notes.statements)) or layer.body

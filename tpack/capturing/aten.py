@@ -5,24 +5,24 @@ a row there too. Arguments are named as in the schemas of the overloads:
 
 - ``name`` is taken under its name, ``name>other`` under another one
 - ``name=value`` must have this value, and is left out
-- ``name~`` is left out: it says nothing about the result
-- ``name&`` before any of these: the result may be this tensor or a view of it, and the schema
-  does not say so
+- ``name~`` is left out: it does not change the result
+- ``name&`` before any of these: the result may be this tensor or a view of it, though the
+  schema does not show that
 
 An argument that a row does not name must have its default. The op is a row of
 ``layerdef.ops``, an operator, or a word of ``PSEUDO``. The last column names results that no
-line of the source names: a noun, or ``KEEPS``; of several rows of an op, the first says it.
+line of the source names: a noun, or ``KEEPS``; of several rows of an op, the first counts.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: The result is what x is in another form, and keeps its name.
+#: The result is x in another form, and keeps its name.
 KEEPS = "="
 
-#: Words for what ATen has an op for, and LayerDef has not: the room of ``capturing`` that spells
-#: it out, and what becomes of it.
+#: Words for ops of ATen that LayerDef does not have: the module of ``capturing`` that spells one
+#: out, and what becomes of it.
 PSEUDO = {
     "same": ("simplification", "unchanged"),
     "addmm": ("simplification", "`x @ y + bias`"),
@@ -271,8 +271,9 @@ class Row:
         op: of LayerDef, an operator, or a word of ``PSEUDO``.
         taken: aten argument → argument of the op.
         fixed: aten argument → the only value it may have, as text.
-        ignored: aten arguments that say nothing.
-        shared: aten arguments whose memory the result may be, though the schema is silent.
+        ignored: aten arguments that do not change the result.
+        shared: aten arguments that the result may share memory with, though the schema does not
+            show it.
         naming: a noun for the result, ``KEEPS`` or nothing.
     """
 
@@ -285,7 +286,7 @@ class Row:
 
 
 def parse_row(op: str, arguments: str, naming: str = "") -> Row:
-    """Read a row."""
+    """Parse one row of the table."""
     taken: dict[str, str] = {}
     fixed: dict[str, str] = {}
     ignored = set()
@@ -307,12 +308,12 @@ ATEN = {name: parse_row(*row) for names, *row in _ROWS for name in names.split()
 
 
 def naming(op: str) -> str:
-    """What the rows of an op say of the names of results."""
+    """Return how results of an op are named: a noun, ``KEEPS`` or nothing."""
     return next((row.naming for row in ATEN.values() if row.op == op), "")
 
 
 def functional(name: str) -> str:
-    """The overload that only computes what one in place stores: ``add_.Tensor``, ``add.Tensor``."""
+    """Return the overload without change in place: ``add.Tensor`` for ``add_.Tensor``."""
     base, _, overload = name.partition(".")
     plain = f"{base.removesuffix('_')}.{overload}"
     return plain if name not in ATEN and plain in ATEN else name

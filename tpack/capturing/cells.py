@@ -1,4 +1,4 @@
-"""Recurrent cells, which torch has an op for and LayerDef has not: written out."""
+"""Recurrent cells, for which torch has an op and LayerDef does not: written out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tpack.capturing.graph import ITEM, Size, Value
 
 
 def lstm_cell(cell: Value, place: Value) -> tuple[Value, Value]:
-    """The two results of an LSTM cell, hidden and cell state, as its definition says.
+    """Return the two results of an LSTM cell, hidden and cell state, by its definition.
 
     Args:
         cell: the call of torch's op.

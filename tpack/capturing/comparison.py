@@ -1,4 +1,4 @@
-"""Run what was captured beside what it was captured from, and measure how far they differ."""
+"""Run a captured program and its source, and measure how far their results differ."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tpack.container import Piece
 from tpack.errors import LayerDefError
 from tpack.layerdef import Program, slots
 
-#: What a packed model may differ by where it rounds activations to int8: one that lies between
+#: Difference that rounding activations to int8 explains in a packed model: an activation between
 #: two levels falls to either.
 LEVEL = 1 / 32
 
 
 @dataclass(frozen=True)
 class Example:
-    """What was captured, and arguments that it takes.
+    """The source of a capture, and arguments that it takes.
 
     Attributes:
         original: a module, or an exported program as one.
@@ -39,7 +39,7 @@ class Example:
     ranges: Mapping[sympy.Symbol, Any]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The tensors that the original returns for other tensors in the arguments."""
+        """Run the original with other tensors in the arguments; return its tensors."""
         leaves, tree = pytree.tree_flatten((self.args, dict(self.kwargs)))
         given = iter(inputs)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -47,7 +47,7 @@ class Example:
         return tensors_in(self.original(*args, **kwargs))
 
     def inputs(self, graph: Graph) -> Iterator[tuple[str, list[Tensor]]]:
-        """The example's tensors, and those of one other size where sizes are free."""
+        """Yield the example's tensors, and those of one other size if sizes are free."""
         given = tensors_in((self.args, dict(self.kwargs)))
         yield "", given
         sizes = {
@@ -97,12 +97,12 @@ class Difference:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """The tensors of a nest of results, in order."""
+    """Return the tensors of a nest of results, in order."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def built(program: Program, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The module of a program on tensors as they are, without copies."""
+    """Build the module of a program on tensors as they are, without copies."""
     module = build_module(program, device="meta")
     module.load_state_dict(dict(tensors), strict=True, assign=True)
     device = next((t.device for t in tensors.values()), torch.device("cpu"))
@@ -110,7 +110,7 @@ def built(program: Program, tensors: Mapping[str, Tensor]) -> nn.Module:
 
 
 def tensor_of(piece: Piece) -> Tensor:
-    """The tensor of a piece, in memory."""
+    """Read the tensor of a piece into memory."""
     data = bytearray().join(piece.chunks())
     dtype: torch.dtype = getattr(torch, piece.dtype)
     if not data:
@@ -119,12 +119,12 @@ def tensor_of(piece: Piece) -> Tensor:
 
 
 def plain(program: Program, graph: Graph) -> nn.Module:
-    """The module of a program that packs nothing, on the tensors that it was captured with."""
+    """Build the module of a program that packs nothing, on the tensors of its source."""
     return built(program, {slot.name: graph.stored[slot.name] for slot in slots(program)})
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Difference:
-    """How far results differ. NaN equals NaN, and infinity itself."""
+    """Return how far results differ. NaN equals NaN, and infinity equals itself."""
     if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in expected]:
         return Difference(math.inf, math.inf)
     every = [_pair(*pair) for pair in zip(found, expected, strict=True)]
@@ -148,7 +148,7 @@ def _pair(found: Tensor, expected: Tensor) -> Difference:
 
 
 def float_rounding(graph: Graph) -> float:
-    """The largest relative difference that the order of computing explains.
+    """Return the largest relative difference that the order of computing explains.
 
     Half the digits of the coarsest float that the computation goes through: 3.5e-4 of float32,
     3e-2 of float16, 9e-2 of bfloat16.
@@ -162,10 +162,12 @@ def float_rounding(graph: Graph) -> float:
 def compare(
     module: nn.Module, example: Example, graph: Graph, *, limit: float | None = None
 ) -> Difference:
-    """The largest difference between a module and the original, at the sizes of the example.
+    """Return the largest difference between a module and the original.
+
+    They run on the example, and on inputs of one other size if sizes are free.
 
     Args:
-        limit: the largest relative difference that is none; None to refuse nothing.
+        limit: the largest relative difference that is accepted; None accepts any.
 
     Raises:
         LayerDefError: they differ by more. Names the first layer that does.
@@ -175,7 +177,7 @@ def compare(
         expected = example.run(inputs)
         try:
             found = tensors_in(module(*inputs))
-        except Exception as error:  # whatever an op says of a size that it does not take
+        except Exception as error:  # an op may raise anything for a size that it does not take
             raise LayerDefError(
                 f"the captured program does not run on inputs{sizes}, which the module takes: "
                 f"{str(error).rstrip('.')}. "
@@ -196,7 +198,7 @@ def _refused(
     limit: float,
     found: Difference,
 ) -> LayerDefError:
-    """What is wrong with a capture that differs."""
+    """Return the error for a capture that differs."""
     again = difference(example.run(inputs), example.run(inputs))
     if again.relative > limit:
         return LayerDefError(
@@ -223,9 +225,9 @@ def _refused(
 def _layers(
     module: nn.Module, example: Example, inputs: Sequence[Tensor], limit: float
 ) -> tuple[str, str]:
-    """The first layer whose results differ, and the last before it whose results agree.
+    """Find the first layer whose results differ, and the last before it whose results agree.
 
-    Either is empty if there is none: layers without tensors may have been written out.
+    Either is empty if not found: layers without tensors may have been written out.
     """
     expected = _results(example.original, lambda: example.run(inputs))
     found = _results(module, lambda: module(*inputs))
@@ -241,7 +243,7 @@ def _layers(
 
 
 def _results(module: nn.Module, run: Callable[[], Any]) -> dict[str, list[Tensor]]:
-    """What each layer returns in its first call, in the order in which they end."""
+    """Return the results of the first call of each layer, in the order in which calls end."""
     results: dict[str, list[Tensor]] = {}
 
     def noting(path: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -264,7 +266,7 @@ def _evaluated(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:
 
 
 def _resized(tensor: Tensor, shape: Iterable[int]) -> Tensor:
-    """A tensor grown by repeating it from its start, or cut."""
+    """Grow a tensor by repeating it from its start, or cut it."""
     for dim, size in enumerate(shape):
         if size != tensor.shape[dim]:
             index = torch.arange(size, device=tensor.device) % tensor.shape[dim]

@@ -23,10 +23,10 @@ _UNARY = {"neg": "-", "~": "~"}
 
 
 def expression(value: Value, named: Named, sized: Sized, device: Expression | None) -> Expression:
-    """The expression that computes a value from expressions for its operands.
+    """Return the expression that computes a value from expressions for its operands.
 
     Raises:
-        LayerDefError: an argument that its op does not take.
+        LayerDefError: LayerDef does not have its op, or the op does not take an argument.
     """
     if value.op in _UNARY:
         return UnaryOp(_UNARY[value.op], named(value.args["x"]))
@@ -72,7 +72,7 @@ def _operand(arg: Arg, named: Named, sized: Sized) -> Expression:
 
 
 def _number(arg: Any) -> Any:
-    """A number; infinities as words."""
+    """Return a number as it is, infinity as a word."""
     if isinstance(arg, float) and math.isinf(arg):
         return "inf" if arg > 0 else "-inf"
     return arg
@@ -106,13 +106,13 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
 
 
 def size_expression(size: Size, known: Mapping[Size, Expression], path: str) -> Expression:
-    """The expression that computes a size from sizes that are known.
+    """Return the expression that computes a size from known sizes.
 
     Args:
         path: of the module that needs it.
 
     Raises:
-        LayerDefError: it is none of them, and no op computes it from them.
+        LayerDefError: no op computes it from the known sizes.
     """
     part = partial(size_expression, known=known, path=path)
     if isinstance(size, int):

@@ -1,4 +1,4 @@
-"""What went wrong in torch.export, in a sentence about the module and not about the tracer."""
+"""Errors of torch.export, explained in sentences about the module and not the tracer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PLACE = re.compile(r'The following call raised this error:\n\s*File "(.+)", lin
 
 
 def explained(error: Exception) -> str:
-    """One sentence or two for an exception of torch.export.
+    """Explain an exception of torch.export in one or two sentences.
 
     Example:
         >>> explained(ValueError("L['x'].size()[1] = 5 is not equal to L['y'].size()[0] = 2"))

@@ -1,4 +1,4 @@
-"""Tensors of integers and truths as formulas over their indices, where sizes alone give them.
+"""Tensors of integers and bools as formulas over their indices, if only sizes decide them.
 
 ``arange(n)`` is ``i0``, a causal mask is ``i3 <= i2``; the formulas are those of sympy.
 """
@@ -28,7 +28,7 @@ _COMPARE = {
 
 
 class Formulas:
-    """Reads values as formulas over their indices; None for what is none."""
+    """Reads a value as a formula over its indices; None if it is not one."""
 
     def __init__(self) -> None:
         self.known: dict[Value, sympy.Basic | None] = {}
@@ -50,7 +50,7 @@ class Formulas:
         return None if rule is None else rule(self, value)
 
     def leaf(self, value: Value) -> sympy.Basic | None:
-        """What an input says at an index, such as a mask of padding."""
+        """Return the formula for an element of an input, such as a mask of padding."""
         if value.dtype not in (torch.int64, torch.int32, torch.bool):
             return None
         name = f"leaf{id(value)}"
@@ -62,7 +62,7 @@ class Formulas:
         return sympy.Ne(found, 0) if value.dtype == torch.bool else found
 
     def inner(self, value: Value, moved: Sequence[sympy.Basic]) -> sympy.Basic | None:
-        """The formula of the operand x, at other indices."""
+        """Return the formula of the operand x, at other indices."""
         return self.at(value.args["x"], moved)
 
     def at(self, value: Value, indices: Sequence[sympy.Basic]) -> sympy.Basic | None:
@@ -71,7 +71,7 @@ class Formulas:
     def moved(
         self, value: Value, formula: sympy.Basic | None, indices: Sequence[sympy.Basic]
     ) -> sympy.Basic | None:
-        """A formula of a value at other indices."""
+        """Return a formula of a value, at other indices."""
         if formula is None:
             return None
         pairs = [
@@ -113,7 +113,7 @@ def _truth(formula: sympy.Basic) -> sympy.Basic:
 
 
 def _of_data(value: Value) -> sympy.Basic | None:
-    """A constant that counts along its last dim, or is the same everywhere."""
+    """Read a constant that counts along its last dim, or is the same everywhere."""
     data = value.data
     if data is None or not data.numel() or data.is_meta:
         return None
@@ -194,7 +194,7 @@ def _neg(reader: Formulas, value: Value) -> sympy.Basic | None:
 
 
 def _diff(reader: Formulas, value: Value) -> sympy.Basic | None:
-    """Differences that are the same everywhere, the first from what is put before included."""
+    """Read differences that are the same everywhere, also that to what is prepended."""
     x, before = value.args["x"], value.args.get("prepend")
     if before is None or value.args.get("dim", -1) not in (-1, len(value.shape) - 1):
         return None

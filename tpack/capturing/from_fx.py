@@ -43,10 +43,10 @@ _INPUTS = {
 
 
 def read_graph(program: ExportedProgram) -> Graph:
-    """The graph of an exported program.
+    """Read the graph of an exported program.
 
     Raises:
-        LayerDefError: an op that the table does not have, with the module it is used in.
+        LayerDefError: the table does not have an op; the error names the module that uses it.
     """
     return _Reader(program).read()
 
@@ -89,7 +89,7 @@ class _Reader:
         )
 
     def take_state(self, unsaved: set[str]) -> None:
-        """Note the stored tensors; of several names for one tensor, the first stays."""
+        """Note the stored tensors; of several names of one tensor, keep the first."""
         owners: dict[Any, str] = {}
         for name, tensor in self.program.state_dict.items():
             if name in unsaved:
@@ -196,7 +196,7 @@ class _Reader:
                 node=_place(node),
             )
         args = self.bind(node, row, name)
-        if base.startswith("logical_"):  # of numbers: whether they are not 0
+        if base.startswith("logical_"):  # a number counts as True if it is not 0
             args = {key: self.truth(node, arg, above) for key, arg in args.items()}
         if base != name and row.op != "same":
             self.change(node, base, row.op, args, above)
@@ -233,7 +233,7 @@ class _Reader:
         self.made[node] = value
 
     def bind(self, node: fx.Node, row: Row, name: str) -> dict[str, Arg]:
-        """The arguments of a node by the names that the row gives them."""
+        """Return the arguments of a node by the names that the row gives them."""
         schema = node.target._schema.arguments  # type: ignore[union-attr]  # noqa: SLF001
         given = dict(zip((item.name for item in schema), node.args, strict=False)) | node.kwargs
         args: dict[str, Arg] = {}
@@ -259,14 +259,14 @@ class _Reader:
             )
 
     def argument(self, arg: Any) -> Arg:
-        """What an argument stands for, to be read now."""
+        """Return the value of an argument, and check that it may be read now."""
         found = self.passed(arg)
         for value in values_in(found):
             self.storages.check(value, _place(arg) if isinstance(arg, fx.Node) else "module")
         return found
 
     def passed(self, arg: Any) -> Arg:
-        """What an argument stands for, read or not."""
+        """Return the value of an argument without that check."""
         if isinstance(arg, fx.Node):
             return self.made[arg]
         if isinstance(arg, tuple | list):
@@ -296,19 +296,19 @@ class _Reader:
         return made
 
     def returned(self, arg: Any) -> Arg:
-        """What one flat output stands for."""
+        """Return the value of one flat output."""
         node = next((n for n in self.made if n.name == getattr(arg, "name", None)), None)
         return self.argument(node) if node is not None else getattr(arg, "value", None)
 
 
 def _result(tree: Any) -> Any:
-    """What the root returns: of its tuples, dicts and dataclasses those of identifiers stay."""
+    """Return the result of forward; keys of dicts must be identifiers, None items are dropped."""
     if isinstance(tree, Value) or tree is None:
         return tree
     if isinstance(tree, dict):
         items = {name: _result(item) for name, item in tree.items()}
         if not all(isinstance(name, str) and name.isidentifier() for name in items):
-            raise LayerDefError("forward returns a dict whose keys are no identifiers.")
+            raise LayerDefError("forward returns a dict with keys that are not identifiers.")
         return {name: item for name, item in items.items() if item is not None}
     if isinstance(tree, tuple | list):
         return tuple(item for item in map(_result, tree) if item is not None)
@@ -316,7 +316,7 @@ def _result(tree: Any) -> Any:
 
 
 def _overload(target: Any) -> str:
-    """``add.Tensor`` of an op of ATen; the plain name of another callable."""
+    """Return ``add.Tensor`` of an op of ATen; the plain name of another callable."""
     name = str(target)
     return (
         name.removeprefix("aten.")
@@ -330,7 +330,7 @@ def _is_submodule(arg: Any) -> bool:
 
 
 def _plain(value: Any) -> Arg:
-    """Numbers of torch as sizes."""
+    """Turn symbolic numbers of torch into sizes."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         expression = value.node.expr
         return int(expression) if expression.is_Integer else expression
@@ -342,7 +342,7 @@ def _shape(tensor: Tensor) -> tuple[Size, ...]:
 
 
 def _calls(node: fx.Node) -> tuple[Call, ...]:
-    """The module calls that a node belongs to, from its stack."""
+    """Return the module calls that a node belongs to, from its stack."""
     found = []
     for key, (path, kind) in (node.meta.get("nn_module_stack") or {}).items():
         if path.startswith("_empty_nn_module_stack"):
@@ -354,7 +354,7 @@ def _calls(node: fx.Node) -> tuple[Call, ...]:
 
 
 def _lines(node: fx.Node, depth: int) -> tuple[str, ...]:
-    """The source lines of the forwards around a node, one for each module call."""
+    """Return the source lines of the forwards around a node, one for each module call."""
     text = str(node.meta.get("stack_trace") or "").splitlines()
     lines = [after for line, after in pairwise(text) if _FRAME.match(line)]
     places = [line.strip() for line in text if _FRAME.match(line)]
@@ -381,7 +381,7 @@ def _place(node: fx.Node) -> str:
 
 
 def _size_names(inputs: Sequence[Value]) -> dict[sympy.Symbol, str]:
-    """A name for each free size, from the dim of the input that has it."""
+    """Name each free size after the first dim of an input that has it."""
     names: dict[sympy.Symbol, str] = {}
     for value in inputs:
         usual = USUAL.get(len(value.shape), ("batch",))

@@ -1,7 +1,7 @@
 """The graph between torch.export and LayerDefs: values, and the module calls they belong to.
 
-A value says which op of LayerDef makes it, from which values. Sizes are integers or sympy
-expressions over the free sizes of the inputs; they are no values.
+A value names the op of LayerDef that makes it, and the values it is made from. Sizes are integers
+or sympy expressions over the free sizes of the inputs; they are not values.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 #: An integer, or a sympy expression over the free sizes of the inputs.
 Size: TypeAlias = Any
-#: What a value is made from: values, sizes, numbers, words, None and tuples of these.
+#: An argument of a value: values, sizes, numbers, words, None and tuples of these.
 Arg: TypeAlias = Any
 
 #: Ops of values that the table of LayerDef does not name.
@@ -55,8 +55,8 @@ class Value:
         lines: the source line of each of these calls, where it is known.
         name: of an input, a stored tensor or a constant.
         data: of a constant.
-        asked: what the callers of modules call it: path of the module → argument; and after
-            ``>`` and the path, its position in what the module returns.
+        asked: its names in calls of modules: path of the module → argument; and ``>`` with the
+            path → its position in the result of the module.
     """
 
     op: str
@@ -70,14 +70,14 @@ class Value:
     asked: dict[str, str] = field(default_factory=dict)
 
     def like(self, op: str, args: dict[str, Arg], **changes: Any) -> Value:
-        """Another value made at the same place."""
+        """Make another value in the place of this one."""
         given: dict[str, Any] = {"shape": self.shape, "dtype": self.dtype}
         given |= {"asked": dict(self.asked)} | changes
         return Value(op, args, calls=self.calls, lines=self.lines, **given)
 
     @property
     def is_leaf(self) -> bool:
-        """Whether it is computed by no op."""
+        """Whether no op computes it."""
         return self.op in (INPUT, STORED, CONSTANT)
 
 
@@ -87,8 +87,8 @@ class Graph:
 
     Attributes:
         inputs: the arguments of the root.
-        values: what is computed; each after what it is made from.
-        result: what the root returns: a value, or a tuple or dict of results.
+        values: computed ones; each after those it is made from.
+        result: of the root: a value, or a tuple or dict of results.
         stored: tensors of the state dict by name, aliases left out.
         aliases: other names of stored tensors.
         kinds: classes of the modules by path.
@@ -105,10 +105,10 @@ class Graph:
     aliases: dict[str, str] = field(default_factory=dict)
 
     def rewrite(self, change: Callable[[Value], Value | None]) -> bool:
-        """Replace values: each is handed over with its arguments already replaced.
+        """Replace values, in order; ``change`` gets each with its arguments already replaced.
 
-        What ``change`` returns stands for the value from then on; values that it makes from
-        new ones are put before it.
+        The value that ``change`` returns replaces it from then on; new values that it is made
+        from are put before it.
 
         Returns:
             Whether a value was replaced.
@@ -142,7 +142,7 @@ class Graph:
         return bool(known)
 
     def merge_equal(self) -> None:
-        """Compute once what one module call computes twice."""
+        """Merge values that one module call computes twice."""
         first: dict[Hashable, Value] = {}
 
         def merged(value: Value) -> Value:
@@ -161,7 +161,7 @@ class Graph:
         self.values = kept[::-1]
 
     def users(self) -> dict[Value, list[Value]]:
-        """The values that are made from each value."""
+        """Return the values that are made from each value."""
         found: dict[Value, list[Value]] = {}
         for value in self.values:
             for part in dict.fromkeys(values_in(tuple(value.args.values()))):
@@ -170,7 +170,7 @@ class Graph:
 
 
 def values_in(arg: Arg) -> Iterator[Value]:
-    """The values in an argument."""
+    """Yield the values in an argument."""
     if isinstance(arg, Value):
         yield arg
     elif isinstance(arg, dict):
@@ -181,7 +181,7 @@ def values_in(arg: Arg) -> Iterator[Value]:
 
 
 def map_values(arg: Arg, change: Callable[[Value], Arg]) -> Arg:
-    """The argument with its values changed."""
+    """Change the values in an argument."""
     if isinstance(arg, Value):
         return change(arg)
     if isinstance(arg, tuple | list):
@@ -192,7 +192,7 @@ def map_values(arg: Arg, change: Callable[[Value], Arg]) -> Arg:
 
 
 def _key(arg: Arg) -> Hashable:
-    """What is equal for equal arguments."""
+    """Return a key that equal arguments share."""
     if isinstance(arg, dict):
         return tuple((name, _key(item)) for name, item in sorted(arg.items()))
     if isinstance(arg, tuple):
@@ -201,10 +201,10 @@ def _key(arg: Arg) -> Hashable:
 
 
 def same_size(first: Size, second: Size) -> bool:
-    """Whether two sizes are equal whatever the free sizes are."""
+    """Return whether two sizes are equal whatever the free sizes are."""
     return bool(first == second or sympy.sympify(first - second).expand() == 0)
 
 
 def same_sizes(first: Sequence[Size], second: Sequence[Size]) -> bool:
-    """Whether two shapes are."""
+    """Return whether two shapes are equal whatever the free sizes are."""
     return len(first) == len(second) and all(map(same_size, first, second))

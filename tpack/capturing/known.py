@@ -1,4 +1,4 @@
-"""Layers that torch or tpack has a class for, and constants that a formula gives."""
+"""Layers for which torch or tpack has a class, and constants that a formula gives."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from tpack.nn.reference import rotary_frequencies
 def builtin_layer(
     params: list[Param], body: Any, scope: Scope | None, *, embedding: bool = False
 ) -> tuple[str, dict[str, Any]] | None:
-    """The built-in layer, with its arguments, that computes what a layer does.
+    """Find the built-in layer, with its arguments, that computes the same as a layer.
 
     Args:
-        params: what the layer holds; a child makes it none.
-        body: its forward; without scope, one that is not known.
-        embedding: whether a matrix alone is a table of vectors.
+        params: of the layer; with a child or a constant it is no built-in one.
+        body: its forward.
+        scope: a call of it; None if it is never called, so that only its params decide.
+        embedding: whether a matrix that is never called is an embedding.
     """
     held = {param.name: param for param in params}
     if any(param.param_type in ("Layer", "Constant") for param in params):
@@ -66,7 +67,7 @@ def builtin_layer(
 
 _NONE = Param("", "Tensor")
 _AFFINE = ("weight", "bias")
-#: Op → the layer that computes it of tensors that it holds.
+#: Op → the layer that holds the tensors of the op and computes it.
 _NAMES = {
     "linear": "Linear",
     "bit_linear": "BitLinear",
@@ -88,7 +89,7 @@ def _constant(value: Any) -> Any:
 def _finished(
     name: str, held: dict[str, Param], options: dict[str, Any]
 ) -> tuple[str, dict[str, Any]] | None:
-    """The row of a layer with all its arguments; None if the row does not fit after all."""
+    """Complete the arguments of a built-in layer; None if it does not fit after all."""
     weight, bias = held.get("weight"), held.get("bias")
     ternary = weight is not None and weight.param_type == "TernaryTensor"
     if ternary and name != "BitLinear":
@@ -166,7 +167,7 @@ def constant_param(data: torch.Tensor, name: str) -> Param:
 
 
 def _rotary_base(data: torch.Tensor) -> float | None:
-    """The base whose rotary frequencies these are, bit for bit."""
+    """Find the base whose rotary frequencies these are, bit for bit."""
     if data.dim() != 1 or data.dtype != torch.float32 or data.numel() < 2 or data[1] <= 0:
         return None
     dim = 2 * data.numel()

@@ -34,14 +34,14 @@ from tpack.layerdef.tensors import kept_param
 
 
 def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str] = ()) -> Program:
-    """The LayerDefs of a graph.
+    """Make the LayerDefs of a graph.
 
     Args:
         ternary: names of the weights that are packed; the graph does not round them again.
         stacks: names of weights that are stacks of matrices, whose rows have a scale.
 
     Raises:
-        LayerDefError: a name that no LayerDef may use, or a structure that none says.
+        LayerDefError: LayerDef cannot express a name or the structure.
     """
     dissolved: set[str] = set()
     while True:
@@ -61,13 +61,13 @@ def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str]
 
 @dataclass(frozen=True)
 class _Draft:
-    """A module as the child it will be: what its Param says besides the name.
+    """A module as a child of another: the fields of its Param without the name.
 
     Attributes:
         layer: a LayerDef or built-in layer.
         args: of a built-in layer.
         repeat: copies, where the module is a list that is applied in order.
-        outputs: what its results are called.
+        outputs: names of its results.
     """
 
     layer: str
@@ -102,14 +102,14 @@ class _Maker:
                 self.gather(item)
 
     def home(self, name: str) -> str:
-        """The deepest module with a layer of its own that a name lies in."""
+        """Find the deepest module with a layer of its own that holds a tensor."""
         parts = name.split(".")[:-1]
         while ".".join(parts) not in self.scopes:
             parts.pop()
         return ".".join(parts)
 
     def place_constants(self, root: Scope) -> dict[str, list[Value]]:
-        """The constants of each module; ones that no module names go where they are used."""
+        """Find the constants that each module with a layer of its own holds."""
         found: dict[str, list[Value]] = {}
 
         def visit(scope: Scope) -> None:
@@ -129,7 +129,7 @@ class _Maker:
     # ---- one module
 
     def draft(self, path: str, *, whole: bool = False) -> _Draft:
-        """What a module is, from all calls of it, children first."""
+        """Make the draft of a module from all its calls, children first."""
         if path not in self.drafts:
             below = [p for p in self.scopes if p != path and self.above(p) == path]
             children = {self.relative(p, path): self.draft(p) for p in self.in_order(below)}
@@ -137,7 +137,7 @@ class _Maker:
         return self.drafts[path]
 
     def in_order(self, paths: list[str]) -> list[str]:
-        """Children in the order of their tensors in the state dict."""
+        """Sort children by the order of their tensors in the state dict."""
         first: dict[str, int] = {}
         for i, name in enumerate(self.graph.stored):
             for path in paths:
@@ -146,7 +146,7 @@ class _Maker:
         return sorted(paths, key=lambda path: first.get(path, len(self.graph.stored)))
 
     def above(self, path: str) -> str | None:
-        """The module that a module is a child of."""
+        """Return the module that a module is a child of."""
         parts = path.split(".")[:-1]
         while ".".join(parts) not in self.scopes:
             parts.pop()
@@ -190,7 +190,7 @@ class _Maker:
     def named(
         self, path: str, params: list[Param], body: Body, notes: Annotations, *, whole: bool
     ) -> _Draft:
-        """The draft of a finished layer: a built-in one, a list, or a LayerDef."""
+        """Make the draft of a finished layer: a built-in one, a list, or a LayerDef."""
         if not whole:
             found = builtin_layer(params, body, self.scopes[path][0])
             if found is not None:
@@ -208,7 +208,7 @@ class _Maker:
         return _Draft(name, outputs=body.outputs)
 
     def class_name(self, path: str) -> str:
-        """A name for a new class: that of the module, or of its place where torch made it."""
+        """Name a new class after the class of the module, or after its path if that is torch's."""
         wish = self.scopes[path][0].call.class_name
         if self.graph.kinds.get(path, "").startswith("torch.nn.") and path:
             wish = class_name(path)
@@ -217,14 +217,14 @@ class _Maker:
         return free_name(wish, self.reserved(path))
 
     def reserved(self, path: str) -> set[str]:
-        """Names of classes that are taken; that of the root is kept for it."""
+        """Return names of classes that are taken; the root's is reserved for the root."""
         root = self.scopes[""][0].call.class_name
         return {*self.layers, *([root] if path else [])}
 
     # ---- parameters
 
     def stored(self, path: str) -> list[Param]:
-        """The tensors and constants that a module itself holds."""
+        """Describe the tensors and constants that a module itself holds."""
         found = [
             self.param(name, self.relative(name, path))
             for name in self.tensors[path]
@@ -246,7 +246,7 @@ class _Maker:
         return kept_param(relative, tuple(tensor.shape), dtype, trained=trained)
 
     def uncalled(self, path: str) -> dict[str, Param]:
-        """Modules that are never called, but hold tensors."""
+        """Describe modules that are never called, but hold tensors."""
         owners: dict[str, list[str]] = {}
         for name in self.tensors[path]:
             owner, _, _ = self.relative(name, path).rpartition(".")
@@ -311,14 +311,14 @@ def _result(scope: Scope) -> Any:
 
 
 def _line(value: Value, scope: Scope) -> str:
-    """The line of a scope's forward that a value was computed in."""
+    """Return the line of a scope's forward that computed a value."""
     position = value.calls.index(scope.call)
     line = value.lines[position] if position < len(value.lines) else ""
     return "" if is_loop(line) else line
 
 
 def _repeated(params: list[Param], body: Body) -> Param | None:
-    """The repeated child that a module is which only applies its equal members in order."""
+    """Return the repeated child for a module that only applies equal members in order."""
     tree = members_of(params)
     whole = repeated("", tree.places)
     if whole is None or not len(params) == len(tree.listed) > 1 or len(body.inputs) != 1:

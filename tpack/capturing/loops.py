@@ -11,11 +11,11 @@ from tpack.layerdef.members import repeats
 
 
 def chained(params: list[Param], calls: list[list[Item]]) -> list[Param]:
-    """Find the lists of equal layers that are only ever applied in order, as repeated children.
+    """Find the lists of equal layers that are only applied in order; return repeated children.
 
     Args:
         params: the children of a layer.
-        calls: what each call of the layer computes; the calls of such a list become one item.
+        calls: the items of each call of the layer; the calls of a found list become one item.
     """
     found = []
     for name, whole in repeats(params).items():
@@ -30,7 +30,7 @@ def chained(params: list[Param], calls: list[list[Item]]) -> list[Param]:
 
 
 def _run(members: list[str], items: list[Item]) -> list[Item] | None:
-    """The calls of the members, if each passes its result to the next and to nothing else."""
+    """Return the calls of the members, if each passes its result only to the next."""
     calls = [item for item in items if item.child is not None and item.child.name in members]
     if [item.child.name for item in calls if item.child] != members:
         return None

@@ -15,7 +15,7 @@ _TARGETS = re.compile(
 
 
 def targets(line: str) -> tuple[str, ...]:
-    """The names that a line of source assigns to.
+    """Return the names that a line of source assigns to.
 
     Example:
         >>> targets("query, _ = self.project(x)"), targets("return x"), targets("f(a=1)")
@@ -27,17 +27,17 @@ def targets(line: str) -> tuple[str, ...]:
 
 
 def is_loop(line: str) -> bool:
-    """Whether a line is the loop of ``nn.Sequential``, which runs once for each of its layers."""
+    """Return whether a line is the loop of ``nn.Sequential``, which runs once for each layer."""
     return "torch/nn/modules/container.py" in line.replace("\\", "/")
 
 
 def keeps_name(op: str) -> bool:
-    """Whether an op leaves a thing what it is: its result keeps the name."""
+    """Return whether the result of an op keeps the name of its operand."""
     return naming(op) == KEEPS
 
 
 def noun(value: Value) -> str:
-    """What to call a result that no line names."""
+    """Return a name for a result that no line names."""
     while keeps_name(value.op) or value.op == ITEM:
         inner = value.args["x"]
         if not isinstance(inner, Value):
@@ -49,7 +49,7 @@ def noun(value: Value) -> str:
 
 
 def free_name(wish: str, taken: Collection[str]) -> str:
-    """The name wished for, with a number if it is taken or may not be used."""
+    """Return the wished name, changed if it is taken or not an identifier."""
     if not is_identifier(wish):
         wish = f"{wish}_value" if is_identifier(f"{wish}_value") else "value"
     name, number = wish, 1

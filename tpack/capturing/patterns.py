@@ -1,6 +1,6 @@
-"""Spellings of layers that LayerDef has a word for: RMS norm, gelu, relu² and rotary.
+"""Patterns of several ops that LayerDef has one op for: RMS norm, gelu, relu² and rotary.
 
-A pattern is replaced only where the op computes the same: to rounding, in the same dtype.
+A pattern is replaced only if the op computes the same: to rounding, in the same dtype.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tpack.capturing.graph import ITEM, STORED, Arg, Graph, Value, same_size, sa
 
 
 def find_patterns(graph: Graph) -> None:
-    """Replace the spellings that are known."""
+    """Replace the known patterns in a graph."""
     graph.rewrite(_pattern)
 
 
@@ -34,13 +34,13 @@ def _number(arg: Arg) -> float | None:
 
 
 def _sides(value: Value) -> tuple[tuple[Arg, Arg], tuple[Arg, Arg]]:
-    """The operands in both orders."""
+    """Return the operands in both orders."""
     x, y = value.args["x"], value.args["y"]
     return (x, y), (y, x)
 
 
 def _with_number(value: Arg, op: str, number: float | None = None) -> tuple[Value, float] | None:
-    """The value and the number of ``value op number``, in either order where op has none."""
+    """Match ``value op number``, in either order if op commutes."""
     if not _is(value, op):
         return None
     for part, other in _sides(value) if op in ("+", "*") else _sides(value)[:1]:
@@ -54,7 +54,7 @@ def _with_number(value: Arg, op: str, number: float | None = None) -> tuple[Valu
 
 
 def _rms_norm(value: Value) -> Value | None:
-    """``weight * (x * rsqrt(mean(x²) + eps))``, or without weight, in float32 and wider."""
+    """Match ``weight * (x * rsqrt(mean(x²) + eps))``, weight optional, in float32 and wider."""
     if value.dtype not in (torch.float32, torch.float64):
         return None
     for weight, inner in _sides(value):
@@ -68,7 +68,7 @@ def _rms_norm(value: Value) -> Value | None:
 
 
 def _root(root: Arg, x: Arg) -> tuple[Value, float] | None:
-    """x and eps of ``rsqrt(mean(x²) + eps)``."""
+    """Match ``rsqrt(mean(x²) + eps)``; return x and eps."""
     if not _is(root, "rsqrt") or not isinstance(x, Value):
         return None
     shifted = _with_number(root.args["x"], "+")
@@ -86,7 +86,7 @@ def _root(root: Arg, x: Arg) -> tuple[Value, float] | None:
 
 
 def _gelu(value: Value) -> Value | None:
-    """``0.5 * x * (1 + tanh(√(2/π) * (x + 0.044715 * x³)))``: gelu, by a tanh."""
+    """Match ``0.5 * x * (1 + tanh(√(2/π) * (x + 0.044715 * x³)))``: gelu, by a tanh."""
     for half, shifted in _sides(value):
         scaled, plus = _with_number(half, "*", 0.5), _with_number(shifted, "+", 1.0)
         if scaled is None or plus is None or not _is(plus[0], "tanh"):
@@ -117,7 +117,7 @@ def _silu(value: Value) -> Value | None:
 
 
 def _rotate_half(value: Value) -> Value | None:
-    """``cat((-second, first), dim=-1)`` of the halves of x."""
+    """Match ``cat((-second, first), dim=-1)`` of the halves of x."""
     parts = value.args["tensors"]
     if len(parts) != 2 or value.args.get("dim", 0) not in (-1, len(value.shape) - 1):
         return None

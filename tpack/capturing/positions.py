@@ -1,6 +1,6 @@
-"""Masks and position ids by what they say of an index, not by how they were computed.
+"""Masks and position ids rewritten by their values at an index, not by how they were computed.
 
-A tensor of integers or truths that follows from sizes alone is a formula over its indices:
+A tensor of integers or bools that follows from sizes alone is a formula over its indices:
 ``arange(n)`` is ``i``, a causal mask is ``key <= query``. Such tensors are read as formulas,
 simplified by sympy, and written again in their shortest form: two dozen nodes that build a
 mask become one comparison, and a causal one a flag of the attention.
@@ -25,14 +25,14 @@ _WRITTEN |= {sympy.Eq: "==", sympy.Ne: "!="}
 
 
 def rewrite_positions(graph: Graph) -> None:
-    """Write tensors that follow from sizes in their shortest form."""
+    """Rewrite tensors that follow from sizes alone in their shortest form."""
     reader = Formulas()
     users, returned = graph.users(), set(values_in(graph.result))
     formulas = {value: reader.read(value) for value in graph.values}
     tolerant = dict.fromkeys(returned, False)
 
     def may_shrink(value: Value) -> bool:
-        """Whether dims of size 1 do in the place of what a value does not depend on."""
+        """Return whether every user accepts size 1 in dims that the value does not depend on."""
         if value not in tolerant:
             tolerant[value] = all(
                 _broadcasts(user) and (_grows(user, value, formulas) or may_shrink(user))
@@ -54,12 +54,12 @@ def rewrite_positions(graph: Graph) -> None:
 
 
 def _broadcasts(value: Value) -> bool:
-    """Whether an op broadcasts: its operands need not be expanded."""
+    """Return whether an op broadcasts: its operands need not be expanded."""
     return value.op in BINARY or has_trait(value.op, "broadcasts")
 
 
 def _grows(user: Value, value: Value, formulas: Mapping[Value, Any]) -> bool:
-    """Whether a value takes its shape from other operands than one."""
+    """Return whether the other operands alone give ``user`` its shape."""
     if user.op == "scaled_dot_product_attention":
         return True
     parts = values_in(tuple(user.args.values()))
@@ -68,7 +68,7 @@ def _grows(user: Value, value: Value, formulas: Mapping[Value, Any]) -> bool:
 
 
 def _broadcast(values: Iterable[Value]) -> tuple[Size, ...]:
-    """The shape that values have together."""
+    """Return the shape that values broadcast to."""
     shapes = [value.shape for value in values]
     rank = max(map(len, shapes), default=0)
     aligned = [(1,) * (rank - len(shape)) + shape for shape in shapes]
@@ -76,7 +76,7 @@ def _broadcast(values: Iterable[Value]) -> tuple[Size, ...]:
 
 
 def _attention(value: Value, reader: Formulas) -> Value | None:
-    """Attention whose mask is causal, or lets everything pass."""
+    """Simplify attention with a mask that is causal, or lets everything pass."""
     mask = value.args.get("attn_mask")
     formula = reader.read(mask) if isinstance(mask, Value) else None
     rest = {name: arg for name, arg in value.args.items() if name != "attn_mask"}
@@ -96,7 +96,7 @@ class _UnwritableError(Exception):
 
 
 class _Writer:
-    """Writes a formula as values in the place of one.
+    """Writes a formula as new values in the place of an old one.
 
     Args:
         whole: give the full shape; else dims that the formula does not depend on may be 1.
@@ -120,7 +120,7 @@ class _Writer:
         return self.grown(made) if self.whole else made
 
     def grown(self, made: Value) -> Value:
-        """In the full shape."""
+        """Expand a value to the full shape."""
         shape = self.place.shape
         more = len(shape) - len(made.shape)
         if all(size == 1 for size in shape[:more]):
@@ -157,7 +157,7 @@ class _Writer:
             return self.leaf(formula)
         left = formula.args[0] if formula.args else None
         if isinstance(left, AppliedUndef) and self.leaves[left.name].dtype == torch.bool:
-            found = self.leaf(left)  # compared with 0: truths are what they are
+            found = self.leaf(left)  # a bool compared with 0 is itself, or its inverse
             return (
                 found if isinstance(formula, sympy.Ne) else self.made("~", {"x": found}, torch.bool)
             )
@@ -168,7 +168,7 @@ class _Writer:
         return self.made(comparison, sides, torch.bool)
 
     def sum(self, formula: sympy.Add) -> Value:
-        """Positive terms first, then what is taken away."""
+        """Write a sum: positive terms first, then those that are subtracted."""
         terms = sorted(formula.args, key=lambda term: (term.could_extract_minus_sign(), str(term)))
         made = self.term(terms[0])
         for term in terms[1:]:
@@ -192,7 +192,7 @@ class _Writer:
         return self.place.like(op, dict(args), shape=_broadcast(parts), dtype=dtype, asked={})
 
     def leaf(self, formula: AppliedUndef) -> Value:
-        """An input with its dims where the formula asks for them."""
+        """Write an input with its dims where the formula has them."""
         made = self.leaves[formula.name]
         dims = [INDICES.index(arg) if arg in INDICES else -1 for arg in formula.args]
         if -1 in dims or dims != sorted(set(dims)):
@@ -206,7 +206,7 @@ class _Writer:
         return made
 
     def index(self, dim: int) -> Value:
-        """``arange`` along one dim; leading dims are left to broadcasting."""
+        """Write ``arange`` along one dim; leading dims are left to broadcasting."""
         if dim not in self.indices:
             size = self.place.shape[dim]
             plain = {"dtype": torch.int64, "asked": {}}

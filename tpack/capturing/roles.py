@@ -1,7 +1,7 @@
-"""What each stored tensor is to its model, read from the ops that use it.
+"""The role of each stored tensor in its model, read from the ops that use it.
 
 A weight is followed through its forms (transposed, cut, scaled, rounded, gathered from a stack)
-to the op that uses it. Names are never asked.
+to the op that uses it. Names are never read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tpack.capturing.graph import (
 )
 from tpack.layerdef.ops import has_trait
 
-#: Of several roles the first counts: a table that is the head too stays a table.
+#: Of several roles the first counts: an embedding that is the head too is an embedding.
 ORDER = (
     "embedding",
     "output head",
@@ -35,7 +35,7 @@ ORDER = (
 
 
 def find_roles(graph: Graph) -> dict[str, str]:
-    """The role of each stored tensor that is used, as ``Captured.roles`` describes it."""
+    """Return the role of each stored tensor that is used, as in ``Captured.roles``."""
     return _Roles(graph).all()
 
 
@@ -47,7 +47,7 @@ class _Roles:
         origins: the stored tensors that a value is a form of.
         inputs: values that depend on an input.
         weighted: values that an op with a weight makes.
-        layers: values that come after a layer: a table, a matrix or a convolution.
+        layers: values that come after a layer: an embedding, a matrix or a convolution.
         uses: values made by a linear weight, with the names of the weights.
     """
 
@@ -79,7 +79,7 @@ class _Roles:
             self.found.setdefault(name, set()).add(role)
 
     def origin(self, value: Value) -> frozenset[str]:
-        """The stored tensors that a value is a form of."""
+        """Return the stored tensors that a value is a form of."""
         if value.op == STORED:
             return frozenset({value.name})
         return self.origins.get(value, frozenset())
@@ -107,7 +107,7 @@ class _Roles:
                 self.note("other", self.origin(part))
 
     def weights(self, value: Value, parts: list[Value]) -> Mapping[Value, str]:
-        """The operands that are weights of an op, with their roles."""
+        """Return the operands that are weights of an op, with their roles."""
         args = value.args
         if value.op in ("linear", "bit_linear"):
             return {args["weight"]: self.product(value, args["weight"], args["x"])}
@@ -117,7 +117,7 @@ class _Roles:
             return dict.fromkeys((p for p in parts if p is not args["x"]), "norm")
         if has_trait(value.op, "lookup"):
             table = args["weight" if value.op == "embedding" else "x"]
-            # of a stack of matrices, one is picked: what it is, its use says
+            # one matrix of a stack is picked: its use decides its role
             return {} if value.op != "embedding" and len(table.shape) > 2 else {table: "embedding"}
         if value.op in ("matmul", "einsum"):
             stored = [part for part in parts if self.origin(part)]
@@ -144,7 +144,7 @@ class _Roles:
         return "embedding" if patches and value not in self.layers else "conv"
 
     def is_form(self, value: Value, part: Value, parts: list[Value]) -> bool:
-        """Whether a value is a part of the model's weights in another form."""
+        """Return whether a value is a weight, or part of one, in another form."""
         if value.op == ITEM or has_trait(value.op, "moves"):
             return True
         if has_trait(value.op, "lookup") and part is value.args.get("x"):
@@ -158,20 +158,20 @@ class _Roles:
     # ---- what comes after
 
     def is_router(self, value: Value) -> bool:
-        """Whether the largest of some scores are picked, each computed from ``value`` alone."""
+        """Return whether ``topk`` picks among scores computed from ``value``."""
         at, seen = [value], {value}
         while at:
             for user in self.users.get(at.pop(), []):
                 if user.op == "topk":
                     return True
-                # a product of scores is no score any more
+                # a product of scores is not a score
                 if user not in seen and not has_trait(user.op, "product"):
                     seen.add(user)
                     at.append(user)
         return False
 
     def ends(self) -> set[Value]:
-        """Values that no weight comes after."""
+        """Return the values that no op with a weight comes after."""
         before: set[Value] = set()
         for value in reversed(self.graph.values):
             after = self.users.get(value, [])
@@ -180,10 +180,10 @@ class _Roles:
         return set(self.graph.values) - before
 
     def is_head(self, value: Value) -> bool:
-        """Whether a product of a weight, which none comes after, is what the model is asked for.
+        """Return whether a product of a weight, with no weight after it, is the model's answer.
 
-        There are layers before it, nothing but itself is mixed in on its way to the result, and
-        the model does not give back the shape that it takes: that is a block of layers.
+        There are layers before it, no other input is mixed in on its way to the result, and the
+        model does not return the shape that it takes, as a block of layers does.
         """
         x = [part for part in values_in(tuple(value.args.values())) if part in self.layers]
         if not x:

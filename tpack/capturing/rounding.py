@@ -1,7 +1,7 @@
-"""What a forward rounds: the weights of BitNet layers to trits, their inputs to int8.
+"""Rounding in a forward: the weights of BitNet layers to trits, their inputs to int8.
 
 A layer in training rounds its float weight each time it is called. Such a weight is a master:
-packed by the same rule, it stands for what the layer computes. ``rounded_weights`` finds the
+packed by the same rule, it gives the same results. ``rounded_weights`` finds the
 masters whose rule tpack has, ``measured_weights`` those of another rule, which stay floats and
 are rounded by the captured forward. ``with_packed`` puts packed weights in the place of masters.
 """
@@ -24,7 +24,7 @@ FLOOR = 1e-5
 
 @dataclass(frozen=True)
 class _Scale:
-    """A scale that is computed of a weight: ``max(mean |w|, lowest) + more``.
+    """A scale that is computed from a weight: ``max(mean |w|, lowest) + more``.
 
     Attributes:
         of: the name of the weight.
@@ -38,9 +38,9 @@ class _Scale:
 
 
 def rounded_weights(graph: Graph) -> dict[str, Rounding]:
-    """The weights that the model rounds to trits wherever it uses them, each with the rule.
+    """Find the weights that the model rounds to trits in every use, each with the rule.
 
-    Only where the rule gives the trits and the scale of a method of tpack, to float rounding.
+    Only rules that give the trits and the scale of a method of tpack, to float rounding, count.
     """
     rules: dict[str, set[str]] = {}
     ends: dict[str, set[Value]] = {}
@@ -58,12 +58,12 @@ def rounded_weights(graph: Graph) -> dict[str, Rounding]:
 
 
 def measured_weights(graph: Graph) -> frozenset[str]:
-    """Weights that the model rounds or measures by a rule that no method of tpack is.
+    """Find the weights that the model rounds or measures by a rule that tpack does not have.
 
-    It would do so again with what was packed, and find another scale.
+    The model would round the packed weight again, and find another scale.
     """
     measured: set[str] = set()
-    origins: dict[Value, frozenset[str]] = {}  # of what is computed of weights alone
+    origins: dict[Value, frozenset[str]] = {}  # of values computed from weights alone
 
     def origin(value: Value) -> frozenset[str] | None:
         if value.op == STORED:
@@ -80,7 +80,7 @@ def measured_weights(graph: Graph) -> frozenset[str]:
 
 
 def with_packed(graph: Graph, packed: Collection[str]) -> Graph:
-    """The same computation with packed weights: not rounded again, ``bit_linear`` where it fits."""
+    """Return the graph with packed weights: not rounded again, ``bit_linear`` where it fits."""
     copied, rounded = _copy(graph), rounded_weights(graph)
 
     def change(value: Value) -> Value | None:
@@ -101,7 +101,7 @@ def with_packed(graph: Graph, packed: Collection[str]) -> Graph:
 
 
 def _copy(graph: Graph) -> Graph:
-    """A graph of values of its own; leaves are shared."""
+    """Copy a graph and its values; leaves are shared."""
     known: dict[Value, Value] = {}
 
     def copied(arg: Arg) -> Arg:
@@ -116,7 +116,7 @@ def _copy(graph: Graph) -> Graph:
 def _is_used_rounded_only(
     name: str, ends: set[Value], graph: Graph, users: dict[Value, list[Value]]
 ) -> bool:
-    """Whether all that is made of a weight leads to the rounded weights of some layers."""
+    """Return whether a weight is used only to make the rounded weights of layers."""
     roots = {value.args["weight"] for value in ends}
     before: set[Value] = set()
     at = list(roots)
@@ -144,7 +144,7 @@ def _is_used_rounded_only(
 
 
 def _master(weight: Arg, graph: Graph) -> tuple[Value, _Scale] | None:
-    """The stored weight behind ``clamp(round(w / s), -1, 1) * s``, and what s is."""
+    """Match ``clamp(round(w / s), -1, 1) * s``; return the stored weight and the scale s."""
     found = _straight(_narrowed(_straight(weight)))
     if not (isinstance(weight, Value) and isinstance(found, Value) and found.op in ("*", "/")):
         return None
@@ -164,7 +164,7 @@ def _master(weight: Arg, graph: Graph) -> tuple[Value, _Scale] | None:
 
 
 def _is_absmean(stored: Value, weight: Value, found: Value, scale: _Scale, graph: Graph) -> bool:
-    """Whether a rule gives the trits and scales that absmean gives for this very weight."""
+    """Return whether a rule gives the trits and scales of absmean for this very weight."""
     if scale.of != stored.name or weight.dtype != stored.dtype:
         return False
     wanted = torch.float64 if stored.dtype == torch.float64 else torch.float32
@@ -182,7 +182,7 @@ def _is_absmean(stored: Value, weight: Value, found: Value, scale: _Scale, graph
 
 
 def _scale(value: Arg) -> tuple[_Scale, bool] | None:
-    """A scale that is a mean of |w|, and whether it is 1 over it."""
+    """Match a mean of |w|, or 1 over it; return the scale and whether it is inverted."""
     inverted = _is(value, "/") and _number(value.args["x"]) == 1.0
     value = value.args["y"] if inverted else value
     more = lowest = 0.0
@@ -204,14 +204,14 @@ def _scale(value: Arg) -> tuple[_Scale, bool] | None:
 
 
 def _stored(value: Arg) -> Value | None:
-    """The stored tensor that a value is, in this or another dtype."""
+    """Return the stored tensor that a value is, in this or another dtype."""
     while isinstance(value, Value) and value.op == "to":
         value = value.args["x"]
     return value if _is(value, STORED) else None
 
 
 def _narrowed(value: Arg) -> Arg:
-    """What a float was cast from to a dtype of fewer bits."""
+    """Return the operand of a cast from float32 or float64; another value as it is."""
     if _is(value, "to") and value.args["x"].dtype in (torch.float32, torch.float64):
         return value.args["x"]
     return value
@@ -221,7 +221,7 @@ def _narrowed(value: Arg) -> Arg:
 
 
 def _straight(value: Arg) -> Arg:
-    """q of ``x + (q - x)``: a straight-through estimator, which changes no value."""
+    """Return q of ``x + (q - x)``, a straight-through estimator; another value as it is."""
     if not _is(value, "+"):
         return value
     for x, change in _sides(value):
@@ -231,7 +231,7 @@ def _straight(value: Arg) -> Arg:
 
 
 def _rounded(value: Arg, dtype: torch.dtype) -> Value | None:
-    """x of ``clamp(round(x * a), -128, 127) / a`` with ``a = 127 / max|x|`` per token."""
+    """Match ``clamp(round(x * a), -128, 127) / a``, ``a = 127 / max|x|`` per token; return x."""
     value = _straight(_narrowed(value))
     if not _is(value, "/"):
         return None
@@ -247,8 +247,8 @@ def _rounded(value: Arg, dtype: torch.dtype) -> Value | None:
 
 
 def _largest(gain: Arg, levels: float) -> Arg:
-    """x of ``levels / clamp(max|x|, tiny)`` along the last dim."""
-    if _is(gain, "*"):  # torch takes 127 / y apart
+    """Match ``levels / clamp(max|x|, tiny)`` along the last dim; return x."""
+    if _is(gain, "*"):  # torch splits 127 / y into a product
         found = [part for part, number in _with_number(gain, "*") if number == levels]
         gain = found[0] if found else None
         if not (_is(gain, "/") and _number(gain.args["x"]) == 1.0):
@@ -271,7 +271,7 @@ def _largest(gain: Arg, levels: float) -> Arg:
 
 
 def _rounded_between(value: Arg, low: int, high: int) -> Value | None:
-    """y of ``clamp(round(y), low, high)``, in either order."""
+    """Match ``clamp(round(y), low, high)``, in either order; return y."""
     for outer, inner in (("clamp", "round"), ("round", "clamp")):
         if _is(value, outer) and _is(value.args["x"], inner):
             clamp = value if outer == "clamp" else value.args["x"]
@@ -290,13 +290,13 @@ def _number(arg: Arg) -> float | None:
 
 
 def _sides(value: Value) -> tuple[tuple[Arg, Arg], ...]:
-    """The operands, in both orders where there is none."""
+    """Return the operands, in both orders if the op commutes."""
     x, y = value.args["x"], value.args["y"]
     return ((x, y), (y, x)) if value.op in ("+", "*") else ((x, y),)
 
 
 def _with_number(value: Arg, op: str) -> Iterator[tuple[Value, float]]:
-    """The value and the number of ``value op number``, in either order where op has none."""
+    """Match ``value op number``, in either order if op commutes."""
     for part, other in _sides(value) if _is(value, op) else ():
         number = _number(other)
         if isinstance(part, Value) and number is not None:

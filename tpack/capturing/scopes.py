@@ -1,4 +1,4 @@
-"""The module calls of a graph that become calls of layers, and what each takes and gives."""
+"""The module calls of a graph that become calls of layers, with their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Scope:
 
     Attributes:
         calls: the call and those around it, the root first.
-        items: what it computes itself and the calls inside it, in order.
+        items: its own values and the calls inside it, in order.
         inputs: values from outside, in the order of use.
         outputs: values that are used outside.
     """
@@ -52,12 +52,12 @@ class Scope:
         return self.call.path
 
     def owns(self, value: Value) -> bool:
-        """Whether a tensor is stored in the module or below it."""
+        """Return whether a tensor is stored in the module or below it."""
         inside = not self.path or value.name.startswith(f"{self.path}.")
         return value.op in (STORED, CONSTANT) and inside
 
     def values(self) -> Iterable[Value]:
-        """All values computed inside."""
+        """Yield all values computed inside."""
         for item in self.items:
             if isinstance(item, Scope):
                 yield from item.values()
@@ -106,7 +106,7 @@ def make_scopes(graph: Graph, dissolved: Collection[str] = ()) -> Scope:
 
 
 def _kept(graph: Graph, dissolved: Collection[str]) -> Callable[[Value, int], bool]:
-    """Which calls become layers: of modules with tensors, and of ones that compute a lot."""
+    """Return a test of which calls become layers: those of modules with tensors or much work."""
     used = {
         part.name
         for value in graph.values
@@ -165,7 +165,7 @@ def _inside(item: Value | Scope) -> Iterable[Value]:
 
 
 def _connect(root: Scope, graph: Graph) -> None:
-    """Find what each scope takes and gives."""
+    """Find the inputs and outputs of each scope."""
     users = graph.users()
     returned = set(values_in(graph.result))
     everything = [*graph.inputs, *graph.values]
@@ -200,15 +200,15 @@ def _connect(root: Scope, graph: Graph) -> None:
 
 
 def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> list[Value]:
-    """The tensors that a scope takes only for their sizes, or for their device.
+    """Find the tensors that a scope takes only for their sizes, or for their device.
 
     Args:
-        given: what it takes anyway.
+        given: the tensors that it takes anyway.
         everything: the values of the model, in order.
     """
     inside = set(scope.values())
     outside = [value for value in everything if value.shape and value not in inside]
-    # rather what the module is called with, then what the model is
+    # preferred: arguments of the module, then inputs of the model
     outside.sort(key=lambda value: (scope.path in value.asked, value.op == INPUT), reverse=True)
     found: list[Value] = []
     known: set[Size] = {size for value in given for size in value.shape}
@@ -216,7 +216,7 @@ def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> list
         for size in sizes_in(item.args) if isinstance(item, Value) else ():
             while size not in known and (missing := size.free_symbols - known):
                 carrier = next((one for one in outside if missing & {*one.shape}), None)
-                if carrier is None:  # refused when it is written
+                if carrier is None:  # size_expression refuses it later
                     break
                 found.append(carrier)
                 known |= {*carrier.shape}
@@ -230,7 +230,7 @@ def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> list
 
 
 def sizes_in(arg: Arg) -> Iterable[sympy.Expr]:
-    """The sizes in an argument that are no numbers."""
+    """Yield the sizes in an argument that are not numbers."""
     if isinstance(arg, sympy.Expr):
         yield arg
     elif isinstance(arg, dict):

@@ -1,4 +1,4 @@
-"""A reshape as the ops that say what it does: flatten, unflatten, unsqueeze, or the sizes."""
+"""A reshape rewritten as flatten, unflatten, unsqueeze or squeeze, if it is one of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from tpack.capturing.graph import Size, Value, same_size, same_sizes
 
 
 def reshaped(value: Value, x: Value) -> Value:
-    """``x`` in the shape of ``value``: which sizes stay need not be said.
+    """Bring ``x`` into the shape of ``value`` without naming sizes that stay.
 
     Example: ``(batch, length, 64)`` → ``(batch, length, 4, 16)`` is ``unflatten(-1, (4, 16))``.
     """
@@ -40,7 +40,7 @@ def reshaped(value: Value, x: Value) -> Value:
 
 
 def _inferred(sizes: tuple[Size, ...]) -> tuple[Size, ...]:
-    """Sizes of which a free one is left to torch."""
+    """Replace the last free size by -1, which torch infers."""
     free = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
     if not free:
         return sizes

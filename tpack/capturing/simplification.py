@@ -1,6 +1,6 @@
 """Rules that spell values the way a person would: no identities, no sizes where none are needed.
 
-Each rule takes a value whose arguments are already simple, and gives another one or None.
+Each rule takes a value with arguments that are simple already, and returns another or None.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _simpler(value: Value) -> Value | None:
 
 
 def _with_numbers(value: Value) -> Value:
-    """The value with numbers in the place of operands that always are one."""
+    """Put numbers in the place of operands that always are the same number."""
     numbers = {
         name: number
         for name, arg in value.args.items()
@@ -47,7 +47,7 @@ def _with_numbers(value: Value) -> Value:
 
 
 def scalar(value: Value) -> float | None:
-    """The number that a value of no dims always is."""
+    """Return the number that a value without dims always is; None if it is not constant."""
     if value.shape:
         return None
     if value.op == CONSTANT and value.data is not None:
@@ -62,7 +62,7 @@ def scalar(value: Value) -> float | None:
 
 
 def _takes_number(value: Value, name: str) -> bool:
-    """Whether an argument may be a number without a change of dtype."""
+    """Return whether an argument may be a number without a change of dtype."""
     if value.dtype == torch.bool and value.op not in BINARY:
         return False
     if value.op in BINARY:
@@ -82,7 +82,7 @@ def _to(value: Value) -> Value | None:
     x = value.args["x"]
     if x.dtype == value.dtype:
         return _same(value)
-    if x.op == "to" and _widens(x):  # what only widened before loses nothing on its way
+    if x.op == "to" and _widens(x):  # the first of two casts loses nothing if it widens
         x = x.args["x"]
     if x is value.args["x"] and value.args.get("dtype") == value.dtype and len(value.args) == 2:
         return None
@@ -140,7 +140,7 @@ def _reshape(value: Value) -> Value | None:
 
 
 def _batched_product(value: Value, x: Value) -> Value | None:
-    """``reshape(bias + flatten(x) @ weight)`` without the detour over a matrix."""
+    """Write ``reshape(bias + flatten(x) @ weight)`` without the two reshapes."""
     if x.op != "+" or not isinstance(x.args["x"], Value) or not isinstance(x.args["y"], Value):
         return None
     product, bias = x.args["x"], x.args["y"]
@@ -205,7 +205,7 @@ def _times(value: Value) -> Value | None:
 
 
 def _neutral(value: Value, number: int) -> Value | None:
-    """The other operand where one is the number that changes nothing."""
+    """Return the other operand if one is the number that changes nothing."""
     x, y = value.args["x"], value.args["y"]
     sides = [(x, y)] if value.op in ("-", "/", "**") else [(x, y), (y, x)]
     for kept, other in sides:
@@ -217,7 +217,7 @@ def _neutral(value: Value, number: int) -> Value | None:
 
 
 def _all(arg: Any) -> Any:
-    """The number that all elements of an operand are."""
+    """Return the number that all elements of an operand are; None if there is none."""
     if not isinstance(arg, Value):
         return arg
     if arg.op in ("zeros", "ones"):
@@ -249,7 +249,7 @@ def _item(value: Value) -> Value | None:
 
 
 def _extreme(value: Value) -> Value | None:
-    """The largest or smallest of all: over every dim."""
+    """Give the largest or smallest of all elements every dim to reduce."""
     if value.args.get("dim"):
         return None
     dims = tuple(range(len(value.args["x"].shape)))
@@ -274,7 +274,7 @@ def _arange(value: Value) -> Value | None:
 
 
 def _filled(value: Value) -> Value | None:
-    """``zeros``, ``ones`` and ``full`` by their shape alone."""
+    """Reduce ``zeros``, ``ones`` and ``full`` to shape, value and a dtype other than float32."""
     args: dict[str, Any] = {"shape": value.shape}
     if value.op == "full":
         args["value"] = value.args["value"]
@@ -323,7 +323,7 @@ def _index(value: Value) -> Value | None:
     while indices and indices[-1] is None:
         indices = indices[:-1]
     if None in indices:
-        return None  # refused when it is written
+        return None  # expressions refuses it later
     return value.like("index", {"x": value.args["x"], "indices": indices})
 
 

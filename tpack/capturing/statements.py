@@ -1,7 +1,7 @@
 """The statements of one forward: which values get a name, and which stand inside others.
 
-A person's source has one statement for each step. Where the lines of the original are known,
-what one line computed stays one statement, under the name that the line gave it.
+A person's source has one statement for each step. If the lines of the original are known, the
+values of one line stay one statement, under the name in that line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Child:
     Attributes:
         name: of its parameter.
         inputs: values of the call, in the order of its forward.
-        outputs: what it calls its results.
+        outputs: names of its results.
     """
 
     name: str
@@ -72,8 +72,8 @@ def write_body(
     """Write the statements of a scope.
 
     Args:
-        items: what it computes, in order.
-        result: what it returns: a value, or a tuple or dict of results.
+        items: its steps, in order.
+        result: a value, or a tuple or dict of results.
         taken: names of its parameters.
         sizes: names of the free sizes.
     """
@@ -84,8 +84,8 @@ class _Writer:
     """Decides which items stand inside the statements of others, and what variables are called.
 
     Attributes:
-        inlined: items that are part of the statement that uses them; ones that turn out too
-            wide, or of which a size must be asked, leave.
+        inlined: items that are part of the statement that uses them; an item leaves if it is too
+            wide, or if another step needs a size of its result.
         guesses: names of variables, about as long as the ones that they will get.
     """
 
@@ -119,13 +119,13 @@ class _Writer:
                 self.guesses[variable(value)] = wish or self.guess(value)
 
     def guess(self, value: Value) -> str:
-        """What a value that no line names may be called, for its length."""
+        """Guess the name of a value that no line names; only its length counts."""
         while variable(value) not in self.guesses and keeps_name(value.op):
             value = value.args["x"]
         return self.guesses.get(variable(value), "hidden")
 
     def may_stand_inside(self, item: Item) -> bool:
-        """Whether an item is part of the statement that uses it."""
+        """Return whether an item may be part of the statement that uses it."""
         if len(item.results) != 1 or item.alone:
             return False
         users = self.users.get(item.results[0], [])
@@ -144,13 +144,15 @@ class _Writer:
 
     def write(self) -> Body:
         attempt = self.settled({})
-        if any(count > 1 for count in attempt.asked.values()):  # such sizes get a name
+        if any(
+            count > 1 for count in attempt.asked.values()
+        ):  # sizes used more than once get a name
             attempt = self.settled(attempt.asked)
         inputs = {value: self.input_name(value) for value in self.scope.inputs}
         return name_variables(attempt.steps, inputs, self.taken)
 
     def settled(self, counts: Mapping[Size, int]) -> _Attempt:
-        """Write the statements, until no part of one has to stand alone any more."""
+        """Write the statements again until no part of one must stand alone."""
         while True:
             attempt = _Attempt(self, counts)
             apart = attempt.write()
@@ -159,12 +161,12 @@ class _Writer:
             self.inlined.discard(apart)
 
     def part(self, value: Value) -> Item | None:
-        """The item inside a statement that makes a value, if there is one."""
+        """Return the inlined item that makes a value; None if no inlined item does."""
         item = self.home.get(value)
         return item if item in self.inlined else None
 
     def parts(self, values: Iterable[Value]) -> Iterator[Item]:
-        """The items inside a statement that uses some values."""
+        """Yield the items inside a statement that uses some values."""
         for value in values:
             item = self.part(value)
             if item is not None:
@@ -185,7 +187,7 @@ class _Writer:
         return wish or (value.name.rpartition(".")[2] if value.is_leaf else "hidden_states")
 
     def own_name(self, value: Value) -> str:
-        """What the line that computes a value calls it, if it says so."""
+        """Return the name in the line that computes a value; "" if there is none."""
         while not (own := targets(value.lines[-1] if value.lines else "")):
             inner = value.args.get("x")
             if not keeps_name(value.op) or not isinstance(inner, Value):
@@ -201,13 +203,13 @@ class _Attempt:
     """The statements of a forward, as long as each part fits where the writer puts it.
 
     Args:
-        counts: how often each size will be asked for, as far as it is known.
+        counts: how often each size is used, from an earlier attempt; empty in the first.
 
     Attributes:
         steps: the statements so far.
-        known: the sizes that they know, as what tells them.
+        known: size → the expression that gives it.
         device: a tensor on the device of the forward.
-        asked: how often each size was asked for.
+        asked: how often each size was used.
     """
 
     def __init__(self, writer: _Writer, counts: Mapping[Size, int]) -> None:
@@ -224,7 +226,7 @@ class _Attempt:
                 self.known[size] = Identifier(variable(size))
 
     def see(self, values: Iterable[Value]) -> None:
-        """Note what can be asked of values that have a name."""
+        """Note the sizes and the device of values that have a name."""
         for value in values:
             tensor = Identifier(variable(value))
             for dim, size in enumerate(value.shape):
@@ -234,7 +236,7 @@ class _Attempt:
                 self.device = tensor
 
     def write(self) -> Item | None:
-        """Write the statements, up to one of which an item must stand alone: that is returned."""
+        """Write the statements; stop at an item that must stand alone, and return it."""
         writer = self.writer
         for item in writer.items:
             if item in writer.inlined:
@@ -267,9 +269,9 @@ class _Attempt:
         """Make the value of a statement, or return an item that must stand alone first.
 
         Args:
-            make: makes the value, given what stands for its operands.
-            items: what is computed in the statement, in order.
-            columns: that the value may take.
+            make: makes the value, given a function from operands to expressions.
+            items: the steps in the statement, in order.
+            columns: how many the value may take.
         """
         if (apart := self.asked_of(items)) is not None:
             return apart
@@ -289,12 +291,12 @@ class _Attempt:
         parts = {item: own for item, own in inside.items() if own < whole}
         if fits(value, columns, guesses) or not parts:
             return value
-        # the smallest that is enough, else the largest
+        # the smallest part that makes room enough, else the largest
         enough = {item: own for item, own in parts.items() if whole - own + 8 <= columns}
         return min(enough, key=parts.__getitem__) if enough else max(parts, key=parts.__getitem__)
 
     def asked_of(self, items: Iterable[Item]) -> Item | None:
-        """An inlined item that has a size which some items need and no statement knows."""
+        """Find an inlined item whose result has a size that other items need and none gives."""
         for item in items:
             for size in sizes_in(item.value.args) if item.value is not None else ():
                 if size in self.known or size.free_symbols <= self.known.keys():
@@ -328,7 +330,7 @@ class _Attempt:
 
 
 def _returned(result: Any, named: Named) -> Expression:
-    """What a Return gives for a value, or a tuple or dict of results."""
+    """Return the expression for a value, or for a tuple or dict of results."""
     if isinstance(result, Value):
         return named(result)
     if isinstance(result, dict):
@@ -337,7 +339,7 @@ def _returned(result: Any, named: Named) -> Expression:
 
 
 def _is_keeper(item: Item) -> bool:
-    """Whether an item gives a thing another shape or dtype: such methods form a chain."""
+    """Return whether an item only changes shape or dtype: its method may be chained."""
     return item.value is not None and keeps_name(item.value.op)
 
 

@@ -1,7 +1,7 @@
 """Which values share memory, and which of them an op that changes its argument leaves behind.
 
-The graph of values is functional: what a changed tensor held before stays a value of its own.
-A value that shared memory with it shows the change in torch, and not here: reading it from then
+The graph of values is functional: the former content of a changed tensor stays a value of its own.
+A value that shared memory with it shows the change in torch, but not here: reading it from then
 on is refused.
 """
 
@@ -30,7 +30,7 @@ class Storages:
         self.behind: dict[Value, str] = {}
 
     def group(self, value: Value) -> set[Value]:
-        """The values that may share memory with one."""
+        """Return the values that may share memory with a value."""
         return self.groups.setdefault(value, {value})
 
     def share(self, value: Value, others: Iterable[Value]) -> None:
@@ -39,7 +39,7 @@ class Storages:
         self.groups.update(dict.fromkeys(whole, whole))
 
     def change(self, old: Value, new: Value, op: str, place: str) -> None:
-        """Let ``new`` stand for what was ``old``, whose memory an op has changed.
+        """Replace ``old``, whose memory an op has changed, by ``new``.
 
         Raises:
             LayerDefError: the memory outlives forward: that of an input or a stored tensor. Or
@@ -85,11 +85,11 @@ class Storages:
 def shared_arguments(
     node: fx.Node, untold: Iterable[str], dtype: torch.dtype | None
 ) -> list[fx.Node]:
-    """The arguments whose memory the results of an op may be.
+    """Return the arguments that results of an op may share memory with.
 
     Args:
-        untold: those that the schema of torch does not name: dropout does nothing in eval mode,
-            einsum of one tensor may only move its dims.
+        untold: names of those that the schema of torch does not mark: dropout does nothing in
+            eval mode, einsum of one tensor may only move its dims.
         dtype: of the result. One of another dtype never shares memory.
     """
     schema = node.target._schema.arguments  # type: ignore[union-attr]  # noqa: SLF001
@@ -105,7 +105,7 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 
 
 def computed_dtype(name: str, args: Sequence[Arg], kwargs: Mapping[str, Arg]) -> torch.dtype:
-    """The dtype that an op of ATen gives, found out with tensors of one element.
+    """Return the dtype of the result of an op of ATen, by running it on one element.
 
     Args:
         name: overload, such as ``add.Tensor``.
@@ -118,7 +118,7 @@ def computed_dtype(name: str, args: Sequence[Arg], kwargs: Mapping[str, Arg]) ->
 
 
 def _one(arg: Arg) -> Arg:
-    """An argument with a tensor of one element for each value, and 1 for each free size."""
+    """Put a tensor of one element for each value, and 1 for each free size."""
     if isinstance(arg, Value):
         return torch.ones((1,) * len(arg.shape), dtype=arg.dtype)
     if isinstance(arg, tuple):

@@ -1,4 +1,4 @@
-"""Run torch.export on a module, noting what each module calls its arguments."""
+"""Run torch.export on a module, and note the names of the arguments of each call."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from tpack.capturing.failures import explained
 from tpack.errors import LayerDefError, UsageError
 
-#: Where ``meta["custom"]`` of a node keeps what callers call its value.
+#: Key in ``meta["custom"]`` of a node for the names of its value in calls of modules.
 NOTES = "tpack"
-#: Begins the notes on results: the position that a module returns a value at.
+#: Prefix of the notes on results: the position of a value in the result of a module.
 RESULT = ">"
 
 
@@ -48,7 +48,7 @@ def export(
             return torch.export.export(
                 module, tuple(args), given, dynamic_shapes=shapes, strict=False
             )
-        except Exception as error:  # torch raises whatever the module's code stumbles over
+        except Exception as error:  # the code of the module may raise anything
             raise LayerDefError(
                 f"torch.export cannot trace {type(module).__name__}: {explained(error)}"
             ) from error
@@ -61,10 +61,10 @@ def fixed_sizes(
     kwargs: Mapping[str, Any] | None,
     dynamic_shapes: Any,
 ) -> list[str]:
-    """A note for each size that was to be free if it can be, and is not.
+    """Make a note for each size that was to be free if possible, and is not.
 
     Args:
-        program: what ``export`` made of the other arguments.
+        program: the result of ``export`` for the other arguments.
     """
     given = dict(kwargs or {})
     shapes = _shapes(module, args, given, dynamic_shapes)
@@ -95,7 +95,7 @@ def _reason(size: int) -> str:
 
 
 def _wanted(name: str, value: Any, spec: Any) -> Iterator[tuple[str, int, int]]:
-    """The dims of an argument that are to be free if they can be, with their sizes."""
+    """Yield the dims of an argument that are to be free if possible, with their sizes."""
     if isinstance(value, Tensor):
         dims = spec.items() if isinstance(spec, Mapping) else enumerate(spec or ())
         for dim, size in dims:
@@ -108,7 +108,7 @@ def _wanted(name: str, value: Any, spec: Any) -> Iterator[tuple[str, int, int]]:
 
 
 def _shapes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
-    """Which sizes are free: those that tpack frees by itself, where nothing is said."""
+    """Return the free sizes, for torch.export; tpack chooses them if ``shapes`` is None."""
     if shapes is None:
         return {name: _free(value) for name, value in _bound(module, args, kwargs).items()}
     return _complete(module, args, kwargs, shapes)
@@ -116,7 +116,7 @@ def _shapes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], s
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what torch says about its own tracing to itself; errors say what matters."""
+    """Silence torch's messages on its own tracing; errors have the facts that matter."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -133,7 +133,7 @@ def _without_sorting(module: nn.Module) -> Iterator[None]:
     """Let the experts of transformers' models compute by products of batches.
 
     Their other ways, which give the same to rounding, sort the tokens by expert or loop over
-    the experts that got any: no LayerDef says that.
+    the experts that got any, which LayerDef cannot express.
     """
     configs = [config for child in module.modules() if (config := getattr(child, "config", None))]
     before = {id(c): (c, c._experts_implementation) for c in configs if hasattr(c, _EXPERTS)}  # noqa: SLF001
@@ -146,12 +146,12 @@ def _without_sorting(module: nn.Module) -> Iterator[None]:
             setattr(config, _EXPERTS, implementation)
 
 
-#: Where a config of transformers says how experts are computed.
+#: The attribute of a config of transformers for how experts are computed.
 _EXPERTS = "_experts_implementation"
 
 
 def _bound(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments by name, those gathered by ``*args`` and ``**kwargs`` as torch wants them."""
+    """Return the arguments by name; ``*args`` are a tuple and ``**kwargs`` a dict, for torch."""
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except TypeError as error:
@@ -160,7 +160,7 @@ def _bound(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 
 def _free(value: Any) -> Any:
-    """Free sizes for one argument: the batch, and the length of a sequence of tokens."""
+    """Return the free sizes of one argument: the batch, and the length of token sequences."""
     if isinstance(value, Tensor):
         rank = value.dim()
         dims = {0: Dim.AUTO} if rank else {}
@@ -177,7 +177,7 @@ def _free(value: Any) -> Any:
 def _complete(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any
 ) -> Any:
-    """Let a dict of shapes leave out arguments that have none."""
+    """Complete a dict of shapes with the arguments that it leaves out, as fixed."""
     if not isinstance(shapes, Mapping):
         return shapes
     names = _bound(module, args, kwargs)
@@ -196,7 +196,7 @@ def _fixed(value: Any) -> Any:
 
 @contextmanager
 def _noted(module: nn.Module) -> Iterator[None]:
-    """While tracing, write on each value what the modules that take it call it."""
+    """While tracing, write on each value its names in the modules that take it."""
     handles = []
     for path, child in module.named_modules():
         handles.append(child.register_forward_pre_hook(_noting(path), with_kwargs=True))

@@ -1,4 +1,4 @@
-"""Variables get their names last, when it is known how long each of them lives."""
+"""Names of variables, given last, when it is known how long each variable lives."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tpack.layerdef.walking import identifiers, renamed
 
 
 def variable(key: Any) -> str:
-    """The mark that stands for a variable until it has a name; no identifier."""
+    """Return the mark that stands for a variable until it has a name; not an identifier."""
     return f"%{id(key) if isinstance(key, Value) else key}"
 
 
@@ -32,12 +32,13 @@ class Step:
     """A statement whose variables are marks.
 
     Attributes:
-        value: what is computed, or the Return.
-        marks: the variables that take it.
+        value: an expression, or the Return.
+        marks: the variables that take its results.
         line: of the source.
-        names: what the results are called if the line does not say.
+        names: of the results, if the line has none.
         results: the values behind the marks.
-        child: whether it calls a layer, and which.
+        child: the layer that it calls; None if it calls none.
+        alone: whether it is a loop, which cannot stand inside another statement.
     """
 
     value: Expression | Return
@@ -56,9 +57,9 @@ class Body:
     Attributes:
         inputs: names of its arguments, one for each input of the scope.
         statements: of the LayerDef.
-        outputs: what its results are called; empty where one has no name.
-        values: that each statement gives, for their shapes; bodies that differ in nothing else
-            are equal.
+        outputs: names of its results; "" for one without a name.
+        values: the results of each statement, for their shapes; two bodies that differ only in
+            these are equal.
     """
 
     inputs: list[str]
@@ -100,7 +101,7 @@ class _Namer:
         self.wishes = self.by_lines()
 
     def by_lines(self) -> dict[str, str]:
-        """What the lines of the source call the variables that outlive them."""
+        """Return the names that lines of the source give to variables used after them."""
         lines: dict[str, list[str]] = {}
         for step in self.steps:
             for mark in step.marks:
@@ -130,7 +131,7 @@ class _Namer:
             wishes = [self.choose(step, j, mark, i) for j, mark in enumerate(step.marks)]
             value = renamed(step.value, self.names)
             names = self.settle(wishes, step, i)
-            behind = step.results or (None,) * len(names)  # a size is no value
+            behind = step.results or (None,) * len(names)  # a size is not a Value
             self.behind |= dict(zip(step.marks, behind, strict=True))
             if len(names) == 1:
                 self.state(Assignment(names[0], value), behind)
@@ -142,12 +143,12 @@ class _Namer:
         return self.body
 
     def state(self, statement: Statement, values: Sequence[Value | None]) -> None:
-        """Add a statement, with the values that it gives."""
+        """Add a statement, with its results."""
         self.body.statements.append(statement)
         self.body.values.append(tuple(values))
 
     def choose(self, step: Step, position: int, mark: str, index: int) -> tuple[str, bool]:
-        """A name for a result, and whether the source gave it."""
+        """Choose a name for a result; return also whether the source gave it."""
         wish = self.wishes.get(mark)
         if wish == "_":
             wish = None
@@ -166,7 +167,7 @@ class _Namer:
         return wish, given
 
     def going_on(self, step: Step, index: int) -> str:
-        """The name of what a loop goes on with, if it is not needed any more."""
+        """Return the name of the first argument of a loop, if that is not needed later; else ""."""
         first = step.value.args[0] if isinstance(step.value, LayerCall) else None
         if not step.alone or not isinstance(first, Identifier):
             return ""
@@ -205,7 +206,7 @@ class _Namer:
         return names
 
     def live(self, index: int) -> set[str]:
-        """Names whose variables are needed after a step."""
+        """Return the names whose variables are needed after a step."""
         return {name for name, mark in self.holders.items() if self.last.get(mark, -1) > index}
 
     def take(self, name: str, mark: str) -> None:
@@ -216,7 +217,7 @@ class _Namer:
         self.holders[name] = mark
 
     def results(self, value: Expression) -> tuple[str, ...]:
-        """What the results are called, empty where one has no name."""
+        """Return the names of the results; "" for one without a name."""
         items = value.items if isinstance(value, Tuple) else (value,)
         return tuple(
             self.names.get(item.name, "") if isinstance(item, Identifier) else "" for item in items

@@ -1,4 +1,4 @@
-"""How wide an expression will be in source, which decides what stands inside a statement."""
+"""The width of an expression in source, which decides what stands inside a statement."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tpack.layerdef import (
 from tpack.layerdef.ops import OPS
 from tpack.layerdef.walking import parts
 
-#: Columns that an expression may take that breaks over lines.
+#: Columns that an expression may have in all if it breaks over lines.
 _WIDE = 150
 
 
 def width(node: Expression, names: Mapping[str, str]) -> int:
-    """About how many columns an expression takes."""
+    """Return about how many columns an expression takes."""
     match node:
         case Identifier(name):
             return len(names.get(name, "hidden")) if name.startswith("%") else len(name) + 5
@@ -49,7 +49,7 @@ def width(node: Expression, names: Mapping[str, str]) -> int:
 
 
 def _breaks(node: Expression) -> bool:
-    """Whether an expression may go over several lines."""
+    """Return whether an expression may go over several lines."""
     if isinstance(node, FunctionCall):
         spelling = OPS[node.function].spelling
         return not spelling.startswith((".", "["))
@@ -57,7 +57,7 @@ def _breaks(node: Expression) -> bool:
 
 
 def fits(node: Expression, columns: int, names: Mapping[str, str]) -> bool:
-    """Whether an expression fits, its arguments on lines of their own if need be."""
+    """Return whether an expression fits, with arguments on lines of their own if needed."""
     if width(node, names) <= columns:
         return True
     if not _breaks(node) or width(node, names) > _WIDE:
