@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpack.container import INDEX, SINGLE, Checkpoint, Document, Piece, write_tensors
-from tpack.container.atomic import check_not_input, check_target, copy_file, write_text
+from tpack.container import Checkpoint, Document, Piece, write_plain_shards, write_tensors
+from tpack.container.atomic import check_not_input, check_target, copy_files, write_json, write_text
 from tpack.container.folders import new_folder
 from tpack.container.reader import stored_dtype
 from tpack.errors import ExistsError, FormatError, InputError, NotTernaryError, locate
@@ -78,23 +77,15 @@ def unpack_folder(
 
 def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
     """Write the plain form of a packed folder into an empty one."""
-    homes: dict[str, str] = {}
-    sizes, total = [], 0
     with Checkpoint(path) as file, locate(file=path):
-        for part in file.files:
-            name = part.path.name if len(file.files) > 1 else SINGLE
-            pieces = list(plain_pieces(file, dtype, part.document))
-            homes |= dict.fromkeys((piece.name for piece in pieces), name)
-            total += sum(piece.nbytes for piece in pieces)
-            sizes.append(write_tensors(out / name, pieces))
+        files = {
+            part.path.name: list(plain_pieces(file, dtype, part.document)) for part in file.files
+        }
+        size = write_plain_shards(out, files)
         beside = look_beside(path, {part.path for part in file.files})
-    if len(sizes) > 1:
-        _write_json(out / INDEX, {"metadata": {"total_size": total}, "weight_map": homes})
     if (config := read_config(path)) is not None:
-        _write_json(out / "config.json", plain_config(config))
-    for name, copied in beside.copies.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        copy_file(copied, out / name)
+        write_json(out / "config.json", plain_config(config), sort_keys=True)
+    copy_files(beside.copies, out)
     if (path / "README.md").is_file():
         check_inside(path, path / "README.md")
         card = source_card((path / "README.md").read_text(encoding="utf-8", errors="replace"))
@@ -102,12 +93,8 @@ def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
             write_text(out / "README.md", card)
     for name in beside.parts:
         (out / name).mkdir()
-        sizes.append(_write_folder(path / name, out / name, dtype))
-    return sum(sizes)
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(data, indent=2, sort_keys=True) + "\n")
+        size += _write_folder(path / name, out / name, dtype)
+    return size
 
 
 def plain_pieces(

@@ -12,7 +12,7 @@ from tpack.container.index import INDEX, SINGLE, Index, read_index, write_index
 from tpack.container.origin import Origin
 from tpack.container.reader import Checkpoint, is_checkpoint
 from tpack.container.strictjson import parse_json
-from tpack.container.writer import Piece, write_checkpoint, write_tensors
+from tpack.container.writer import Piece, write_checkpoint, write_plain_shards, write_tensors
 
 __all__ = [
     "INDEX",
@@ -34,5 +34,6 @@ __all__ = [
     "read_index",
     "write_checkpoint",
     "write_index",
+    "write_plain_shards",
     "write_tensors",
 ]

@@ -6,11 +6,13 @@ import ctypes
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tpack.container.opening import open_input
 from tpack.container.rereading import CheckedFile
@@ -55,6 +57,20 @@ def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) 
     """Write a text file, as UTF-8, through ``new_file``."""
     with new_file(path, force=force) as file:
         file.write(text.encode())
+
+
+def write_json(
+    path: str | os.PathLike[str], data: Any, *, sort_keys: bool = False, force: bool = False
+) -> None:
+    """Write plain data as a JSON file, two spaces a level, through ``new_file``."""
+    write_text(path, json.dumps(data, indent=2, sort_keys=sort_keys) + "\n", force=force)
+
+
+def copy_files(files: Mapping[str, Path], folder: Path) -> None:
+    """Copy files into a folder, under their names in it: ``assets/a.png``; see ``copy_file``."""
+    for name, path in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(path, folder / name)
 
 
 def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:

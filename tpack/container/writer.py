@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tpack.container.atomic import new_file
+from tpack.container.atomic import new_file, write_json
 from tpack.container.document import NO_DIGEST, Document
 from tpack.container.header import CHUNK, Entry, header_bytes, lay_out
+from tpack.container.index import INDEX, SINGLE
 from tpack.container.rereading import CheckedFile
 from tpack.dtypes import BY_NAME
 from tpack.errors import StorageError
@@ -110,6 +112,26 @@ def write_tensors(
     """
     with new_file(path, force=force) as file:
         return _write(file, pieces, lambda *_: {"format": "pt"}, lambda _: None)
+
+
+def write_plain_shards(folder: Path, files: Mapping[str, Sequence[Piece]]) -> int:
+    """Write the plain safetensors files of a folder, and their index if there are several.
+
+    Args:
+        files: the tensors of each file, by its name; a single one becomes ``model.safetensors``.
+
+    Returns:
+        The size of all files of tensors, in bytes.
+    """
+    if len(files) == 1:
+        files = {SINGLE: next(iter(files.values()))}
+    size = sum(write_tensors(folder / name, pieces) for name, pieces in files.items())
+    if len(files) > 1:
+        homes = {piece.name: name for name, pieces in files.items() for piece in pieces}
+        total = sum(piece.nbytes for pieces in files.values() for piece in pieces)
+        index = {"metadata": {"total_size": total}, "weight_map": homes}
+        write_json(folder / INDEX, index, sort_keys=True)
+    return size
 
 
 def _write(

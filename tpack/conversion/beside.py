@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from tpack.container.atomic import copy_file, write_text
+from tpack.container.atomic import write_json
 from tpack.hfconfig import packed_config
 from tpack.report import ConversionReport, TensorReport
 from tpack.sources import Source
-
-
-def write_copies(source: Source, out: Path) -> None:
-    """Copy the other files of the model, such as its tokenizer."""
-    for name, path in source.copies.items():
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        copy_file(path, out / name)
 
 
 def write_config(source: Source, out: Path, *, inner: bool) -> None:
@@ -32,7 +24,7 @@ def write_config(source: Source, out: Path, *, inner: bool) -> None:
         return
     if not inner or {"model_type", "architectures"} & config.keys():
         config = packed_config(config)
-    write_text(out / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_json(out / "config.json", config, sort_keys=True)
 
 
 def named_rows(place: str, report: ConversionReport) -> Iterator[TensorReport]:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from tpack.container import SINGLE, program_digest
-from tpack.container.atomic import storage_errors, sync_folder, write_text
+from tpack.container.atomic import copy_files, storage_errors, sync_folder, write_text
 from tpack.container.folders import check_replaceable
 from tpack.container.strictjson import canonical_json
-from tpack.conversion.beside import with_parts, write_config, write_copies
+from tpack.conversion.beside import with_parts, write_config
 from tpack.conversion.card import model_card
 from tpack.conversion.cases import Cases
 from tpack.conversion.needs import check_room
@@ -250,7 +250,7 @@ def _write_beside(
 ) -> None:
     """Write the files beside the shards, and sync all folders to the disk."""
     source, out = folder.source, sink.folder
-    write_copies(source, out)
+    copy_files(source.copies, out)
     write_config(source, out, inner=bool(folder.place))
     if len(source.shards) > 1:
         sink.write_index(total_parameters=sum(math.prod(row.shape) for row in report.tensors))

@@ -6,7 +6,6 @@ of rows that is a multiple of four. Codes are moved, never quantized again.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -17,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import LAYOUTS, unpack
-from tpack.container import INDEX, SINGLE, Checkpoint, Piece, TernaryEntry, write_tensors
-from tpack.container.atomic import check_not_input, copy_file, write_text
+from tpack.container import Checkpoint, Piece, TernaryEntry, write_plain_shards
+from tpack.container.atomic import check_not_input, copy_file, write_json
 from tpack.container.folders import new_folder
 from tpack.container.reader import CheckpointFile
 from tpack.dialects.hf_bitnet import STRIPES, from_codes
@@ -59,11 +58,11 @@ def export_hf_bitnet(
     with locate(file=checkpoint.path):
         plan = _Plan(checkpoint)
         with new_folder(target, force=force) as folder:
-            sizes = plan.write(folder)
+            size = plan.write(folder)
     return ExportReport(
         "hf-bitnet",
         str(target),
-        sum(sizes),
+        size,
         plan.rows(),
         plan.notes(),
         {
@@ -199,26 +198,16 @@ class _Plan:
         kept = [ExportedTensor(n, n, entries[n].dtype, entries[n].shape) for n in document.kept]
         return (*packed, *kept)
 
-    def write(self, folder: Path) -> list[int]:
-        """Write all files; returns the sizes of those with weights."""
-        files = self.checkpoint.files
-        names = [file.path.name if len(files) > 1 else SINGLE for file in files]
-        homes: dict[str, str] = {}
-        sizes, total = [], 0
-        for file, shard in zip(files, names, strict=True):
-            pieces = list(self.pieces(file))
-            homes |= dict.fromkeys((piece.name for piece in pieces), shard)
-            total += sum(piece.nbytes for piece in pieces)
-            sizes.append(write_tensors(folder / shard, pieces))
-        if len(files) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(homes.items()))}
-            _write_json(folder / INDEX, index)
+    def write(self, folder: Path) -> int:
+        """Write all files; return the size of those with weights."""
+        files = {file.path.name: list(self.pieces(file)) for file in self.checkpoint.files}
+        size = write_plain_shards(folder, files)
         for path in sorted(self.checkpoint.path.iterdir()):
             if _belongs_to_model(path):
                 copy_file(path, folder / path.name)
         config = {key: value for key, value in self.config.items() if key not in REPLACED}
-        _write_json(folder / "config.json", config | {"quantization_config": self.settings})
-        return sizes
+        write_json(folder / "config.json", config | {"quantization_config": self.settings})
+        return size
 
     def pieces(self, file: CheckpointFile) -> Iterator[Piece]:
         """Yield the tensors of one file."""
@@ -317,7 +306,3 @@ def _belongs_to_model(path: Path) -> bool:
     if path.name in ("config.json", "README.md") or path.name.endswith(".index.json"):
         return False
     return is_copied(path)
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(data, indent=2) + "\n")

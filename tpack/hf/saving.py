@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tpack.container import INDEX, SINGLE
-from tpack.container.atomic import write_text
+from tpack.container.atomic import write_json
 from tpack.container.folders import changed_folder
 from tpack.describing import Description, Shards
 from tpack.errors import UsageError
@@ -60,11 +60,11 @@ def save_pretrained(
     if variant is not None:
         raise UsageError(f"variant {variant!r:.40} is given, but packed folders have none.")
     limit = _bytes_of(max_shard_size)
+    if not is_main_process:
+        return
     quantizer = model.hf_quantizer
     state = state_dict or model.state_dict()
     description = describe_model(model, state, quantizer.document, quantizer.origin)
-    if not is_main_process:
-        return
     with changed_folder(save_directory, _is_of_weights) as folder:
         quantizer.saving = True
         try:
@@ -74,7 +74,7 @@ def save_pretrained(
         _write(folder, description, limit)
         # not the file: it was not read again after it was written
         config = packed_config(json.loads(model.config.to_json_string()))
-        _write_json(folder / "config.json", config)
+        write_json(folder / "config.json", config, force=True)
 
 
 def _is_of_weights(name: str) -> bool:
@@ -95,10 +95,6 @@ def _write(folder: Path, description: Description, limit: int) -> None:
         write(output)
     if count > 1:
         write.write_index()
-
-
-def _write_json(path: Path, data: Any) -> None:
-    write_text(path, json.dumps(data, indent=2) + "\n", force=True)
 
 
 def _bytes_of(size: int | str) -> int:
