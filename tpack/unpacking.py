@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from tpack.container import Checkpoint, Document, Piece, write_plain_shards, write_tensors
 from tpack.container.atomic import check_not_input, check_target, copy_files, write_json, write_text
-from tpack.container.folders import new_folder
+from tpack.container.folders import check_apart, new_folder
 from tpack.container.reader import stored_dtype
-from tpack.errors import ExistsError, FormatError, InputError, NotTernaryError, locate
+from tpack.errors import FormatError, InputError, NotTernaryError, locate
 from tpack.hfconfig import plain_config, read_config, source_card
 from tpack.quantize import narrow, widen
 from tpack.quantize.fitting import spread
@@ -68,9 +68,7 @@ def unpack_folder(
     Raises:
         TpackError: as ``Checkpoint`` and ``new_folder``.
     """
-    source, target = Path(path).resolve(), Path(destination).resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise ExistsError("is or holds the input itself. Choose another.", file=destination)
+    check_apart(Path(destination), Path(path))
     with new_folder(destination, force=force) as out:
         return _write_folder(Path(path), out, dtype)
 

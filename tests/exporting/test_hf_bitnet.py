@@ -283,6 +283,9 @@ def test_an_output_is_replaced_only_if_asked(tmp_path):
         assert not (tmp_path / "out" / "old.txt").exists()
         with pytest.raises(ExistsError, match="is the input itself"):
             export_hf_bitnet(file, path, force=True)
+        (tmp_path / "config.json").touch()  # as if it were a model, too
+        with pytest.raises(ExistsError, match="or holds it"):
+            export_hf_bitnet(file, tmp_path, force=True)
         (tmp_path / "photos").mkdir()
         (tmp_path / "photos" / "me.jpg").touch()
         with pytest.raises(ExistsError, match="not the folder of a model"):

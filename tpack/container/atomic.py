@@ -174,12 +174,14 @@ def check_not_input(target: Path, *inputs: str | os.PathLike[str]) -> None:
     """Refuse to write onto an input, even with ``force``.
 
     Raises:
-        ExistsError: the target is one of the inputs, under any name.
+        ExistsError: the target is one of the inputs, under any name, or a folder that holds one.
     """
-    for source in inputs:
+    for source in map(Path, inputs):
         with suppress(OSError):
-            if target.samefile(source):
-                raise ExistsError("is the input itself. Choose another output.", file=target)
+            if target.samefile(source) or target.resolve() in source.resolve().parents:
+                raise ExistsError(
+                    "is the input itself, or holds it. Choose another output.", file=target
+                )
 
 
 def _publish(temporary: Path, target: Path, *, force: bool) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tpack.container.atomic import exchange, storage_errors, sync_folder
+from tpack.container.atomic import check_not_input, exchange, storage_errors, sync_folder
 from tpack.container.index import INDEX, SINGLE
 from tpack.errors import ExistsError, StorageError
 
@@ -172,14 +172,11 @@ def changed_folder(
             sync_tree(made)
             if in_place:
                 _move_over(made, target, is_replaced)
-            elif target.is_dir():
-                shutil.copymode(target, made)
-                linked = _link_rest(target, made, is_replaced)
+            else:
+                linked = _link_rest(target, made, is_replaced) if target.is_dir() else []
                 work.publish(target, force=True)
                 for old in (work.output, work.replaced):
                     _bring_late(old, target, linked)
-            else:
-                work.publish(target, force=True)
         sync_folder(target.parent)
 
 
@@ -197,26 +194,35 @@ def check_place(target: Path) -> None:
         raise StorageError("is not a folder, expected a new one. Choose another.", file=target)
 
 
+def check_apart(target: Path, source: Path) -> None:
+    """Refuse an output folder that is, holds or lies in the folder that it is made of.
+
+    Raises:
+        ExistsError: it is, or does.
+    """
+    check_not_input(target, source)
+    if source.resolve() in target.resolve().parents:
+        raise ExistsError("lies in the input itself. Choose another output.", file=target)
+
+
 def _check_free(target: Path, *, force: bool) -> None:
     """Refuse to replace a folder without ``force``, or one that is not that of a model."""
     if not target.exists():
         return
-    if not force:
-        raise ExistsError("exists already. Use --force to replace it.", file=target)
-    check_replaceable(target)
+    check_replaceable(target, force=force)
     if any(target.iterdir()) and not any((target / name).exists() for name in OF_A_MODEL):
         raise ExistsError("is not the folder of a model. Choose another output.", file=target)
 
 
-def check_replaceable(target: Path) -> None:
-    """Refuse to replace a folder that cannot be, or that holds a repository.
+def check_replaceable(target: Path, *, force: bool) -> None:
+    """Refuse to replace a folder without ``force``, or one that cannot be or holds a repository.
 
     Raises:
         StorageError: it is or holds the current folder, or is a mount point.
-        ExistsError: it has a ``.git``.
+        ExistsError: ``force`` is not given, or it has a ``.git``.
     """
-    if not target.exists():
-        return
+    if not force:
+        raise ExistsError("exists already. Use --force to replace it.", file=target)
     if _is_held(target):
         raise StorageError(
             "is the current folder, or holds it, or is a mount point: no other can take its place. "
@@ -276,6 +282,7 @@ def _link_rest(old: Path, new: Path, is_replaced: Callable[[str], bool]) -> list
     Returns:
         The names of all files of the old folder.
     """
+    shutil.copymode(old, new)
     names = sorted(path.name for path in old.iterdir())
     for name in names:
         if not (new / name).exists() and not is_replaced(name):

@@ -18,7 +18,7 @@ from typing import Any
 
 from tpack.container import SINGLE, program_digest
 from tpack.container.atomic import copy_files, storage_errors, sync_folder, write_text
-from tpack.container.folders import check_replaceable
+from tpack.container.folders import check_apart, check_place, check_replaceable
 from tpack.container.strictjson import canonical_json
 from tpack.conversion.beside import with_parts, write_config
 from tpack.conversion.card import model_card
@@ -30,7 +30,7 @@ from tpack.conversion.partial import Work
 from tpack.conversion.ranks import Ranks
 from tpack.conversion.telling import check_refused
 from tpack.describing import Shards
-from tpack.errors import ExistsError, InputError, NotTernaryError, StorageError, TpackError, locate
+from tpack.errors import InputError, NotTernaryError, StorageError, TpackError, locate
 from tpack.options import Options
 from tpack.report import ConversionReport
 from tpack.sources import Source
@@ -105,9 +105,8 @@ def convert_folder(folder: Folder) -> ConversionReport:
         exists = target.exists()  # asked first: another process may finish at this moment
         if ranks.of > 1 and work.is_done(target):
             return _late(folder, work, ranks)
-        if exists and not options.force:
-            raise ExistsError("exists already. Use --force to replace it.", file=target)
-        check_replaceable(target)
+        if exists:
+            check_replaceable(target, force=options.force)
         check_room(target.parent, folder.job.needs)
         with ExitStack() as stack:
             # processes of one conversion share the folder, others are kept out
@@ -135,17 +134,9 @@ def convert_folder(folder: Folder) -> ConversionReport:
 
 def _check_target(folder: Folder) -> None:
     """Refuse a target that cannot be a folder, or that is, holds or lies in the source."""
-    target = folder.target
-    if not target.parent.is_dir():
-        raise StorageError(
-            f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
-        )
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise StorageError("is not a folder, but the source is. Choose another.", file=target)
+    check_place(folder.target)
     if folder.source.path is not None:
-        own, other = target.resolve(), folder.source.path.resolve()
-        if own == other or own in other.parents or other in own.parents:
-            raise ExistsError("is, holds or lies in the source. Choose another.", file=target)
+        check_apart(folder.target, folder.source.path)
 
 
 def _convert_parts(folder: Folder, work: Work | None) -> dict[str, ConversionReport]:
