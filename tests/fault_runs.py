@@ -24,6 +24,7 @@ import hf_folders
 import numpy as np
 import torch
 from safetensors.numpy import save_file
+from transformers.utils import logging
 
 import tpack
 from tpack.cli.main import main
@@ -106,6 +107,8 @@ def cases(folder: Path) -> dict[str, Case]:
 def saving(folder: Path) -> Callable[[Path, bool], None]:
     """``save_pretrained`` of a packed model, in two shards; other files of the folder stay."""
     torch.set_num_threads(1)  # children are forked
+    # a bar takes a lock that all children share: one killed in between would stop the others
+    logging.disable_progress_bar()
     folder.mkdir()
     model = hf_folders.load(hf_folders.packed_folder(hf_folders.llama(), folder))
 
