@@ -9,7 +9,6 @@ tools that only read the architecture work as before.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,29 +111,3 @@ def quant_method(config: Mapping[str, Any]) -> Any:
 def is_packed(config: Mapping[str, Any]) -> bool:
     """Return whether a config is that of a packed folder."""
     return bool(quant_method(config) == METHOD)
-
-
-#: What the front matter of a packed model's card says of it, and its tags.
-CARD_KEYS = ("library_name", "base_model", "base_model_relation")
-CARD_TAGS = ("tpack", "ternary", "2-bit")
-#: The line in the model card of a packed folder after which the card of its source follows.
-CARD_FOLLOWS = "The card of the source follows.\n\n---\n"
-
-
-def source_card(card: str) -> str:
-    """Return the source's card from that of a packed folder; "" if there is none.
-
-    Its front matter comes back without what tells of the packed model, which may have stood in
-    the place of other values: the library, and the base model.
-    """
-    text = card.partition(CARD_FOLLOWS)[2].lstrip("\n")
-    front = re.match(r"---\n(.*?\n)---\n", card, re.DOTALL)
-    lines, key = [], ""
-    for line in front[1].splitlines() if front and text else ():
-        if named := re.match(r"([A-Za-z_][\w-]*):", line):
-            key = named[1]
-        ours = {f"- {tag}" for tag in CARD_TAGS} | {"tags:"}
-        if key not in CARD_KEYS and not (key == "tags" and line.strip() in ours):
-            lines += ["tags:"] if key == "tags" and "tags:" not in lines else []
-            lines.append(line)
-    return "\n".join(["---", *lines, "---", "", text]) if lines else text

@@ -16,7 +16,8 @@ from tpack.container.atomic import check_not_input, check_target, copy_files, wr
 from tpack.container.folders import check_apart, new_folder
 from tpack.container.reader import stored_dtype
 from tpack.errors import FormatError, InputError, NotTernaryError, locate
-from tpack.hfconfig import plain_config, read_config, source_card
+from tpack.hfconfig import plain_config, read_config
+from tpack.modelcard import source_card
 from tpack.quantize import narrow, widen
 from tpack.quantize.fitting import spread
 from tpack.sources.beside import check_inside, look_beside

@@ -16,7 +16,7 @@ CLI = Path(__file__).parents[2] / "cli"
 
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
-    {"choices", "dtypes", "errors", "grouping", "report", "text"},
+    {"choices", "dtypes", "errors", "grouping", "modelcard", "report", "text"},
     {"codec"},
     {"layerdef", "kernels"},
     {"quantize", "container"},

@@ -7,13 +7,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from tpack.grouping import Place
-from tpack.hfconfig import CARD_FOLLOWS, CARD_TAGS
+from tpack.modelcard import FOLLOWS, TAGS, split_card, tags_of
 from tpack.report import TensorReport
 from tpack.sources import Source
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-_FRONT = re.compile(r"---[ \t]*\n(.*?\n)---[ \t]*(?:\n|$)", re.DOTALL)
-_KEY = re.compile(r"([A-Za-z_][\w-]*):(?=\s|$)")
 
 
 def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> str:
@@ -22,7 +20,7 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
     Args:
         size: bytes of the output.
     """
-    front, text = _split(source.card)
+    front, text = split_card(source.card)
     lines = ["---", *_front_matter(source, front), "---", "", "# Ternary weights, packed", ""]
     counts = {a: sum(r.action == a for r in reports) for a in ("packed", "quantized", "kept")}
     lines += [
@@ -40,22 +38,8 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
         "",
     ]
     if text.strip():
-        lines += [CARD_FOLLOWS, text.strip("\n"), ""]
+        lines += [FOLLOWS, text.strip("\n"), ""]
     return "\n".join(lines)
-
-
-def _split(card: str) -> tuple[dict[str, list[str]], str]:
-    """Split a card into its front matter, as lines by key, and the text after it."""
-    match = _FRONT.match(card)
-    if match is None:
-        return {}, card
-    blocks: dict[str, list[str]] = {}
-    key = ""
-    for line in match[1].splitlines():
-        if found := _KEY.match(line):
-            key = found[1]
-        blocks.setdefault(key, []).append(line)
-    return blocks, card[match.end() :]
 
 
 def _front_matter(source: Source, front: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -71,16 +55,7 @@ def _front_matter(source: Source, front: Mapping[str, Sequence[str]]) -> Iterato
             yield from lines
     yield "library_name: tpack"
     yield "tags:"
-    yield from (f"- {tag}" for tag in dict.fromkeys((*_tags(front.get("tags", ())), *CARD_TAGS)))
-
-
-def _tags(lines: Sequence[str]) -> list[str]:
-    """Return the tags of a card, which may stand on lines of their own or in brackets."""
-    flow = re.fullmatch(r"tags:\s*\[(.*)\]\s*", " ".join(lines), re.DOTALL)
-    if flow:
-        return [tag.strip() for tag in flow[1].split(",") if tag.strip()]
-    items = [re.fullmatch(r"\s*-\s+(\S.*?)\s*", line) for line in lines[1:]]
-    return [item[1] for item in items if item]
+    yield from (f"- {tag}" for tag in dict.fromkeys((*tags_of(front.get("tags", ())), *TAGS)))
 
 
 def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:
