@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import Field, fields, make_dataclass
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ def _fields() -> list[Field[Any]]:
     from tpack.exporting import TARGETS
     from tpack.options import option
 
-    to: Any = option(None, "For which system.", among=TARGETS)
-    own = fields(make_dataclass("To", [("to", str, to)]))
-    return [*own, *(each for row in TARGETS.values() for each in fields(row.options))]
+    @dataclass
+    class Chosen:
+        to: str = option(MISSING, "For which system.", among=TARGETS)
+
+    records: list[type[Any]] = [Chosen, *(row.options for row in TARGETS.values())]
+    return [each for record in records for each in fields(record)]
 
 
 @click.command(cls=options.Described, described=_fields)
@@ -31,7 +34,7 @@ def _fields() -> list[Field[Any]]:
 @options.verbose
 def export(
     file: Path,
-    to: str | None,
+    to: str,
     output: Path,
     force: bool,
     as_json: bool,
@@ -51,8 +54,6 @@ def export(
     """
     from tpack.exporting import export as run
 
-    if to is None:
-        raise click.MissingParameter(param_hint="'--to'", param_type="option")
     default = click.core.ParameterSource.DEFAULT
     asked = click.get_current_context().get_parameter_source
     given = {name: value for name, value in chosen.items() if asked(name) != default}

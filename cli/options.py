@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import Field
+from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def _option(each: Field[Any]) -> click.Option:
     short = [f"-{about['letter']}"] if about["letter"] else []
     return click.Option(
         [*short, f"--{each.name.replace('_', '-')}"],
-        default=each.default,
+        default=None if each.default is MISSING else each.default,
+        required=each.default is MISSING,
         is_flag=isinstance(each.default, bool),
         multiple=each.default == (),
         type=choice,

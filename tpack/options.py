@@ -8,7 +8,7 @@ that the output depends on. To add an option of ``convert``, add a field here an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -34,7 +34,8 @@ def option(
     """Describe an option as the field of a record.
 
     Args:
-        default: the value if it is not given; ``False`` makes it a flag, ``()`` a list.
+        default: the value if it is not given; ``False`` makes it a flag, ``()`` a list, and
+            ``MISSING`` of dataclasses an option that must be given.
         text: its help text.
         among: the names that it takes besides the default.
         read: reads a value or raises UsageError, for values with a part to fill in: ``group:N``.
@@ -49,7 +50,7 @@ def option(
 def names(each: Field[Any]) -> tuple[str, ...]:
     """Return the names that an option takes, the default first; empty if it has no table."""
     table: Table = each.metadata.get("among", {})
-    default = () if each.default is None else (each.default,)
+    default = () if each.default in (None, MISSING) else (each.default,)
     return tuple(dict.fromkeys((*default, *table))) if table else ()
 
 
