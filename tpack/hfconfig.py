@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tpack.container import parse_json
-from tpack.container.opening import input_errors, open_input
-from tpack.errors import FormatError, InputError, locate
+from tpack.container.opening import read_whole
+from tpack.errors import InputError, locate
 
 #: The ``quant_method`` of a packed folder.
 METHOD = "tpack"
@@ -38,10 +38,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     with locate(file=path):
-        with open_input(path) as file, input_errors():
-            text = file.read(MAX_CONFIG + 1)
-        if len(text) > MAX_CONFIG:
-            raise FormatError(f"is longer than {MAX_CONFIG} bytes.", rule="R18")
+        text = read_whole(path, MAX_CONFIG, "R18")
         data = parse_json(text, "R18", "config")
         if not isinstance(data, dict):
             raise InputError(f"is {data!r:.40}, expected a JSON object.")

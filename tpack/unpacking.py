@@ -20,7 +20,7 @@ from tpack.hfconfig import plain_config, read_config
 from tpack.modelcard import source_card
 from tpack.quantize import narrow, widen
 from tpack.quantize.fitting import spread
-from tpack.sources.beside import check_inside, look_beside
+from tpack.sources.beside import check_texts, look_beside, read_card
 
 Array = npt.NDArray[Any]
 
@@ -76,6 +76,7 @@ def unpack_folder(
 
 def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
     """Write the plain form of a packed folder into an empty one."""
+    check_texts(path)
     with Checkpoint(path) as file, locate(file=path):
         files = {
             part.path.name: list(plain_pieces(file, dtype, part.document)) for part in file.files
@@ -85,11 +86,8 @@ def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
     if (config := read_config(path)) is not None:
         write_json(out / "config.json", plain_config(config), sort_keys=True)
     copy_files(beside.copies, out)
-    if (path / "README.md").is_file():
-        check_inside(path, path / "README.md")
-        card = source_card((path / "README.md").read_text(encoding="utf-8", errors="replace"))
-        if card:
-            write_text(out / "README.md", card)
+    if card := source_card(read_card(path)):
+        write_text(out / "README.md", card)
     for name in beside.parts:
         (out / name).mkdir()
         size += _write_folder(path / name, out / name, dtype)

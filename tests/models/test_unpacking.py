@@ -207,3 +207,17 @@ def test_the_command_writes_a_folder_or_one_file(packed_folder, tmp_path):
         assert done.exit_code == 0, done.output
     assert (tmp_path / "plain" / "config.json").exists()
     assert len(load_file(tmp_path / "plain.safetensors")) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "README.md", "tokenizer.json", "2_Dense/config.json"]
+)
+def test_a_link_out_of_the_folder_is_not_followed(packed_folder, tmp_path, name):
+    _, packed = packed_folder
+    outside = tmp_path / "secret.json"
+    outside.write_text('{"secret": 1}')
+    (packed / name).unlink()
+    (packed / name).symlink_to(outside)
+    with pytest.raises(InputError, match="leads out of the folder"):
+        unpack_folder(packed, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()

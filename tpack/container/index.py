@@ -17,7 +17,7 @@ from typing import Any
 from tpack.container.atomic import new_file
 from tpack.container.document import digest
 from tpack.container.header import TensorFile
-from tpack.container.opening import input_errors, open_input
+from tpack.container.opening import read_whole
 from tpack.container.strictjson import canonical_json, parse_json
 from tpack.errors import FormatError, InputError, StorageError, locate
 
@@ -135,10 +135,7 @@ def read_index(path: Path) -> Index:
         InputError: a shard is missing, or one is there that the index does not name.
     """
     with locate(file=path):
-        with open_input(path) as file, input_errors():
-            text = file.read(MAX_INDEX + 1)
-        if len(text) > MAX_INDEX:
-            raise FormatError(f"is longer than {MAX_INDEX} bytes.", rule="R18")
+        text = read_whole(path, MAX_INDEX, "R18")
         data = parse_json(text, "R18", "index")
         found = data.get("weight_map") if isinstance(data, dict) else None
         if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import FileIO
 
-from tpack.errors import InputError
+from tpack.errors import FormatError, InputError
 
 
 @contextmanager
@@ -32,6 +32,20 @@ def open_input(path: str | os.PathLike[str]) -> FileIO:
             return file
     file.close()
     raise InputError("is not a regular file. Save the input to a file first.")
+
+
+def read_whole(path: str | os.PathLike[str], most: int, rule: str) -> bytes:
+    """Read a file of at most ``most`` bytes.
+
+    Raises:
+        FormatError: it is longer, which breaks ``rule``.
+        InputError: it cannot be read.
+    """
+    with open_input(path) as file, input_errors():
+        text = file.read(most + 1)
+    if len(text) > most:
+        raise FormatError(f"is longer than {most} bytes.", rule=rule)
+    return text
 
 
 def read_into(handle: int, view: memoryview, start: int) -> None:

@@ -34,6 +34,8 @@ _FORMS = re.compile(
     r"onnx|openvino|original|gguf|coreml|mlx|flax|tflite|tensorrt|ctranslate2", re.IGNORECASE
 )
 _MAX_MODULES = 1_000_000
+#: Characters of a model card that are kept.
+MAX_CARD = 1_000_000
 
 
 @dataclass
@@ -173,6 +175,25 @@ def check_inside(folder: Path, file: Path) -> None:
             "is a link that leads out of the folder. Put the file itself there, or remove it.",
             file=file,
         )
+
+
+def check_texts(folder: Path) -> None:
+    """Refuse a config or a model card that is a link out of the folder.
+
+    Raises:
+        InputError: one is.
+    """
+    for name in ("config.json", "README.md"):
+        check_inside(folder, folder / name)
+
+
+def read_card(folder: Path) -> str:
+    """Read the model card of a folder; empty if there is none."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    with card.open(encoding="utf-8", errors="replace") as file:
+        return file.read(MAX_CARD)
 
 
 def _modules(folder: Path) -> set[str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tpack.container import parse_json
 from tpack.container.document import MAX_NESTING
 from tpack.container.header import MAX_HEADER
-from tpack.container.opening import input_errors, open_input
-from tpack.errors import FormatError, locate
+from tpack.container.opening import read_whole
+from tpack.errors import locate
 from tpack.layerdef import LayerDef, Program, as_program
 
 
@@ -24,10 +24,7 @@ def read_layerdef(layerdef: LayerDef | Program | str | os.PathLike[str]) -> Prog
         return as_program(layerdef)
     path = Path(layerdef)
     with locate(file=path):
-        with open_input(path) as file, input_errors():
-            text = file.read(MAX_HEADER + 1)
-        if len(text) > MAX_HEADER:
-            raise FormatError(f"is longer than {MAX_HEADER} bytes.", rule="R3")
+        text = read_whole(path, MAX_HEADER, "R3")
         data = parse_json(text, "R3", "LayerDef", MAX_NESTING)
         is_program = isinstance(data, dict) and "layers" in data
         tree = Program.from_dict(data) if is_program else LayerDef.from_dict(data)

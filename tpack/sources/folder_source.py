@@ -17,9 +17,11 @@ from tpack.sources.beside import (
     SINGLES,
     adapters,
     check_inside,
+    check_texts,
     folders_with_weights,
     is_candidate,
     look_beside,
+    read_card,
 )
 from tpack.sources.dialects import adapt
 from tpack.sources.hf_rounding import rounding
@@ -28,9 +30,6 @@ from tpack.sources.rotations import refuse_rotated
 from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
 
 OpenFile = Callable[[Path], Source]
-
-#: Characters of a model card that are kept.
-MAX_CARD = 1_000_000
 
 
 def open_folder(path: Path, open_file: OpenFile) -> Source:
@@ -45,8 +44,7 @@ def open_folder(path: Path, open_file: OpenFile) -> Source:
         InputError: a link that leads out of the folder.
         UnsupportedError: it is a tpack checkpoint already, or in an unknown dialect.
     """
-    for name in ("config.json", "README.md"):
-        check_inside(path, path / name)
+    check_texts(path)
     config = read_config(path)
     refuse_rotated(config or {}, "config.json")
     index, files = _files(path)
@@ -105,7 +103,7 @@ def open_folder(path: Path, open_file: OpenFile) -> Source:
             parts=parts,
             left_out=beside.left_out,
             config=config,
-            card=_card(path),
+            card=read_card(path),
             resources=resources.pop_all(),
         )
     raise AssertionError  # the block returns or raises
@@ -203,12 +201,3 @@ def _output_name(number: int, count: int, file: Path, index: Index | None) -> st
     if index is not None and file.suffix == ".safetensors":
         return file.name
     return f"model-{number + 1:05}-of-{count:05}.safetensors"
-
-
-def _card(path: Path) -> str:
-    """Read the model card of a folder; empty if there is none."""
-    card = path / "README.md"
-    if not card.is_file():
-        return ""
-    with card.open(encoding="utf-8", errors="replace") as file:
-        return file.read(MAX_CARD)
