@@ -145,3 +145,16 @@ def test_damaged_codes(tmp_path):
     (path / "model.safetensors").write_bytes(data)
     assert "holds no valid code" in refused(path, FormatError)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["packed", "source"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("to", ["hf-bitnet", "gguf"])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path, name, to):
+    path = folder_of(tmp_path, {"a.weight": ternary(8, 8, 0.5)})
+    outside = tmp_path / "secret.json"
+    outside.write_text('{"secret": 1}')
+    (path / name).unlink(missing_ok=True)
+    (path / name).symlink_to(outside)
+    with pytest.raises(InputError, match="leads out of the folder"):
+        tpack.export(path, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -14,6 +14,7 @@ from tpack.dialects.gguf_types import WRITTEN
 from tpack.errors import UsageError, either, locate, unknown
 from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.options import check, option
+from tpack.sources.beside import check_inside, is_copied
 
 __all__ = ["TARGETS", "ExportReport", "ExportedTensor", "Target", "export"]
 
@@ -102,6 +103,7 @@ def export(
     Raises:
         UsageError: an unknown target, or an option that it does not have.
         UnsupportedError: something that the target cannot hold exactly, by name.
+        InputError: a file of the folder is a link that leads out of it.
         TpackError: as ``Checkpoint``, ``new_file`` and ``new_folder``.
     """
     if to not in TARGETS:
@@ -114,4 +116,7 @@ def export(
             raise UsageError(f"{name} is not an option of {to}, {has}.")
     chosen = target.options(**options)
     with Checkpoint(path) as checkpoint, locate(file=path):
+        if checkpoint.path.is_dir():  # whose files a target may copy, or take in
+            for file in filter(is_copied, checkpoint.path.iterdir()):
+                check_inside(checkpoint.path, file)
         return target.write(checkpoint, destination, force=force, **vars(chosen))
