@@ -9,12 +9,10 @@ from importlib import import_module
 from typing import Any, Literal
 
 from tpack.choices import Choice
-from tpack.container import Checkpoint
 from tpack.dialects.gguf_types import WRITTEN
 from tpack.errors import UsageError, either, locate, unknown
 from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.options import check, option
-from tpack.sources.beside import check_inside, is_copied
 
 __all__ = ["TARGETS", "ExportReport", "ExportedTensor", "Target", "export"]
 
@@ -106,6 +104,9 @@ def export(
         InputError: a file of the folder is a link that leads out of it.
         TpackError: as ``Checkpoint``, ``new_file`` and ``new_folder``.
     """
+    from tpack.container import Checkpoint  # here, for --help lists the targets without them
+    from tpack.sources.beside import check_inside, is_copied
+
     if to not in TARGETS:
         raise unknown("target", to, TARGETS)
     target = TARGETS[to]
