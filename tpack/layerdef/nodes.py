@@ -25,7 +25,7 @@ from tpack.codec.shapes import Scale, default_split
 
 #: Arguments of a built-in layer or a constant: name → number, bool, tuple of numbers or word.
 Arg = bool | int | float | str | tuple[int | float, ...]
-#: The shape of a tensor, for readers: numbers, and names for sizes that are free.
+#: The shape of a tensor as readers see it, with numbers, and names for sizes that are free.
 Sizes = tuple[int | str, ...]
 
 
