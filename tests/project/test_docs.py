@@ -51,12 +51,29 @@ def blocks(page, *languages):
     return [text for language, text in BLOCK.findall(page.read_text()) if language in languages]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch, demo_folder):
+    """The current folder of a page: it holds what `tpack demo` trains."""
+    for file in demo_folder[0].glob("*"):
+        if not file.name.endswith(".tpack.safetensors"):
+            shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
+
+
+def run_blocks(page, *languages):
+    """Run the blocks of a page in their order: each finds the variables and files before it."""
     namespace = {}
-    for text in blocks(page, "python"):
-        exec(compile(text, page.name, "exec"), namespace)
+    for language, text in BLOCK.findall(page.read_text()):
+        if language == "console":
+            run_session(text)
+        elif language in languages:
+            exec(compile(text, page.name, "exec"), namespace)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_blocks_run(page):
+    run_blocks(page, "python")
     sessions = "".join(blocks(page, "pycon"))
     test = doctest.DocTestParser().get_doctest(sessions, {}, page.name, str(page), 0)
     result = doctest.DocTestRunner(verbose=False).run(test)
@@ -64,41 +81,34 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("folder")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python slow")], ids=lambda page: page.name
 )
-def test_slow_python_blocks_run(page, tmp_path, monkeypatch):
-    """Those that take a compiler, after the others of their page."""
-    monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for text in blocks(page, "python", "python slow"):
-        exec(compile(text, page.name, "exec"), namespace)
+def test_slow_blocks_run(page):
+    """Those that take a compiler, between the others of their page."""
+    run_blocks(page, "python", "python slow")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_console_blocks_print_what_they_show(page, tmp_path, monkeypatch, demo_folder):
-    for file in demo_folder[0].glob("*"):
-        if not file.name.endswith(".tpack.safetensors"):
-            shutil.copy(file, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    for text in blocks(page, "console"):
-        failed, output = 0, ""
-        for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-            command, _, expected = part.partition("\n")
-            if command == "echo $?":
-                assert expected.strip() == str(failed)
-                failed = 0
-                continue
-            assert not failed, output
-            program, *args = shlex.split(command)
-            if program in SET_UP:
-                continue
-            assert program == "tpack", command
-            failed, output = run(args)
-            if expected.strip():
-                assert shown(output) == shown(expected), command
+def run_session(text):
+    """Run the tpack commands of a console block, and compare what they print, where it is shown."""
+    failed, output = 0, ""
+    for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, _, expected = part.partition("\n")
+        if command == "echo $?":
+            assert expected.strip() == str(failed)
+            failed = 0
+            continue
         assert not failed, output
+        program, *args = shlex.split(command)
+        if program in SET_UP:
+            continue
+        assert program == "tpack", command
+        failed, output = run(args)
+        if expected.strip():
+            assert shown(output) == shown(expected), command
+    assert not failed, output
 
 
 def shown(text):
