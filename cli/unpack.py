@@ -28,6 +28,7 @@ def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) ->
       tpack unpack packed-model -o plain-model
     """
     from tpack.container import Checkpoint
+    from tpack.hfconfig import read_config, rounds_inputs
     from tpack.unpacking import unpack_file, unpack_folder
 
     whole = file.is_dir() and output.suffix != ".safetensors"
@@ -36,6 +37,12 @@ def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) ->
         print_json({"output": str(output), "output_bytes": written})
         return
     click.echo(str(output))
+    if whole and rounds_inputs(read_config(file) or {}):
+        click.echo(
+            "note: the layers of the source round their inputs to int8; those of a plain model "
+            "do not. tpack export --to hf-bitnet keeps that",
+            err=True,
+        )
     if not quiet:
         with Checkpoint(file) as packed:
             click.echo(f"{size(packed.nbytes)} → {size(written)}", err=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from tpack.container import parse_json
 from tpack.container.opening import read_whole
-from tpack.errors import InputError, locate
+from tpack.errors import InputError, UnsupportedError, locate
 
 #: The ``quant_method`` of a packed folder.
 METHOD = "tpack"
@@ -92,6 +92,32 @@ def plain_config(config: Mapping[str, Any]) -> dict[str, Any]:
             "expected an object. Convert the model again."
         )
     return {key: value for key, value in config.items() if key not in ours} | dict(replaced)
+
+
+def unquantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the plain model of a packed folder, all of whose weights are floats.
+
+    Example:
+        >>> source = {"model_type": "llama", "quantization_config": {"quant_method": "bitnet"}}
+        >>> unquantized_config(packed_config(source))
+        {'model_type': 'llama'}
+
+    Raises:
+        InputError: as ``plain_config``.
+        UnsupportedError: linear layers normalize their inputs, which plain ones do not.
+    """
+    plain = plain_config(config)
+    if quant_method(plain) == "bitnet" and plain["quantization_config"].get("use_rms_norm"):
+        raise UnsupportedError(
+            "has layers that normalize their inputs (use_rms_norm in config.json), which plain "
+            "layers do not. Unpack it to one file, with -o FILE.safetensors."
+        )
+    return {key: value for key, value in plain.items() if key not in _QUANTIZATION}
+
+
+def rounds_inputs(config: Mapping[str, Any]) -> bool:
+    """Return whether the linear layers of a packed folder round their inputs to int8."""
+    return is_packed(config) and config["quantization_config"].get("activations") == "int8"
 
 
 def quant_method(config: Mapping[str, Any]) -> Any:

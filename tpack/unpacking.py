@@ -16,11 +16,13 @@ from tpack.container.atomic import check_not_input, check_target, copy_files, wr
 from tpack.container.folders import check_apart, new_folder
 from tpack.container.reader import stored_dtype
 from tpack.errors import FormatError, InputError, NotTernaryError, locate
-from tpack.hfconfig import plain_config, read_config
+from tpack.hfconfig import plain_config, read_config, unquantized_config
 from tpack.modelcard import source_card
 from tpack.quantize import narrow, widen
 from tpack.quantize.fitting import spread
 from tpack.sources.beside import check_texts, look_beside, read_card
+from tpack.sources.packed_layouts import packed_groups
+from tpack.sources.safetensors_source import as_source
 
 Array = npt.NDArray[Any]
 
@@ -57,8 +59,9 @@ def unpack_folder(
 ) -> int:
     """Write the plain folder of a packed one: shards, config, tokenizer, sub-folders.
 
-    The shards are those of the packed folder. The config is that of the plain model, and the
-    model card that of the source, if there was one.
+    The shards are those of the packed folder. The config is that of the plain model: how the
+    source was packed stands in it only if some weights still are. The model card is that of the
+    source, if there was one.
 
     Args:
         dtype: of the weights that were packed; that of their source, if not given.
@@ -67,7 +70,7 @@ def unpack_folder(
         The size of the files of weights, in bytes.
 
     Raises:
-        TpackError: as ``Checkpoint`` and ``new_folder``.
+        TpackError: as ``Checkpoint``, ``new_folder`` and ``unquantized_config``.
     """
     check_apart(Path(destination), Path(path))
     with new_folder(destination, force=force) as out:
@@ -77,14 +80,17 @@ def unpack_folder(
 def _write_folder(path: Path, out: Path, dtype: str | None) -> int:
     """Write the plain form of a packed folder into an empty one."""
     check_texts(path)
+    config = read_config(path)
     with Checkpoint(path) as file, locate(file=path):
         files = {
             part.path.name: list(plain_pieces(file, dtype, part.document)) for part in file.files
         }
+        if config is not None:
+            kept = {name: as_source(file, name, name) for name in file.document.kept}
+            plain = plain_config(config) if packed_groups(kept) else unquantized_config(config)
+            write_json(out / "config.json", plain, sort_keys=True)
         size = write_plain_shards(out, files)
         beside = look_beside(path, {part.path for part in file.files})
-    if (config := read_config(path)) is not None:
-        write_json(out / "config.json", plain_config(config), sort_keys=True)
     copy_files(beside.copies, out)
     if card := source_card(read_card(path)):
         write_text(out / "README.md", card)

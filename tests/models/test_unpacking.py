@@ -2,6 +2,7 @@
 
 import json
 
+import hf_models
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import tpack
 from tpack.cli.main import cli
-from tpack.errors import ExistsError, InputError, TpackError, UsageError
+from tpack.errors import ExistsError, InputError, TpackError, UnsupportedError, UsageError
 from tpack.unpacking import unpack_file, unpack_folder
 
 EXACT = [name for name in sorted(make.checkpoints()) if name != "quantized"]
@@ -221,3 +222,63 @@ def test_a_link_out_of_the_folder_is_not_followed(packed_folder, tmp_path, name)
     with pytest.raises(InputError, match="leads out of the folder"):
         unpack_folder(packed, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
+
+
+# ---- folders that another system packed
+
+
+@pytest.mark.parametrize("linear_class", ["bitlinear", "autobitlinear"])
+def test_a_folder_of_bitnet_unpacks_to_a_plain_model(tmp_path, linear_class):
+    """transformers would read its floats as packed bytes, or round them a second time."""
+    packed, plain = tmp_path / "packed", tmp_path / "plain"
+    hf_models.save_packed(hf_models.make("BitNet"), tmp_path / "source", linear_class)
+    tpack.convert(tmp_path / "source", packed)
+    done = CliRunner().invoke(cli, ["unpack", str(packed), "-o", str(plain)])
+    assert "note: the layers of the source round their inputs to int8" in done.stderr
+    assert "quantization_config" not in json.loads((plain / "config.json").read_text())
+    expected = hf_models.logits(hf_models.load(tmp_path / "source"))
+    found = hf_models.logits(hf_models.load(plain))
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()  # of rounding the inputs
+
+
+def test_floats_that_a_model_rounds_as_it_runs_are_not_rounded_twice(tmp_path):
+    settings = {"quant_method": "bitnet", "linear_class": "autobitlinear"}
+    source = hf_models.make("Llama")
+    source.save_pretrained(tmp_path / "source")
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    config["quantization_config"] = settings | {"quantization_mode": "online"}
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    tpack.convert(tmp_path / "source", tmp_path / "packed")
+    unpack_folder(tmp_path / "packed", tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+    config["quantization_config"]["use_rms_norm"] = True
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    tpack.convert(tmp_path / "source", tmp_path / "packed", force=True)
+    with pytest.raises(UnsupportedError, match="use_rms_norm"):
+        unpack_folder(tmp_path / "packed", tmp_path / "normed")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_config_says_how_weights_are_packed_only_where_some_still_are(tmp_path, mixed):
+    """compressed-tensors would make layers of packed weights, and find none of theirs."""
+    group = {"targets": ["Linear"], "weights": {"num_bits": 2, "type": "int", "symmetric": True}}
+    group["weights"]["strategy"] = "tensor"
+    method = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+    state = {
+        "up.weight_packed": torch.tensor([[0b11100111], [0b01101011]], dtype=torch.int32),
+        "up.weight_scale": torch.tensor([0.5]),
+        "up.weight_shape": torch.tensor([2, 4]),
+    }
+    if mixed:  # -2 is no trit
+        state |= {f"down.{name[3:]}": tensor.clone() for name, tensor in state.items()}
+        state["down.weight_packed"][0, 0] = 0
+    source = tmp_path / "source"
+    source.mkdir()
+    save_file(state, source / "model.safetensors")
+    config = {"quantization_config": method | {"config_groups": {"group_0": group}}}
+    (source / "config.json").write_text(json.dumps(config))
+    tpack.convert(source, tmp_path / "packed")
+    unpack_folder(tmp_path / "packed", tmp_path / "plain")
+    weight = load_file(tmp_path / "plain/model.safetensors")["up.weight"]
+    assert weight.tolist() == [[0.5, -0.5, 0.0, 0.5], [0.5, 0.0, 0.0, -0.5]]
+    assert json.loads((tmp_path / "plain/config.json").read_text()) == (config if mixed else {})

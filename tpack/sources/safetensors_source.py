@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpack.container import TensorFile
+from tpack.container import Checkpoint, TensorFile
 from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.errors import UnsupportedError
@@ -30,7 +30,7 @@ def open_safetensors(path: Path, naming: Naming = clean_names) -> Source:
         resources.close()
         raise UnsupportedError("is a tpack checkpoint already. Unpack it first: tpack unpack.")
     names, notes = naming(file.entries)
-    tensors = {names[name]: _tensor(file, name, names[name]) for name in sorted(file.entries)}
+    tensors = {names[name]: as_source(file, name, names[name]) for name in sorted(file.entries)}
     return Source(
         str(path),
         tensors,
@@ -41,7 +41,13 @@ def open_safetensors(path: Path, naming: Naming = clean_names) -> Source:
     )
 
 
-def _tensor(file: TensorFile, stored: str, name: str) -> SourceTensor:
+def as_source(file: TensorFile | Checkpoint, stored: str, name: str) -> SourceTensor:
+    """Return a stored tensor as one of a source.
+
+    Args:
+        stored: its name in the file.
+        name: what it is called from then on.
+    """
     entry = file.entries[stored]
     size = BY_NAME[entry.dtype].size
 
