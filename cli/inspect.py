@@ -31,15 +31,21 @@ if TYPE_CHECKING:
 @click.option(
     "--html", type=click.Path(path_type=Path), help="Write a page of charts; verifies too."
 )
+@click.option(
+    "--against", metavar="SOURCE", help="With --html: compare with the source of FILE too."
+)
 @options.force
 @options.as_json
 @options.verbose
-def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: bool) -> int:
+def inspect(
+    file: Path, html: Path | None, against: str | None, force: bool, as_json: bool, verbose: bool
+) -> int:
     """Show what is in a checkpoint, tensor by tensor.
 
     Repeated layers share a line. With --html: a self-contained page that needs no network, with
     charts, a table to sort and filter, and the source of the model. Prints its path, and
-    exits with 5 if a check fails.
+    exits with 5 if a check fails. With --against, the page says what equals SOURCE; without,
+    what the conversion recorded.
 
     \b
     Example:
@@ -49,7 +55,7 @@ def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: 
     from tpack.inspection import inspect as run
 
     if html is not None:
-        problems = _write_page(file, html, force=force)
+        problems = _write_page(file, html, against, force=force)
         if as_json:
             print_json({"output": str(html), "ok": not problems, "problems": problems})
         else:
@@ -58,6 +64,8 @@ def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: 
                 told = f"{file}: {plural(len(problems), 'problem')}, which the page lists"
                 click.echo(f"{tint('FAILED', 'bad')}: {printable(told)}", err=True)
         return 5 if problems else 0
+    if against is not None:
+        raise click.UsageError("--against needs --html. To compare alone: tpack verify --against.")
     report = run(file)
     if as_json:
         print_json(report.to_dict())
@@ -76,14 +84,14 @@ def inspect(file: Path, html: Path | None, force: bool, as_json: bool, verbose: 
     return 0
 
 
-def _write_page(file: Path, html: Path, *, force: bool) -> list[str]:
+def _write_page(file: Path, html: Path, against: str | None, *, force: bool) -> list[str]:
     """Write the page, and return the problems that verification found."""
     from tpack.container.atomic import check_not_input, check_target, new_file
     from tpack.html_report import gather, render
 
-    check_not_input(html, file)
+    check_not_input(html, file, *([against] if against else ()))
     check_target(html, force=force)
-    facts = gather(file)
+    facts = gather(file, against)
     page = render(facts).encode()
     with new_file(html, force=force) as out:
         out.write(page)

@@ -33,12 +33,15 @@ def stack(path: Path, layers: int = 4) -> Path:
             state[f"{at}mlp.{name}.weight"] = weight.bfloat16()
         for name in ("input_layernorm", "post_attention_layernorm"):
             state[f"{at}{name}.weight"] = torch.ones(32).bfloat16()
-    convert(state, path, scale="row")
+    convert(state, path, quantize="absmean", scale="row")
     return path
 
 
-def transformer(path: Path) -> Path:
-    """Thirty layers as trained models have them, small: heavier tails further down."""
+def transformer(path: Path, *, lossless: bool = False) -> Path:
+    """Thirty layers as trained models have them, small: heavier tails further down.
+
+    With ``lossless``, each weight was rounded with one scale before: it is ternary already.
+    """
     generator = torch.Generator().manual_seed(0)
     sizes = {
         "self_attn.q_proj": (160, 160, 14),
@@ -58,14 +61,18 @@ def transformer(path: Path) -> Path:
             weight = torch.randn(rows, columns, generator=generator) / chi.sqrt()
             spread = 1 + 0.2 * torch.randn(rows, 1, generator=generator)
             scale = 0.012 * (1 + number / 8) * (0.7 + (depth / 20 - 0.6) ** 2) * spread.abs()
-            state[f"model.layers.{depth}.{name}.weight"] = weight * scale
+            weight *= scale
+            if lossless:
+                scale = weight.abs().mean().bfloat16()
+                weight = (weight / scale).round().clamp(-1, 1) * scale
+            state[f"model.layers.{depth}.{name}.weight"] = weight
         for name in ("input_layernorm", "post_attention_layernorm"):
             state[f"model.layers.{depth}.{name}.weight"] = torch.ones(160)
     state["model.norm.weight"] = torch.ones(160)
     state = {name: tensor.bfloat16() for name, tensor in state.items()}
     # an export tied to the embedding, as most models of this size
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    convert(state, path, scale="row")
+    convert(state, path, scale="auto" if lossless else "row")
     return path
 
 

@@ -15,7 +15,7 @@ from tpack.html_report import html_report
 TARGET = Path(__file__).parent.parent / "docs" / "report.png"
 
 
-def take(page: Path, target: Path, *, width: int = 1240, height: int = 1600) -> None:
+def take(page: Path, target: Path, *, width: int = 1240, height: int = 1310) -> None:
     """Show a page in headless Chromium, and save what is seen."""
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
@@ -33,7 +33,7 @@ def take(page: Path, target: Path, *, width: int = 1240, height: int = 1600) -> 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        path = transformer(Path(folder, "transformer-30.tpack.safetensors"))
+        path = transformer(Path(folder, "transformer-30.tpack.safetensors"), lossless=True)
         page = Path(folder, "report.html")
         page.write_text(html_report(path))
         take(page, TARGET)

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections import Counter
+from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
 
 import numpy as np
 import pytest
+import torch
 from report_files import CHECKPOINTS, HOSTILE
 from safetensors.torch import load_file
 
@@ -21,6 +23,7 @@ from tpack.cli.main import main
 from tpack.html_report import html_report
 from tpack.html_report.facts import chart_data, gather, role_labels
 from tpack.html_report.markup import D3, SCRIPT, json_block
+from tpack.text import size
 
 VOID = {"meta", "link", "input", "rect", "img", "br"}
 
@@ -174,7 +177,7 @@ def test_the_numbers_of_the_charts_by_brute_force(made):
     stored = load_file(path)
     plain = tpack.unpack(path)
     assert len(data["names"]) == len(plain)
-    assert len({len(data[key]) for key in data if key not in ("stack", "roles")}) == 1
+    assert len({len(data[key]) for key in data if key not in ("stack", "roles", "file")}) == 1
     for i, name in enumerate(data["names"]):
         place = re.search(r"layers\.(\d+)\.", name)
         assert data["depth"][i] == (int(place[1]) if place else None)
@@ -193,15 +196,82 @@ def test_the_numbers_of_the_charts_by_brute_force(made):
     assert {"self_attn.q_proj", "mlp.up_proj", "model.embed_tokens"} <= set(data["roles"])
 
 
-def test_totals_are_those_of_inspection(made):
+def test_totals_compare_weights_with_weights_and_account_for_the_file(made):
     path, text = made["stack"]
-    report = tpack.inspect(path)
+    stored, plain = load_file(path), tpack.unpack(path)
     totals = Page(text).text_of("dd")
-    bits = 8 * sum(t.nbytes for t in report.tensors) / sum(sum(t.counts) for t in report.tensors)
-    assert totals[0] == f"{bits:.2f}"
-    assert totals[1] == f"{report.source_bytes / report.stored_bytes:.1f}×"
-    shares = re.findall(r"</b> ([\d.]+)%", text)
-    assert sum(map(float, shares)) == pytest.approx(100, abs=0.2)
+    weights = [name for name in plain if f"{name}_packed" in stored]
+    now = {
+        part: sum(stored[f"{name}_{part}"].nbytes for name in weights)
+        for part in ("packed", "scale")
+    }
+    before = sum(plain[name].numel() * 2 for name in weights)  # bfloat16
+    elements = sum(plain[name].numel() for name in weights)
+    kept = sum(tensor.nbytes for name, tensor in stored.items() if name in plain)
+    whole = path.stat().st_size
+    assert totals == [
+        size(whole),
+        f"{before / sum(now.values()):.1f}×",
+        f"{8 * sum(now.values()) / elements:.2f}",
+        f"{kept / whole:.0%}",
+    ]
+    shares = [float(share) for share in re.findall(r"</b> [^<]*?([\d.]+)%", text)]
+    rest = whole - sum(now.values()) - kept
+    wanted = [100 * part / whole for part in (*now.values(), kept, rest)]
+    assert shares[:4] == pytest.approx(wanted, abs=0.051)
+    assert sum(shares[4:]) == pytest.approx(100, abs=0.2)
+
+
+def verdicts(text):
+    """The findings at the top: kind and words."""
+    found = re.findall(r'class="verdict (\w+)"><span[^>]*>.</span><div><b>(.*?)</b>', text)
+    return [(kind, unescape(words)) for kind, words in found]
+
+
+def source_of(path):
+    """What the checkpoint ``exact`` was converted from."""
+    source = tpack.unpack(path)
+    return source | {"tied.weight": source["head.weight"]}
+
+
+def test_green_is_only_what_was_proven_and_the_page_says_how(made, tmp_path):
+    intact = ("plain", "File intact: 4 tensors, every code, digest and byte of padding")
+    path, text = made["exact"]
+    good = ("good", "4 of 4 weights exact: equal to the source")
+    assert verdicts(text) == [good, intact]
+    assert "Recorded by the conversion" in text
+    source = source_of(path)
+    torch.save(source, tmp_path / "source.pt")
+    text = html_report(path, tmp_path / "source.pt")
+    assert verdicts(text) == [good, intact]
+    assert "Compared with <code>source.pt</code>" in text
+    assert "Recorded" not in text
+    source["0.weight"] = -source["0.weight"]
+    torch.save(source, tmp_path / "other.pt")
+    text = html_report(path, tmp_path / "other.pt")
+    assert verdicts(text) == [("bad", "Verification failed: 1 problem")]
+    assert "<li>tensor &#x27;0.weight&#x27;" in text
+
+
+def test_weights_that_are_not_exact_are_counted_at_the_top(made):
+    errors = [t.relative_error for t in tpack.inspect(made["stack"][0]).tensors]
+    low, high = min(e for e in errors if e), max(errors)
+    assert verdicts(made["stack"][1])[0] == (
+        "plain",
+        f"16 of 28 weights exact, 12 quantized with a relative error of {low:.3g} to {high:.3g}",
+    )
+    assert verdicts(made["one"][1])[0][1].startswith("0 of 1 weight exact, 1 quantized")
+    assert verdicts(made["trained"][1])[0] == (
+        "plain", "0 of 2 weights exact, 2 saved from a module",
+    )  # fmt: skip
+    assert "no source is known" in made["trained"][1]
+    found = verdicts(made["partly_trained"][1])[0][1]
+    assert re.fullmatch(
+        r"1 of 3 weights exact, 1 quantized with a relative error of 0\.\d+, "
+        "1 saved from a module",
+        found,
+    )
+    assert not any("exact" in words for _, words in verdicts(made["kept_only"][1]))
 
 
 def test_layers_come_in_the_order_of_their_numbers(tmp_path):
@@ -231,7 +301,7 @@ def test_a_failed_verification_is_told_first(made, tmp_path):
     text = html_report(path)
     assert "Verification failed: 1 problem" in text
     assert "does not have" in " ".join(Page(text).text_of("li"))
-    assert "Verified" in made["stack"][1]
+    assert verdicts(text) == [("bad", "Verification failed: 1 problem")]
 
 
 def test_empty_states(made):
@@ -327,12 +397,21 @@ def test_the_command_fails_after_it_wrote_the_page_of_a_damaged_file(run, tmp_pa
 
 
 def test_a_weight_without_a_source_is_not_called_exact(made):
-    text = made["trained"][1]
-    assert "0 of 2 weights exact. 2 saved from a module" in text
     assert chart_data(gather(made["trained"][0]))["error"] == [None, None]
     path, text = made["partly_trained"]
-    assert "1 of 3 weights exact. 1 saved from a module" in text
     data = chart_data(gather(path))
-    assert (data["error"][:2], data["exact"]) == ([None, 0.0], [False, True, False])
+    assert data["error"][:2] == [None, 0.0]
+    assert data["kinds"] == ["ternary unknown", "ternary exact", "ternary quantized"]
     assert Page(text).text_of("td").count("unknown") == 2  # its method, and its error
-    assert "no source is known" not in made["exact"][1]
+
+
+def test_the_command_compares_with_the_source(run, made, tmp_path):
+    path, out = made["exact"][0], tmp_path / "report.html"
+    source = tmp_path / "source.pt"
+    torch.save(source_of(path), source)
+    assert run("inspect", path, "--html", out, "--against", source) == (0, f"{out}\n", "")
+    assert "Compared with <code>source.pt</code>" in out.read_text()
+    assert run("inspect", path, "--html", source, "--against", source, "--force")[0] == 6
+    assert run("inspect", path, "--against", source)[0] == 2
+    torch.save({"0.weight": torch.ones(8, 8)}, source)
+    assert run("inspect", path, "--html", out, "--against", source, "--force")[0] == 5

@@ -1,8 +1,8 @@
 """A checkpoint as one page: charts, a table, the LayerDefs with their source. Needs no torch.
 
 The page is a single file without network. ``facts`` reads the checkpoint, ``program`` prints
-its LayerDefs, ``page`` puts both into HTML, ``markup`` escapes and seals it; ``d3/`` holds
-modules of D3 as npm has them, ``script/`` what draws with them.
+its LayerDefs, ``page`` puts both into HTML out of ``parts``, ``markup`` escapes and seals it;
+``d3/`` holds modules of D3 as npm has them, ``script/`` what draws with them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from tpack.html_report.page import render
 __all__ = ["gather", "html_report", "render"]
 
 
-def html_report(path: str | os.PathLike[str]) -> str:
-    """The report of a checkpoint as HTML; every byte of the file is read and verified.
+def html_report(path: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> str:
+    """Return the page of a checkpoint as HTML; every byte of the file is read and verified.
 
     Equal files of one name give equal pages.
+
+    Args:
+        path: the checkpoint.
+        against: its source; the page then says what equals it, compared as ``verify`` does.
 
     Raises:
         InputError: it cannot be read, or its structure is broken.
     """
-    return render(gather(path))
+    return render(gather(path, against))

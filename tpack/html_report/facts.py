@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.container import Checkpoint
+from tpack.container.document import UNKNOWN
 from tpack.grouping import Place
 from tpack.inspection import InspectionReport, KeptInfo, TernaryInfo, inspect
 from tpack.quantize import widen
@@ -30,6 +32,7 @@ class Facts:
         name: of the file, without its folder.
         tensors: ternary and kept ones, layer 2 before layer 10.
         scales: of the ternary ones; None where no scale is finite.
+        against: the source that the checkpoint was compared with, if it was.
     """
 
     name: str
@@ -37,10 +40,11 @@ class Facts:
     verification: VerificationReport
     tensors: tuple[TernaryInfo | KeptInfo, ...]
     scales: Mapping[str, Spread | None]
+    against: str | None
 
 
-def gather(path: str | os.PathLike[str]) -> Facts:
-    """Inspect and verify a checkpoint.
+def gather(path: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> Facts:
+    """Inspect and verify a checkpoint, and compare it with its source if that is given.
 
     Raises:
         InputError: it cannot be read, or its structure is broken.
@@ -50,8 +54,13 @@ def gather(path: str | os.PathLike[str]) -> Facts:
         scales = {t.name: _spread(widen(*file.scale(t.name)[:2])) for t in report.tensors}
     rows: list[TernaryInfo | KeptInfo] = [*report.tensors, *report.kept]
     rows.sort(key=lambda tensor: Place.of(tensor.name).sort_key)
-    name = os.fsencode(Path(os.path.abspath(path)).name).decode(errors="replace")  # noqa: PTH100
-    return Facts(name, report, verify(path), tuple(rows), scales)
+    source = None if against is None else file_name(against)
+    return Facts(file_name(path), report, verify(path, against), tuple(rows), scales, source)
+
+
+def file_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of a file or folder as text, without where it lies."""
+    return os.fsencode(Path(os.path.abspath(path)).name).decode(errors="replace")  # noqa: PTH100
 
 
 def _spread(scale: npt.NDArray[Any]) -> Spread | None:
@@ -71,28 +80,43 @@ def chart_data(facts: Facts) -> dict[str, Any]:
     """What the script draws: one list for each property of the tensors, in their order.
 
     ``roles`` are the rows of the heat maps, ``role`` and ``depth`` the cell of each tensor;
-    bytes are packed, scales or kept.
+    ``kinds`` are what the filter of the table looks for; bytes are packed, scales or kept.
     """
-    places = [Place.of(tensor.name) for tensor in facts.tensors]
-    roles = list(dict.fromkeys(place.role for place in places))
-    number = {role: i for i, role in enumerate(roles)}
-    stack, labels = role_labels(roles)
     ternary = [t if isinstance(t, TernaryInfo) else None for t in facts.tensors]
-    return {
-        "stack": printable(stack),
-        "roles": [printable(text) for text in labels],
-        "names": [printable(t.name) for t in facts.tensors],
-        "role": [number[place.role] for place in places],
-        "depth": [place.depth for place in places],
+    return places([t.name for t in facts.tensors]) | {
+        "file": facts.inspection.file_bytes,
+        "kinds": [_kinds(t) for t in facts.tensors],
+        "elements": [math.prod(t.shape) for t in facts.tensors],
         "size": [sum(t.counts) if t else 0 for t in ternary],
         "zeros": [t and t.zeros for t in ternary],
         "error": [t and t.relative_error for t in ternary],
-        "exact": [bool(t and t.method == "exact") for t in ternary],
         "bpw": [t and t.bpw for t in ternary],
         "packed": [t.packed_bytes if t else 0 for t in ternary],
         "scales": [t.scale_bytes if t else 0 for t in ternary],
         "bytes": [t.nbytes for t in facts.tensors],
         "spread": [facts.scales.get(t.name) for t in facts.tensors],
+    }
+
+
+def _kinds(tensor: TernaryInfo | KeptInfo) -> str:
+    if isinstance(tensor, KeptInfo):
+        return "kept"
+    said = tensor.method if tensor.method in ("exact", UNKNOWN) else "quantized"
+    return f"ternary {said}"
+
+
+def places(names: Sequence[str]) -> dict[str, Any]:
+    """Return the names of tensors and where each stands: its role and its layer."""
+    found = [Place.of(name) for name in names]
+    roles = list(dict.fromkeys(place.role for place in found))
+    number = {role: i for i, role in enumerate(roles)}
+    stack, labels = role_labels(roles)
+    return {
+        "stack": printable(stack),
+        "roles": [printable(text) for text in labels],
+        "names": [printable(name) for name in names],
+        "role": [number[place.role] for place in found],
+        "depth": [place.depth for place in found],
     }
 
 

@@ -1,219 +1,203 @@
-"""The parts of the page, in the order in which they are read."""
+"""The parts of the page of a checkpoint, in the order in which they are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from tpack.container.document import UNKNOWN
-from tpack.container.version import Version
+from tpack.dtypes import BY_NAME
 from tpack.html_report.facts import Facts, chart_data
-from tpack.html_report.markup import asset, document, json_block, text
+from tpack.html_report.markup import document, json_block, text
+from tpack.html_report.parts import (
+    Column,
+    bar,
+    by_layer,
+    figure,
+    foot,
+    head,
+    names,
+    overlays,
+    pair,
+    table,
+    totals,
+    verdict,
+)
 from tpack.html_report.program import program_section
 from tpack.inspection import KeptInfo, TernaryInfo
 from tpack.text import plural, shape, size
+from tpack.verification.report import SOURCE
 
 #: Problems of verification that the page lists.
 MAX_PROBLEMS = 20
-#: Columns of the table: title, property to sort by, whether it holds numbers.
 _COLUMNS = (
-    ("Tensor", "order", False),
-    ("Shape", "elements", False),
-    ("Stored as", "stored", False),
-    ("Scale", "scale", False),
-    ("Method", "method", False),
-    ("Zeros", "zeros", True),
-    ("Error", "error", True),
-    ("Bits/w", "bpw", True),
-    ("Size", "bytes", True),
+    Column("Tensor", "order"),
+    Column("Shape", "elements", number=True),
+    Column("Stored as", "stored"),
+    Column("Scale", "scale"),
+    Column("Method", "method"),
+    Column("Zeros", "zeros", number=True),
+    Column("Error", "error", number=True),
+    Column("Bits/w", "bpw", number=True),
+    Column("Size", "bytes", number=True),
 )
+_KINDS = {
+    "ternary": "Ternary", "exact": "Exact", "quantized": "Quantized", UNKNOWN: "No source known",
+    "kept": "Kept",
+}  # fmt: skip
 
 
 def render(facts: Facts) -> str:
     """Return the page of a checkpoint."""
     data = chart_data(facts)
+    there = {word for words in data["kinds"] for word in words.split()}
+    report = facts.inspection
     parts = [
         "<main>",
-        _header(facts),
+        head("Ternary checkpoint", text(facts.name), _proof(facts) + _health(facts)),
         _totals(facts),
         _charts(facts, data["stack"]),
-        _table(facts),
+        table(
+            "Tensors",
+            _COLUMNS,
+            map(_row, facts.tensors),
+            {kind: label for kind, label in _KINDS.items() if kind in there},
+        ),
+        names(
+            "Shared",
+            (
+                f"<code>{text(alias)}</code> is <code>{text(name)}</code>"
+                for alias, name in report.aliases.items()
+            ),
+        ),
         '<section><h2>LayerDefs</h2><p class="lead">The model as the file describes it, and the '
-        f"PyTorch source generated from that.</p>{program_section(facts.inspection.program)}"
-        "</section>",
+        f"PyTorch source generated from that.</p>{program_section(report.program)}</section>",
         "</main>",
-        _footer(facts.inspection.version),
-        '<div id="tip" role="presentation" hidden></div>',
-        '<div id="dock" hidden><b></b><a href="#tensors-title">Show in the table</a>'
-        '<button type="button">Clear</button></div>',
-        '<p id="said" class="unseen" aria-live="polite"></p>',
+        foot(report.version),
+        overlays(),
         json_block("data", data),
     ]
     return document(f"{facts.name} · tpack", "\n".join(parts))
 
 
-def _header(facts: Facts) -> str:
-    found = facts.verification
-    if found.ok:
-        badge = (
-            f'<p class="badge good"><span aria-hidden="true">✓</span> Verified: '
-            f"{plural(len(found.tensors), 'tensor')}, every code, digest and byte of padding</p>"
+def _proof(facts: Facts) -> str:
+    """Say how many weights are exact and what proves it; green only if all are."""
+    tensors, found = facts.inspection.tensors, facts.verification
+    if not tensors or not found.ok:
+        return ""
+    if facts.against is None:
+        equal = {t.name for t in tensors if t.method == "exact"}
+        told = (
+            "Recorded by the conversion that wrote the file, not compared again for this page. To "
+            "prove it: <code>tpack inspect FILE --html PAGE --against SOURCE</code>."
         )
     else:
-        count = len(found.problems)
-        rows = "".join(f"<li>{text(problem)}</li>" for problem in found.problems[:MAX_PROBLEMS])
-        more = f"<li>and {count - MAX_PROBLEMS} more</li>" if count > MAX_PROBLEMS else ""
-        badge = (
-            f'<p class="badge bad"><span aria-hidden="true">✕</span> Verification failed: '
-            f'{plural(count, "problem")}</p><ul class="problems">{rows}{more}</ul>'
+        equal = {row.name for row in found.tensors if row.equals == SOURCE}
+        kept = [t.name in equal for t in facts.inspection.kept]
+        told = f"Compared with <code>{text(facts.against)}</code> for this page, value by value" + (
+            f". Of the kept tensors, {sum(kept)} of {len(kept)} equal it." if kept else "."
         )
-    return (
-        f'<header><p class="kicker">Ternary checkpoint</p><h1>{text(facts.name)}</h1>'
-        f"{badge}</header>"
-    )
+    others = [t for t in tensors if t.name not in equal]
+    words = f"{len(tensors) - len(others)} of {plural(len(tensors), 'weight')} exact"
+    if not others:
+        return verdict("good", "✓", f"{words}: equal to the source", told)
+    unknown = sum(t.method == UNKNOWN for t in others)
+    if rounded := [t.relative_error for t in others if t.relative_error is not None]:
+        low, high = f"{min(rounded):.3g}", f"{max(rounded):.3g}"
+        errors = low if low == high else f"{low} to {high}"
+        words += f", {len(rounded)} quantized with a relative error of {errors}"
+    if unknown:
+        words += f", {unknown} saved from a module"
+    if unknown == len(tensors):
+        told = "For example after training: no source is known that they could equal."
+    return verdict("plain", "≠", words, told)
+
+
+def _health(facts: Facts) -> str:
+    """Say whether the bytes are those that were written, which proves nothing of the source."""
+    found = facts.verification
+    if found.ok:
+        count = plural(len(found.tensors), "tensor")
+        return verdict(
+            "plain", "✓", f"File intact: {count}, every code, digest and byte of padding"
+        )
+    problems = len(found.problems)
+    listed = "".join(f"<li>{text(problem)}</li>" for problem in found.problems[:MAX_PROBLEMS])
+    more = f"<li>and {problems - MAX_PROBLEMS} more</li>" if problems > MAX_PROBLEMS else ""
+    words = f"Verification failed: {plural(problems, 'problem')}"
+    return f'{verdict("bad", "✕", words)}<ul class="problems">{listed}{more}</ul>'
 
 
 def _totals(facts: Facts) -> str:
+    """Lead with what is on disk; compare weights with weights."""
     report = facts.inspection
-    dtypes = sorted({t.source_dtype for t in report.tensors})
-    ratio = report.source_bytes / max(report.stored_bytes, 1)
-    bits = sum(t.nbytes for t in report.tensors) * 8
-    weights = sum(sum(t.counts) for t in report.tensors)
-    before = f"than in {' and '.join(dtypes)}" if dtypes else "than its source"
-    numbers = [
-        (f"{bits / weights:.2f}" if weights else "–", "bits per weight, scales included"),
-        (f"{ratio:.1f}×" if weights else "–", f"smaller {before}"),
-        (size(report.file_bytes), f"on disk, {report.bpw_total:.2f} bits per element in all"),
-        (f"{len(report.tensors)}", f"ternary, {plural(len(report.kept), 'tensor')} kept"),
+    packed, scales = (
+        sum(getattr(t, part) for t in report.tensors) for part in ("packed_bytes", "scale_bytes")
+    )
+    kept = sum(t.nbytes for t in report.kept)
+    rest = report.file_bytes - packed - scales - kept
+    parts = (
+        ("packed", "Packed trits", packed),
+        ("scales", "Scales", scales),
+        ("kept", "Kept tensors", kept),
+        ("rest", "Header and description", rest),
+    )
+    disk = bar("What is on disk", [(*part, f"{size(part[2])}, ") for part in parts if part[2]])
+    cards = [(size(report.file_bytes), "on disk")]
+    if not report.tensors:
+        return totals(cards, f'{disk}<p class="empty">No tensor of this checkpoint is ternary.</p>')
+    counts = [sum(t.counts[i] for t in report.tensors) for i in range(3)]
+    weights, now = sum(counts), packed + scales
+    before = sum(sum(t.counts) * BY_NAME[t.source_dtype].size for t in report.tensors)
+    dtypes = " and ".join(sorted({t.source_dtype for t in report.tensors}))
+    cards += [
+        (f"{before / now:.1f}×", f"smaller weights: {size(before)} in {dtypes}, {size(now)} now"),
+        (f"{8 * now / weights:.2f}", f"bits per weight, {8 * scales / weights:.2f} of it scales"),
+        (
+            f"{kept / report.file_bytes:.0%}",
+            f"of the file kept: {plural(len(report.kept), 'tensor')}",
+        ),
     ]
-    cards = "".join(
-        f"<div><dt>{text(label)}</dt><dd>{text(value)}</dd></div>" for value, label in numbers
-    )
-    return f'<section aria-label="Totals"><dl class="totals">{cards}</dl>{_trits(facts)}</section>'
-
-
-def _trits(facts: Facts) -> str:
-    """Draw the shares of -1, 0 and +1 as one bar, in a viewBox that is 1000 wide."""
-    totals = [sum(t.counts[i] for t in facts.inspection.tensors) for i in range(3)]
-    if not (count := sum(totals)):
-        return '<p class="empty">No tensor of this checkpoint is ternary.</p>'
-    bars, labels, left = [], [], 0.0
-    for total, name, kind in zip(totals, ("−1", "0", "+1"), ("minus", "zero", "plus"), strict=True):
-        width = 1000 * total / count
-        bars.append(f'<rect class="{kind}" x="{left:.3f}" width="{width:.3f}" height="10"/>')
-        labels.append(f'<li class="{kind}"><b>{name}</b> {total / count:.1%}</li>')
-        left += width
-    return (
-        '<div class="trits"><svg viewBox="0 0 1000 10" preserveAspectRatio="none" role="img" '
-        f'aria-label="Shares of −1, 0 and +1">{"".join(bars)}</svg><ul>{"".join(labels)}</ul></div>'
-    )
+    kinds = (("minus", "−1"), ("zero", "0"), ("plus", "+1"))
+    trits = bar("Trits", [(*kind, n, "") for kind, n in zip(kinds, counts, strict=True)])
+    return totals(cards, disk + trits)
 
 
 def _charts(facts: Facts, stack: str) -> str:
-    """Places for the charts that have something to show."""
+    """Return places for the charts that have something to show."""
     tensors = facts.inspection.tensors
-    lossy = any(t.relative_error for t in tensors)
-    worst = _figure("worst", "Largest errors", f"The worst of {plural(len(tensors), 'weight')}.")
-    size_map = _figure("bytes", "Where the bytes are", "Area is stored size.")
-    sizes = f'<div class="pair">{size_map}{worst}</div>' if lossy else size_map
+    sizes = figure("bytes", "Where the bytes are", "Area is stored size.")
     if not tensors:
         return sizes
-    zeros = _figure(
-        "zeros",
-        "Share of zeros",
-        f"{_by(stack)}. Choose a cell to find its tensors below.",
+    zeros = figure(
+        "zeros", "Share of zeros", f"{by_layer(stack)} Choose a cell to find its tensors below."
     )
-    error = _figure(
-        "error",
-        "Relative error",
-        f"‖w − s·q‖ ∕ ‖w‖. {_sources(tensors)}",
-    )
-    scales = _figure(
+    error = worst = ""
+    if any(t.relative_error for t in tensors):
+        error = figure(
+            "error", "Relative error", f"‖w − s·q‖ ∕ ‖w‖ of the weights. {_sources(tensors)}"
+        )
+        worst = figure("worst", "Largest errors", f"The worst of {plural(len(tensors), 'weight')}.")
+    scales = figure(
         "scales",
         "Scales",
-        "Their magnitude: median, middle half and full range, on a logarithmic axis.",
+        "The number that multiplies the trits, on a logarithmic axis. A dot is the only scale of a "
+        "weight; of many, the line is the median, the bands are the middle half and all.",
     )
-    return f'<div class="pair">{zeros}{error}</div>{scales}{sizes}'
+    return f"{pair(zeros, error)}{scales}{pair(sizes, worst)}"
 
 
 def _sources(tensors: Sequence[TernaryInfo]) -> str:
-    """Say how many weights equal their source, and for how many no source is known."""
-    exact = sum(t.method == "exact" for t in tensors)
     unknown = sum(t.method == UNKNOWN for t in tensors)
-    told = f"{exact} of {plural(len(tensors), 'weight')} exact."
-    if not unknown:
-        return told
-    return f"{told} {unknown} saved from a module: no source is known, and so no error."
+    return "Empty where no source is known." if unknown else ""
 
 
-def _by(stack: str) -> str:
-    """Say what the axes are, and what the labels leave out."""
-    return f"By layer of <code>{text(stack)}</code>" if stack else "By layer and projection"
-
-
-def _figure(name: str, title: str, lead: str) -> str:
-    return (
-        f'<section aria-labelledby="{name}-title"><h2 id="{name}-title">{title}</h2>'
-        f'<p class="lead">{lead}</p><div id="{name}" class="chart"></div></section>'
-    )
-
-
-def _table(facts: Facts) -> str:
-    heads = "".join(
-        f'<th scope="col"{" class=n" if number else ""}'
-        f"{' aria-sort=ascending' if key == 'order' else ''}>"
-        f'<button type="button" data-key="{key}">{title}</button></th>'
-        for title, key, number in _COLUMNS
-    )
-    rows = "\n".join(_row(tensor) for tensor in facts.tensors)
-    aliases = "".join(
-        f"<li><code>{text(a)}</code> is <code>{text(b)}</code></li>"
-        for a, b in facts.inspection.aliases.items()
-    )
-    shared = f'<p class="lead">Shared</p><ul class="aliases">{aliases}</ul>' if aliases else ""
-    return f"""<section aria-labelledby="tensors-title"><h2 id="tensors-title">Tensors</h2>
-<form class="filter" id="filter" role="search">
-<input type="search" name="words" placeholder="Filter, e.g. layers.*.mlp" \
-aria-label="Filter tensors by name" autocomplete="off" spellcheck="false">
-<select name="kind" aria-label="Kind of tensors"><option value="">All</option>\
-<option value="ternary">Ternary</option><option value="quantized">Quantized</option>\
-<option value="kept">Kept</option></select>
-<button type="button" id="chosen" hidden></button>
-<output id="count" for="filter">{plural(len(facts.tensors), "tensor")}</output>
-</form>
-<div class="scroll" tabindex="0" role="region" aria-labelledby="tensors-title">
-<table id="tensors"><thead><tr>{heads}</tr></thead><tbody>
-{rows}
-</tbody></table></div>{shared}</section>"""
-
-
-def _row(tensor: TernaryInfo | KeptInfo) -> str:
-    name, sizes, stored = text(tensor.name), shape(tensor.shape), size(tensor.nbytes)
+def _row(tensor: TernaryInfo | KeptInfo) -> tuple[str, ...]:
+    name, sizes, stored = tensor.name, shape(tensor.shape), size(tensor.nbytes)
     if isinstance(tensor, KeptInfo):
-        cells = (sizes, tensor.dtype, "", "kept", "", "", "", stored)
-    else:
-        error = "unknown" if tensor.relative_error is None else f"{tensor.relative_error:.3f}"
-        error = "0" if tensor.method == "exact" else error
-        cells = (
-            sizes, tensor.layout, tensor.scale, tensor.method,
-            f"{tensor.zeros:.1%}", error, f"{tensor.bpw:.2f}", stored,
-        )  # fmt: skip
-    numbers = [number for _, _, number in _COLUMNS[1:]]
-    data = "".join(
-        f"<td{' class=n' if number else ''}>{text(cell)}</td>"
-        for cell, number in zip(cells, numbers, strict=True)
-    )
-    return f'<tr><th scope="row">{name}</th>{data}</tr>'
-
-
-def _footer(version: Version) -> str:
+        return (name, sizes, tensor.dtype, "", "kept", "", "", "", stored)
+    error = "unknown" if tensor.relative_error is None else f"{tensor.relative_error:.3f}"
+    error = "0" if tensor.method == "exact" else error
     return (
-        f"<footer><p>Made by tpack, format version {version}. This page is one file, makes no "
-        "request, and runs no code from the checkpoint.</p>"
-        "<details><summary>Charts are drawn with D3 (ISC licence)</summary>"
-        f"<pre>{text_lines(asset('d3/LICENSE'))}</pre></details></footer>"
-    )
-
-
-def text_lines(lines: str) -> str:
-    """Escaped text that keeps its lines."""
-    return "\n".join(text(line) for line in lines.splitlines())
+        name, sizes, tensor.layout, tensor.scale, tensor.method,
+        f"{tensor.zeros:.1%}", error, f"{tensor.bpw:.2f}", stored,
+    )  # fmt: skip

@@ -3,7 +3,7 @@
 const KINDS = [
   ["packed", "Packed trits", (i) => data.packed[i]],
   ["scales", "Scales", (i) => data.scales[i]],
-  ["kept", "Kept", (i) => (data.zeros[i] === null ? data.bytes[i] : 0)],
+  ["kept", "Kept", (i) => (data.size[i] ? 0 : data.bytes[i])],
 ];
 
 function drawBytes() {
@@ -21,7 +21,7 @@ function drawBytes() {
     .sort((a, b) => b.value - a.value || (a.data.role ?? 0) - (b.data.role ?? 0));
   d3.treemap().size([width, height]).paddingInner(2).round(true)(root);
   svg.attr("class", "bytes").attr("role", "img");
-  const share = (node) => percent(node.value / root.value);
+  const share = (node) => percent(node.value / data.file);
   svg.attr("aria-label", root.children.map((n) => `${n.data.title} ${share(n)}`).join(", "));
   const leaf = svg.selectAll("g").data(root.leaves()).join("g")
     .attr("class", (n) => `leaf ${n.data.kind}`).attr("transform", (n) => `translate(${n.x0},${n.y0})`);
@@ -29,7 +29,7 @@ function drawBytes() {
     .attr("width", (n) => n.x1 - n.x0).attr("height", (n) => n.y1 - n.y0);
   const roomy = leaf.filter((n) => n.x1 - n.x0 > 52 && n.y1 - n.y0 > 24);
   roomy.append("text").attr("x", 8).attr("y", 17)
-    .text((n) => fit(data.roles[n.data.role], n.x1 - n.x0 - 14, 6.7));
+    .text((n) => fit(data.roles[n.data.role], n.x1 - n.x0 - 14));
   roomy.filter((n) => n.y1 - n.y0 > 42).append("text").attr("class", "amount")
     .attr("x", 8).attr("y", 33).text((n) => size(n.value));
   leaf
@@ -48,9 +48,8 @@ function drawBytes() {
     })
     .on("click", (event, n) => choose(n.data.ids, data.roles[n.data.role], { add: event.shiftKey }));
   const key = d3.select(holder).append("ul").attr("class", "key");
-  const rows = key.selectAll("li").data(root.children).join("li").attr("class", (n) => n.data.kind);
-  rows.append("b").text((n) => n.data.title);
-  rows.append("span").text((n) => ` ${size(n.value)}, ${share(n)}`);
+  key.selectAll("li").data(root.children).join("li").attr("class", (n) => n.data.kind)
+    .text((n) => n.data.title);
   return {
     holder,
     mark: () => {},

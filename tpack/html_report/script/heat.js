@@ -1,30 +1,61 @@
 // Heat maps: layers from left to right, projections from top to bottom.
 
-const ROW = 24;
+const ROW = 26;
+const ENDS = 92; // room for the least and the greatest of a row
 
-/** Draw one; from ``turn`` on a cell is so full of its hue that its text must be light. */
-function heat(id, { title, value, domain, format, hue, turn }) {
-  const top = 4;
-  const foot = 46;
-  const height = top + roles.length * ROW + foot;
+const errorText = (v) => (v === null ? "unknown" : v === 0 ? "0" : v < 0.001 ? short(v) : v.toFixed(3));
+const shareText = (v) => (v === null ? "" : v > 0 && v < 0.001 ? `${short(v * 100)}%` : percent(v));
+
+/** What can be mapped: the values of the tensors, their unit, and the ends of the colours. */
+const MAPS = {
+  zeros: {
+    title: "Share of zeros", values: data.zeros, format: percent, hue: "blue",
+    // nearly equal shares have nearly one colour: its ends are at least 20 points apart
+    ends: ([low, high]) => {
+      const spare = Math.max(0, 0.2 - (high - low)) / 2;
+      const start = Math.max(0, Math.min(0.8, Math.floor((low - spare) * 20 + 1e-6) / 20));
+      return [start, Math.min(1, Math.max(start + 0.2, Math.ceil((high + spare) * 20 - 1e-6) / 20))];
+    },
+    unit: "of the trits; the colours span 20 points or more",
+  },
+  error: {
+    title: "Relative error", values: data.error, format: errorText, hue: "orange",
+    ends: ([, high]) => [0, Math.max(0.1, Math.ceil(high * 10 - 1e-6) / 10)],
+    unit: "of the norm of the weight; 0 is no colour",
+  },
+  changed: {
+    title: "Changed trits", values: data.changed, format: shareText, hue: "orange", log: true,
+    ends: () => [1e-5, 1],
+    unit: "of the trits, on a logarithmic scale; none is no colour",
+  },
+  drift: {
+    title: "Largest change of a scale", values: data.drift, format: shareText, hue: "blue", log: true,
+    ends: () => [1e-5, 1],
+    unit: "of the scale before, on a logarithmic scale; none is no colour",
+  },
+};
+
+function heat(id) {
+  const { title, values, format, hue, ends, unit, log } = MAPS[id];
+  const value = new Map(cells.map((cell) => [cell, mean(cell.ids, values)]));
+  const domain = ends(d3.extent(value.values()));
+  const tint = (log ? d3.scaleLog : d3.scaleLinear)(domain, [0.1, 1]).clamp(true);
+  const height = roles.length * ROW + 22;
   const { svg, width, holder } = canvas(id, height);
-  const longest = d3.max(roles, (role) => data.roles[role].length) * 6.4 + 14;
+  legend(holder, domain.map(d3.format(format === errorText ? ".3~r" : ".3~p")), hue, unit);
+  const longest = d3.max(roles, (role) => measure(data.roles[role])) + 14;
   const margin = Math.min(longest, width * 0.36);
-  const step = Math.min(90, Math.max(3, (width - margin) / depths.length));
+  const numbers = (width - margin) / depths.length > 46; // a cell has room for its own
+  const right = width - (numbers ? 0 : ENDS);
+  const step = Math.min(90, Math.max(2, (right - margin) / depths.length));
   const wide = margin + step * depths.length;
-  if (wide > width + 1) {
-    svg.attr("width", wide).attr("viewBox", `0 0 ${wide} ${height}`); // its place scrolls
-  }
+  const whole = Math.max(width, wide + (numbers ? 0 : ENDS));
+  svg.attr("width", whole).attr("viewBox", `0 0 ${whole} ${height}`); // its place scrolls
   const x = d3.scaleBand(depths.map(String), [margin, wide]).paddingInner(step > 12 ? 0.1 : step > 6 ? 0.06 : 0);
-  const y = d3.scaleBand(roles, [top, top + roles.length * ROW]).paddingInner(0.1);
-  const share = d3.scaleLinear(domain, [0.14, 1]).clamp(true);
-  // an error of 0 is no small error, but none; null is an error that nobody knows
-  const paint = (v) =>
-    v === null ? "transparent" : v === 0 ? "var(--cell)" : `color-mix(in oklab, var(${hue}) ${(share(v) * 100).toFixed(1)}%, var(--cell))`;
+  const y = d3.scaleBand(roles, [0, roles.length * ROW]).paddingInner(0.1);
 
-  svg.attr("class", "heat").attr("tabindex", 0).attr("role", "application");
+  svg.attr("class", `heat ${hue}`).attr("tabindex", 0).attr("role", "application");
   svg.attr("aria-label", `${title} by layer and projection. Arrow keys move, Enter chooses.`);
-
   const marks = svg.append("g").selectAll("rect").data(cells).join("rect");
   marks
     .attr("x", (c) => x(String(c.depth)))
@@ -32,37 +63,47 @@ function heat(id, { title, value, domain, format, hue, turn }) {
     .attr("width", x.bandwidth())
     .attr("height", y.bandwidth())
     .attr("rx", Math.min(3, x.bandwidth() / 4))
-    .style("fill", (c) => paint(value(c)));
-  if (x.bandwidth() > 40) {
-    svg.append("g").attr("class", "values").selectAll("text").data(cells).join("text")
+    .classed("unknown", (c) => value.get(c) === null)
+    // no error is no small error, but none
+    .style("--tint", (c) => (value.get(c) ? tint(value.get(c)) : 0));
+  const writing = svg.append("g").attr("class", "values");
+  if (numbers) {
+    writing.selectAll("text").data(cells).join("text")
       .attr("x", (c) => x(String(c.depth)) + x.bandwidth() / 2)
       .attr("y", (c) => y(c.role) + y.bandwidth() / 2)
       .attr("dy", "0.35em")
-      .classed("light", (c) => value(c) > 0 && share(value(c)) > turn)
-      .text((c) => format(value(c)));
+      .text((c) => format(value.get(c)));
+  } else {
+    writing.attr("class", "ends").selectAll("text").data(roles).join("text")
+      .attr("x", wide + ENDS)
+      .attr("y", (role) => y(role) + y.bandwidth() / 2)
+      .attr("dy", "0.35em")
+      .text((role) => {
+        const [low, high] = d3.extent(cells.filter((c) => c.role === role), (c) => value.get(c));
+        if (low === undefined || low === null) return "";
+        const [one, two] = [format(low), format(high)];
+        return one === two ? one : `${one.replace("%", "")}–${two}`;
+      });
   }
 
   const rowNames = svg.append("g").attr("class", "names").selectAll("text").data(roles).join("text");
+  rowNames.each(function write(role) {
+    label(this, data.roles[role], margin - 12, y(role) + y.bandwidth() / 2, margin - 10);
+  });
   rowNames
-    .attr("x", margin - 10)
-    .attr("y", (role) => y(role) + y.bandwidth() / 2)
-    .attr("dy", "0.35em")
-    .text((role) => fit(data.roles[role], margin - 12))
     .on("click", (event, role) =>
       choose(ternary.filter((i) => data.role[i] === role), data.roles[role], { add: event.shiftKey }));
-  rowNames.append("title").text((role) => data.roles[role]);
 
   const every = Math.ceil(26 / step);
   svg.append("g").attr("class", "ticks").selectAll("text")
     .data(depths.filter((depth, i) => i % every === 0 && !(depth === null && depths.length === 1)))
     .join("text")
     .attr("x", (depth) => x(String(depth)) + x.bandwidth() / 2)
-    .attr("y", top + roles.length * ROW + 12)
+    .attr("y", roles.length * ROW + 14)
     .text((depth) => (depth === null ? "–" : depth))
     .on("click", (event, depth) =>
       choose(ternary.filter((i) => data.depth[i] === depth), depth === null ? "outside layers"
         : `layer ${depth}`, { add: event.shiftKey }));
-  legend(svg, { left: margin, top: height - 16, domain, format, paint, share });
 
   // one cell is under the keyboard's cursor
   let cursor = cells[0];
@@ -78,7 +119,7 @@ function heat(id, { title, value, domain, format, hue, turn }) {
       if (next) {
         cursor = next;
         point(cursor.ids);
-        say(`${cursor.name}: ${title.toLowerCase()} ${format(value(cursor))}`);
+        say(`${cursor.name}: ${title.toLowerCase()} ${format(value.get(cursor))}`);
         return;
       }
     }
@@ -119,47 +160,20 @@ function heat(id, { title, value, domain, format, hue, turn }) {
   };
 }
 
-function legend(svg, { left, top, domain, format, paint }) {
-  const ramp = svg.append("g").attr("class", "legend").attr("transform", `translate(${left},${top})`);
-  const width = 9;
-  const steps = d3.range(14).map((i) => domain[0] + ((domain[1] - domain[0]) * i) / 13);
-  const first = ramp.append("text").attr("y", 8).text(format(domain[0]));
-  const start = format(domain[0]).length * 7.2 + 8;
-  first.attr("x", 0);
-  ramp.selectAll("rect").data(steps).join("rect")
-    .attr("x", (_, i) => start + i * width)
-    .attr("width", width + 0.5)
-    .attr("height", 9)
-    .style("fill", paint);
-  ramp.append("text").attr("x", start + steps.length * width + 8).attr("y", 8).text(format(domain[1]));
+/** Say which colour is which number, and of what. */
+function legend(holder, [low, high], hue, unit) {
+  const row = d3.select(holder).insert("p", "svg").attr("class", `legend ${hue}`);
+  row.append("span").text(low);
+  row.append("i");
+  row.append("span").text(high);
+  row.append("span").text(unit);
 }
 
-/** Round ends around values, so that the colours differ where the values do. */
-function around(values) {
-  const [low, high] = d3.scaleLinear().domain(d3.extent(values)).nice(5).domain();
-  return low < high ? [low, high] : [low * 0.95, high * 1.05 || 0.05];
-}
-
-function drawZeros() {
-  const domain = around(cells.map((c) => c.zeros));
-  const title = "Share of zeros";
-  return heat("zeros", { title, value: (c) => c.zeros, domain, format: percent, hue: "--blue", turn: 0.68 });
-}
-
-/** What can be said where no error is above 0. */
-function lossless() {
-  const unknown = ternary.filter((i) => data.error[i] === null).length;
-  if (!unknown) return "Nothing was lost: every weight equals its source exactly.";
-  const whole = "saved from a module, for example after training. There is no source to compare with.";
-  if (unknown === ternary.length) return `The weights were ${whole}`;
-  return `${ternary.length - unknown} weights equal their source exactly. The other ${unknown} were ${whole}`;
-}
-
-function drawError() {
-  const lossy = cells.map((c) => c.error).filter((error) => error > 0);
-  if (!lossy.length) return empty("error", lossless());
-  const domain = around(lossy);
-  const title = "Relative error";
-  const format = (v) => (v === null ? "unknown" : v === 0 ? "0" : v < 0.001 ? short(v) : v.toFixed(3));
-  return heat("error", { title, value: (c) => c.error, domain, format, hue: "--orange", turn: 0.82 });
+function cellTip(event, cell) {
+  const known = Object.values(MAPS).filter(({ values }) => values);
+  showTip(event, cell.name, [
+    ...known.map(({ title, values, format }) => [title.toLowerCase(), format(mean(cell.ids, values))]),
+    ["weights", plain(d3.sum(cell.ids, (i) => data.size[i]))],
+    ...(data.bpw ? [["bits per weight", mean(cell.ids, data.bpw).toFixed(2)]] : []),
+  ]);
 }

@@ -1,8 +1,7 @@
 // Draw everything, and again when the page becomes wider or narrower.
 
 const draws = Object.entries({
-  zeros: drawZeros,
-  error: drawError,
+  ...Object.fromEntries(Object.keys(MAPS).map((id) => [id, () => heat(id)])),
   scales: drawScales,
   bytes: drawBytes,
   worst: drawWorst,

@@ -2,7 +2,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const tensors = d3.range(data.names.length);
-const ternary = tensors.filter((i) => data.zeros[i] !== null);
+const ternary = tensors.filter((i) => data.size[i] > 0);
 const percent = d3.format(".1%");
 const plain = d3.format(",");
 const units = ["B", "kB", "MB", "GB"];
@@ -45,13 +45,10 @@ const cells = [...d3.group(ternary, (i) => `${data.role[i]} ${data.depth[i]}`).v
     ids,
     role: data.role[ids[0]],
     depth: data.depth[ids[0]],
-    zeros: mean(ids, data.zeros),
-    error: mean(ids, data.error),
     name: ids.length > 1 ? `${place(data.role[ids[0]], data.depth[ids[0]])} ×${ids.length}`
       : data.names[ids[0]],
   }),
 );
-const cellOf = new Map(cells.flatMap((cell) => cell.ids.map((i) => [i, cell])));
 
 // ---- what is chosen
 
@@ -103,15 +100,6 @@ function hideTip() {
   tip.hidden = true;
 }
 
-function cellTip(event, cell) {
-  showTip(event, cell.name, [
-    ["zeros", percent(cell.zeros)],
-    ["error", cell.error === null ? "unknown" : cell.ids.every((i) => data.exact[i]) ? "0, exact" : short(cell.error)],
-    ["weights", plain(d3.sum(cell.ids, (i) => data.size[i]))],
-    ["bits per weight", mean(cell.ids, data.bpw).toFixed(2)],
-  ]);
-}
-
 /** An empty chart of the width of its place. */
 function canvas(id, height) {
   const holder = document.getElementById(id);
@@ -128,8 +116,33 @@ function empty(id, words) {
   d3.select(holder).append("p").attr("class", "empty").text(words);
 }
 
+const pen = document.createElement("canvas").getContext("2d");
+
+/** How wide a text is, in pixels. */
+function measure(text, pixels = 11.5) {
+  pen.font = `${pixels}px ${getComputedStyle(document.body).fontFamily}`;
+  return pen.measureText(text).width;
+}
+
 /** Text cut at its start, since the end of a name tells more. */
-function fit(text, width, glyph = 6.4) {
-  const most = Math.max(3, Math.floor(width / glyph));
-  return text.length <= most ? text : `…${text.slice(text.length - most + 1)}`;
+function fit(text, width, pixels = 11.5) {
+  if (measure(text, pixels) <= width) return text;
+  let from = 1;
+  while (from < text.length - 1 && measure(`…${text.slice(from)}`, pixels) > width) from += 1;
+  return `…${text.slice(from)}`;
+}
+
+/** Write a name that ends at ``right``, on one line or on two around the middle of its row. */
+function label(node, text, width, middle, right) {
+  const lines = [text];
+  if (measure(text) > width) {
+    const tail = fit(text, width, 10).replace(/^…[^._]*[._](?=.)/, "");
+    const rest = tail.startsWith("…") ? tail.slice(1) : tail;
+    lines.splice(0, 1, fit(text.slice(0, text.length - rest.length), width, 10), rest);
+  }
+  const two = lines.length > 1;
+  d3.select(node).attr("y", middle).classed("two", two).selectAll("tspan").data(lines).join("tspan")
+    .attr("x", right).attr("dy", (_, i) => (two ? (i ? "1.1em" : "-0.2em") : "0.35em"))
+    .text((line) => line);
+  if (two) d3.select(node).append("title").text(text);
 }

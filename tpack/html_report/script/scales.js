@@ -4,10 +4,12 @@ const spreads = cells
   .map((cell) => {
     const known = cell.ids.map((i) => data.spread[i]).filter((s) => s && s[4] > 0);
     if (!known.length) return null;
-    const low = d3.min(known, (s) => s[0]);
+    // the only scale of each weight; null where a weight has several
+    const alone = known.every((s) => s[0] === s[4]) ? known.map((s) => s[0]) : null;
     return {
       cell,
-      spread: [low, d3.median(known, (s) => s[1]), d3.median(known, (s) => s[2]),
+      alone,
+      spread: [d3.min(known, (s) => s[0]), d3.median(known, (s) => s[1]), d3.median(known, (s) => s[2]),
         d3.median(known, (s) => s[3]), d3.max(known, (s) => s[4])],
     };
   })
@@ -48,25 +50,30 @@ function scaleTip(event, { cell, spread }) {
 }
 
 function panel(place, width, items, domain) {
-  const height = 116;
-  const left = 46;
+  const height = 98;
+  const left = 58;
   const sorted = [...items].sort((a, b) => a.cell.depth - b.cell.depth);
   const x = d3.scaleLinear(d3.extent(sorted, (s) => s.cell.depth), [left + 4, width - 8]);
-  const y = d3.scaleLog(domain, [height - 20, 26]).clamp(true);
+  const y = d3.scaleLog(domain, [height - 20, 8]).clamp(true);
   const role = data.roles[sorted[0].cell.role];
+  d3.select(place).append("p").attr("class", "title").text(role);
   const svg = d3.select(place).append("svg").attr("width", width).attr("height", height);
   svg.attr("role", "img").attr("aria-label", `Scales of ${role} by layer`);
-  svg.append("text").attr("class", "title").attr("x", left).attr("y", 14)
-    .text(fit(role, width - left, 6.6)).append("title").text(role);
   yAxis(svg, y, domain, left, width - 8);
-  const polygon = (low, high) => [
-    ...sorted.map((s) => `${x(s.cell.depth)},${y(s.spread[high])}`),
-    ...[...sorted].reverse().map((s) => `${x(s.cell.depth)},${y(s.spread[low])}`),
-  ].join(" ");
-  svg.append("polygon").attr("class", "range").attr("points", polygon(0, 4));
-  svg.append("polygon").attr("class", "half").attr("points", polygon(1, 3));
-  svg.append("polyline").attr("class", "median")
-    .attr("points", sorted.map((s) => `${x(s.cell.depth)},${y(s.spread[2])}`).join(" "));
+  if (sorted.every((s) => s.alone)) {
+    const all = sorted.flatMap((s) => s.alone.map((scale) => [x(s.cell.depth), y(scale)]));
+    svg.append("g").attr("class", "alone").selectAll("circle").data(all).join("circle")
+      .attr("cx", (at) => at[0]).attr("cy", (at) => at[1]).attr("r", 2.25);
+  } else {
+    const polygon = (low, high) => [
+      ...sorted.map((s) => `${x(s.cell.depth)},${y(s.spread[high])}`),
+      ...[...sorted].reverse().map((s) => `${x(s.cell.depth)},${y(s.spread[low])}`),
+    ].join(" ");
+    svg.append("polygon").attr("class", "range").attr("points", polygon(0, 4));
+    svg.append("polygon").attr("class", "half").attr("points", polygon(1, 3));
+    svg.append("polyline").attr("class", "median")
+      .attr("points", sorted.map((s) => `${x(s.cell.depth)},${y(s.spread[2])}`).join(" "));
+  }
   const ends = svg.append("g").attr("class", "ticks").selectAll("text")
     .data([sorted[0], sorted[sorted.length - 1]]).join("text");
   ends.attr("x", (s) => x(s.cell.depth)).attr("y", height - 4).text((s) => s.cell.depth)
@@ -107,7 +114,7 @@ function yAxis(svg, y, domain, left, right) {
 function ranges(place, items, domain) {
   const row = 24;
   const width = Math.max(260, place.clientWidth);
-  const longest = d3.max(items, (s) => s.cell.name.length) * 6.6 + 14;
+  const longest = d3.max(items, (s) => measure(s.cell.name)) + 14;
   const left = Math.min(longest, width * 0.4);
   const height = items.length * row + 26;
   const x = d3.scaleLog(domain, [left + 4, width - 16]).clamp(true);
@@ -122,8 +129,9 @@ function ranges(place, items, domain) {
   const lines = svg.append("g").selectAll("g").data(items).join("g")
     .attr("class", "line").attr("transform", (_, i) => `translate(0,${i * row + row / 2})`);
   lines.append("rect").attr("class", "hit").attr("width", width).attr("height", row).attr("y", -row / 2);
-  lines.append("text").attr("class", "name").attr("x", left - 10).attr("dy", "0.32em")
-    .text((s) => fit(s.cell.name, left - 12));
+  lines.append("text").attr("class", "name").each(function write(s) {
+    label(this, s.cell.name, left - 12, 0, left - 10);
+  });
   const bar = (from, to, kind, high) => lines.append("rect").attr("class", kind)
     .attr("x", (s) => x(s.spread[from])).attr("y", -high / 2).attr("height", high).attr("rx", 2)
     .attr("width", (s) => Math.max(0, x(s.spread[to]) - x(s.spread[from])));

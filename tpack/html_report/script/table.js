@@ -5,35 +5,24 @@ const rows = [...body.rows];
 const filter = document.getElementById("filter");
 const chip = document.getElementById("chosen");
 const tally = document.getElementById("count");
-const cellText = (i, column) => rows[i].cells[column].textContent;
-const elements = (i) =>
-  cellText(i, 1) === "()" ? 1 : cellText(i, 1).split("×").reduce((n, size) => n * size, 1);
 
-/** What a column sorts by; null comes last both ways. */
-const keys = {
-  order: (i) => i,
-  elements,
-  stored: (i) => cellText(i, 2),
-  scale: (i) => cellText(i, 3) || null,
-  method: (i) => cellText(i, 4),
-  zeros: (i) => data.zeros[i],
-  error: (i) => data.error[i],
-  bpw: (i) => data.bpw[i],
-  bytes: (i) => data.bytes[i],
-};
-const numeric = new Set(["elements", "zeros", "error", "bpw", "bytes"]);
+/** What a column sorts by: a list of the data, or what stands in it; null comes last both ways. */
+function keys(name, column) {
+  if (name === "order") return tensors;
+  return data[name] ?? rows.map((row) => row.cells[column].textContent || null);
+}
 
 function sortTable(button) {
   const head = button.closest("th");
   const name = button.dataset.key;
   const now = head.getAttribute("aria-sort");
-  const first = numeric.has(name) ? "descending" : "ascending"; // the largest are looked for
+  const values = keys(name, head.cellIndex);
+  const first = head.classList.contains("n") ? "descending" : "ascending"; // the largest are looked for
   const other = { ascending: "descending", descending: "ascending" };
   const way = now ? other[now] : first;
   for (const th of head.parentNode.cells) th.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", way);
   const sign = way === "ascending" ? 1 : -1;
-  const values = tensors.map(keys[name]);
   const order = [...tensors].sort((a, b) => {
     if (values[a] === null || values[b] === null) {
       return (values[a] === null) - (values[b] === null) || a - b;
@@ -63,15 +52,9 @@ function matcher(words) {
 function filterTable() {
   const fits = matcher(filter.elements.words.value);
   const kind = filter.elements.kind.value;
-  const kinds = {
-    "": () => true,
-    ternary: (i) => data.zeros[i] !== null,
-    quantized: (i) => data.error[i] !== null && !data.exact[i],
-    kept: (i) => data.zeros[i] === null,
-  };
   let shown = 0;
   for (const i of tensors) {
-    const show = (!chosen.size || chosen.has(i)) && kinds[kind](i) && fits(data.names[i].toLowerCase());
+    const show = (!chosen.size || chosen.has(i)) && (!kind || data.kinds[i].split(" ").includes(kind)) && fits(data.names[i].toLowerCase());
     rows[i].hidden = !show;
     shown += show;
   }
@@ -84,10 +67,7 @@ function startTable() {
   for (const button of document.querySelectorAll("#tensors thead button")) {
     button.addEventListener("click", () => sortTable(button));
   }
-  for (const i of ternary) {
-    const cell = rows[i].cells[5];
-    cell.classList.add("share");
-    cell.style.setProperty("--share", data.zeros[i]);
+  for (const i of tensors) {
     rows[i].addEventListener("pointerenter", () => point([i]));
     rows[i].addEventListener("pointerleave", () => point([]));
   }

@@ -8,8 +8,8 @@ function drawWorst() {
   const most = data.error[ten[0]];
   const list = d3.select(holder).append("ol").attr("class", "worst");
   const rows = list.selectAll("li").data(ten).join("li").append("button").attr("type", "button");
-  rows.append("span").attr("class", "name").text((i) => data.names[i]).attr("title", (i) => data.names[i]);
-  rows.append("span").attr("class", "amount").text((i) => (data.error[i] < 0.001 ? short(data.error[i]) : data.error[i].toFixed(3)));
+  rows.append("span").attr("class", "name").text((i) => data.names[i]);
+  rows.append("span").attr("class", "amount").text((i) => errorText(data.error[i]));
   rows.append("span").attr("class", "bar").style("--share", (i) => data.error[i] / most);
   rows
     .on("click", (event, i) => choose([i], data.names[i], { add: event.shiftKey }))
