@@ -254,13 +254,13 @@ def test_a_pickle_that_asks_for_code_is_refused(tmp_path, how):
     with pytest.raises(InputError) as caught:
         open_source(path)
     assert not canary.exists()
-    assert "code" in str(caught.value)
+    assert ("checkpoint of torch" if how == "plain" else "asks for code") in str(caught.value)
     assert caught.value.file == str(path)
 
 
 def test_a_saved_module_is_refused_with_a_hint(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "m.pt")
-    with pytest.raises(InputError, match="state_dict"):
+    with pytest.raises(InputError, match=r"It needs torch.nn.modules.linear.Linear. .*state_dict"):
         open_source(tmp_path / "m.pt")
 
 
@@ -288,6 +288,25 @@ def test_garbage(tmp_path, blob, suffix):
     with pytest.raises(InputError) as caught:
         open_source(path)
     assert caught.value.file == str(path)
+
+
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 1178623988\n"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".gguf", ".pt", ".pt2"])
+def test_a_pointer_of_git_lfs_is_called_so(tmp_path, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_text(POINTER)
+    for read in (open_source, tpack.inspect, tpack.verify):
+        with pytest.raises(InputError, match="is a pointer of Git LFS"):
+            read(path)
+
+
+def test_a_text_is_not_said_to_ask_for_code(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_text("version: 1\n")
+    with pytest.raises(InputError, match="is not a checkpoint of torch"):
+        open_source(path)
 
 
 def test_a_zip_that_is_no_checkpoint(tmp_path):

@@ -10,6 +10,9 @@ from io import FileIO
 
 from tpack.errors import FormatError, InputError
 
+#: How the text begins that a clone without Git LFS has in the place of a large file.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+
 
 @contextmanager
 def input_errors() -> Iterator[None]:
@@ -24,13 +27,19 @@ def open_input(path: str | os.PathLike[str]) -> FileIO:
     """Open a regular file to read from, without a buffer.
 
     Raises:
-        InputError: it is missing, not allowed, or no regular file.
+        InputError: it is missing, not allowed, no regular file, or a stand-in for one.
     """
     with input_errors():
         file = FileIO(os.fspath(path), opener=_at_once)
-        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        if regular and os.pread(file.fileno(), len(_POINTER), 0) != _POINTER:
             return file
     file.close()
+    if regular:
+        raise InputError(
+            "is a pointer of Git LFS, not the file itself. Run git lfs pull where it was cloned, "
+            "or download the file."
+        )
     raise InputError("is not a regular file. Save the input to a file first.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -49,13 +50,12 @@ def pickle_source(path: Path, naming: Naming = clean_names) -> Source:
         except InputError:
             raise
         except Exception as error:  # damaged, it fails wherever torch first stumbles
-            text = str(error)
-            if isinstance(error, pickle.UnpicklingError) and (
-                "Unsupported" in text or "global" in text.lower()
-            ):
+            wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+            if isinstance(error, pickle.UnpicklingError) and wanted:
                 raise InputError(
-                    "asks for code to run when it is loaded, expected tensors only. Save the "
-                    "state dict instead: torch.save(model.state_dict(), path)."
+                    "asks for code to run when it is loaded, expected tensors only. It needs "
+                    f"{wanted[1]}. Save the state dict instead: torch.save(model.state_dict(), "
+                    "path)."
                 ) from error
             if archive is not None:
                 _check_sizes(path, archive)
