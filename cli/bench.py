@@ -29,8 +29,8 @@ def bench(threads: int | None, repeats: int, as_json: bool) -> None:
 
     if kernels.variant() == "numpy":
         raise UnsupportedError(
-            "only the numpy kernels are in use: the extension was not built, or TPACK_KERNEL asks "
-            "for them. To time kernels, build it or unset TPACK_KERNEL."
+            kernels.selection.missing
+            or "TPACK_KERNEL=numpy turns the compiled kernels off. Unset it to time them."
         )
     rows = run(threads, repeats)
     if as_json:

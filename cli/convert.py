@@ -28,6 +28,9 @@ from tpack.cli.output import (
 if TYPE_CHECKING:
     from tpack.report import ConversionReport, TensorReport
 
+#: Bytes of a source from which on one waits where there are no compiled kernels.
+_LARGE = 100_000_000
+
 
 def _fields() -> tuple[Field[Any], ...]:
     from tpack.options import Options
@@ -64,6 +67,7 @@ def convert(
       tpack convert model.pt --exact
     """
     from tpack.conversion import convert as run
+    from tpack.kernels.selection import missing
 
     with progress(quiet=quiet or as_json) as advance:
         report = run(source, output, layerdef=layerdef, progress=advance, **chosen)
@@ -81,7 +85,8 @@ def convert(
             click.echo(printable(f"note: {note}"), err=True)
         return
     click.echo(_table(report, verbose=verbose), err=report.output is not None)
-    for note in report.notes:
+    slow = [missing] if missing and report.input_bytes >= _LARGE else []
+    for note in (*report.notes, *slow):
         click.echo(printable(f"note: {note}"), err=True)
     summary = _summary(report)
     if chosen["dry_run"]:

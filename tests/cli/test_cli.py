@@ -472,3 +472,11 @@ def test_no_progress_without_a_terminal(source):
     assert done.returncode == 0
     assert "\x1b" not in done.stdout + done.stderr
     assert done.stdout == f"{source.with_name('m.tpack.safetensors')}\n"
+
+
+def test_a_long_conversion_without_compiled_kernels_says_why(run, source, monkeypatch):
+    monkeypatch.setattr("tpack.kernels.selection.missing", "tpack has no compiled kernels: …")
+    assert "no compiled kernels" not in run("convert", source)[2]
+    monkeypatch.setattr("tpack.cli.convert._LARGE", 1)
+    assert "\nnote: tpack has no compiled kernels: …\n" in run("convert", source, "--force")[2]
+    assert "no compiled kernels" not in run("convert", source, "--force", "-q")[2]

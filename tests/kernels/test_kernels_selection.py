@@ -83,16 +83,45 @@ def test_forced_restores_the_variant_before() -> None:
     assert kernels.variant() == before
 
 
+#: What a Python without the extension runs first.
+WITHOUT = "import sys; sys.modules['tpack.kernels._native'] = None\n"
+
+
 def test_without_the_extension_numpy_serves() -> None:
     code = (
-        "import sys; sys.modules['tpack.kernels._native'] = None\n"
-        "import numpy as np; from tpack import kernels\n"
+        f"{WITHOUT}import numpy as np; from tpack import kernels\n"
         "print(kernels.available(), kernels.pack(np.array([[1, 0, -1]], np.int8)).tolist())\n"
         "kernels.select('scalar')"
     )
     done = run_python(code, TPACK_KERNEL="")
     assert done.stdout.strip() == "['numpy'] [[70]]"
-    assert "ImportError: kernel variant: 'scalar' needs the extension" in done.stderr
+    assert "ImportError: kernel variant: 'scalar' does not run. tpack has no comp" in done.stderr
+    assert "they could not be built when it was installed." in done.stderr
+
+
+def test_an_extension_that_does_not_load_says_why(tmp_path: Path) -> None:
+    (tmp_path / "_native.abi3.so").write_bytes(b"no library")
+    code = (
+        "import importlib, sys; from tpack import kernels\n"
+        f"kernels.__path__.insert(0, {str(tmp_path)!r})\n"
+        "sys.modules.pop('tpack.kernels._native', None)\n"
+        "print(importlib.reload(kernels.selection).missing)"
+    )
+    done = run_python(code)
+    assert "they cannot be loaded (" in done.stdout, done.stderr
+
+
+def test_a_layer_without_the_extension_says_so_once() -> None:
+    pytest.importorskip("torch")
+    code = (
+        f"{WITHOUT}import torch, tpack.nn; layer = tpack.nn.TernaryLinear(8, 4)\n"
+        "for _ in range(3): layer(torch.ones(1, 8))\n"
+        "torch.compile(layer, backend='eager', fullgraph=True)(torch.ones(1, 8))"
+    )
+    done = run_python(code, TPACK_KERNEL="")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning: tpack has no compiled kernels: ") == 1, done.stderr
+    assert not run_python(code, TPACK_KERNEL="numpy").stderr
 
 
 # --- threads ------------------------------------------------------------------------------------

@@ -123,9 +123,7 @@ class Bench:
         import torch
 
         if selection.native is None:
-            raise ImportError(
-                "kernels: the extension was not built, so numpy serves: nothing to measure."
-            )
+            raise ImportError(f"kernels: the variant is numpy. {selection.missing}".rstrip())
         self.native = selection.native
         if threads:
             torch.set_num_threads(threads)

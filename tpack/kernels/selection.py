@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 
 from tpack.errors import UsageError
 
 VARIANTS = ("amx", "avx512", "avx2", "neon", "scalar", "numpy")
 
-_loaded: ModuleType | None
+#: Why there are no compiled kernels, and what to do; empty where there are.
+missing = ""
+_loaded: ModuleType | None = None
 try:
-    from tpack.kernels import _native as _loaded
-except ImportError:
-    _loaded = None
+    _loaded = import_module("tpack.kernels._native")
+except ImportError as error:
+    built = "could not be built when it was installed"
+    missing = (
+        "tpack has no compiled kernels: they "
+        f"{built if isinstance(error, ModuleNotFoundError) else f'cannot be loaded ({error})'}. "
+        "torch and numpy compute the same results, slowly. Install a C compiler and Python's "
+        "headers, then run pip install again with --force-reinstall --no-deps --no-cache-dir."
+    )
 
 # The extension, or None where numpy serves. Fast paths read it at each call: ``forced`` changes it.
 native: ModuleType | None = _loaded
@@ -49,10 +60,7 @@ def select(name: str) -> None:
     if name == "numpy":
         native = None
     elif _loaded is None:
-        raise ImportError(
-            f"kernel variant: {name!r} needs the extension tpack.kernels._native, which was "
-            "not built. Install a C compiler and reinstall tpack."
-        )
+        raise ImportError(f"kernel variant: {name!r} does not run. {missing}")
     elif _loaded.select(name):
         native = _loaded
     else:
@@ -71,6 +79,13 @@ def forced(name: str) -> Iterator[None]:
         yield
     finally:
         select(before)
+
+
+@cache
+def warn_if_missing() -> None:
+    """Warn once a process that there are no compiled kernels, unless numpy was asked for."""
+    if missing and os.environ.get("TPACK_KERNEL") != "numpy":
+        warnings.warn(missing, RuntimeWarning, stacklevel=2)
 
 
 def default_threads() -> int:

@@ -20,15 +20,17 @@ _tracing = torch._C._get_tracing_state  # noqa: SLF001
 
 def serves(x: Tensor, packed: Tensor, scale: Tensor, layout: str) -> bool:
     """Return whether the operators of ``torch.ops.tpack`` compute this in C."""
-    return (
+    fits = (
         layout == "t2"
         and packed.dtype == torch.uint8
         and x.is_cpu
         and x.dtype in CODES
         and scale.dtype in CODES
         and packed.dim() == 2
-        and selection.native is not None
     )
+    if fits and selection.native is None and not torch.compiler.is_compiling():
+        selection.warn_if_missing()
+    return fits and selection.native is not None
 
 
 def is_plain(x: Tensor, scale: Tensor, bias: Tensor | None) -> bool:
