@@ -175,7 +175,8 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UnsupportedError(
-            "the demo needs scikit-learn for its data. Install tpack-ternary[demo]."
+            "the demo needs the package scikit-learn for its data. Install it: "
+            'pip install "tpack-ternary[demo]".'
         ) from error
     data = load_digits()
     images = torch.tensor(data.data, dtype=torch.float32) / 16

@@ -62,6 +62,30 @@ def test_every_c_file_is_built():
         assert f'"{path.stem}"' in setup
 
 
+#: For each extra of a user: a package of it, and what needs the package.
+NEED = {
+    "demo": ("sklearn", "from tpack.cli.main import main; main(['demo'])"),
+    "hf": ("huggingface_hub", "from tpack.cli.main import main; main(['convert', 'hf://a/b'])"),
+    "hf ": ("transformers", "import tpack.hf"),
+    "remote": ("fsspec", "from tpack.cli.main import main; main(['convert', 's3://a/b'])"),
+}
+
+
+@pytest.mark.parametrize("extra", NEED)
+def test_what_needs_an_extra_names_it(extra):
+    package, code = NEED[extra]
+    code = f"import sys; sys.modules[{package!r}] = None; {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode
+    assert f'. Install it: pip install "tpack-ternary[{extra.strip()}]".\n' in done.stderr
+
+
+def test_every_extra_of_a_user_is_tried():
+    for_developers = {"docs", "fuzz", "test"}
+    extras = set(PROJECT["project"]["optional-dependencies"])
+    assert {extra.strip() for extra in NEED} == extras - for_developers
+
+
 # ---- workflows
 
 

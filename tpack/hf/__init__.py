@@ -10,7 +10,12 @@ transformers need, ``saving`` writes folders, ``describing`` describes a model f
 that it would load as plain ones.
 """
 
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+try:
+    from transformers.quantizers.auto import register_quantization_config, register_quantizer
+except ImportError as error:
+    raise ImportError(
+        'tpack.hf needs transformers 5 or newer. Install it: pip install "tpack-ternary[hf]".'
+    ) from error
 
 from tpack.hf.guarding import refuse_unnoticed
 from tpack.hf.quantizer import TpackConfig, TpackQuantizer

@@ -63,8 +63,8 @@ def hub_source(repository: Repository, open_path: Callable[[Path], Source]) -> S
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
         raise UnsupportedError(
-            "is not a path here, and the hub needs the package huggingface_hub. Install "
-            "tpack-ternary with the extra hf."
+            "is not a path here, and the hub needs the package huggingface_hub. Install it: "
+            'pip install "tpack-ternary[hf]".'
         ) from None
 
     folder = None

@@ -102,8 +102,8 @@ def _file_system(address: str) -> tuple[Any, str]:
         import fsspec
     except ImportError:
         raise UnsupportedError(
-            f"needs the package fsspec for {scheme}://. Install tpack-ternary with the extra "
-            "remote.",
+            f"needs the package fsspec for {scheme}://. Install it: "
+            'pip install "tpack-ternary[remote]".',
             file=address,
         ) from None
     try:
