@@ -1,9 +1,7 @@
 """Every code block of the README and of docs/ runs, and generated pages are up to date."""
 
-import contextlib
 import doctest
 import importlib.util
-import io
 import re
 import runpy
 import shlex
@@ -12,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 
-from tpack.cli.main import COMMANDS, cli, main
+from tpack.cli.main import COMMANDS, cli
 from tpack.cli.reference import (
     architectures_reference,
     cli_reference,
@@ -114,18 +113,6 @@ def run_session(text):
 def shown(text):
     """What is printed, without shares: training ends a little elsewhere on other threads."""
     return re.sub(r"\d+\.\d%", "%", text.strip())
-
-
-def run(args):
-    """The exit code of a command, and what it prints, stdout and stderr as on a terminal."""
-    output = io.StringIO()
-    with (
-        contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(output),
-        pytest.raises(SystemExit) as end,
-    ):
-        main(args)
-    return end.value.code, output.getvalue()
 
 
 def test_cli_reference_is_up_to_date():
