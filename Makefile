@@ -54,6 +54,7 @@ docs: $(INSTALLED)
 	$(BIN)/python -m tpack.cli.reference
 	$(BIN)/python examples/quantization_errors.py docs/quantization.md
 	$(BIN)/python tests/weight_kinds.py docs/checkpoints.md
+	$(BIN)/python tests/troubleshooting.py
 
 # The C code by itself: under the sanitizers, and for another processor.
 CSRC := tpack/kernels/csrc
