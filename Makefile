@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo quick test test-slow check types docs html asan tsan neon fuzz mutation clean
+.PHONY: demo quick test test-slow check types docs html findings asan tsan neon fuzz mutation clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -55,6 +55,17 @@ docs: $(INSTALLED)
 	$(BIN)/python examples/quantization_errors.py docs/quantization.md
 	$(BIN)/python tests/weight_kinds.py docs/checkpoints.md
 	$(BIN)/python tests/troubleshooting.py
+
+# What surprised us about other packages, each still as stated? Downloads for half an hour; no part of
+# the tests. See findings/README.md.
+findings:
+	@mkdir -p build; changed=; for script in findings/*.sh; do \
+		if PIP_NO_COMPILE=1 PYTHON=$(PYTHON) $$script > build/finding.log 2>&1; then \
+			echo "as stated: $$script"; \
+		else \
+			echo "CHANGED: $$script"; cat build/finding.log; changed=1; \
+		fi; \
+	done; test -z "$$changed"
 
 # The C code by itself: under the sanitizers, and for another processor.
 CSRC := tpack/kernels/csrc

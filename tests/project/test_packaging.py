@@ -234,7 +234,8 @@ def test_contents_of_the_wheel(built):
 def test_contents_of_the_sdist(built):
     with tarfile.open(built[1]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    needed = files_of(built[2], "tests", "examples", "docs", ".ci", ".github", "tpack", "cli")
+    folders = ("tests", "examples", "findings", "docs", ".ci", ".github", "tpack", "cli")
+    needed = files_of(built[2], *folders)
     assert needed <= names
     others = {
         "CONTRIBUTING.md",
