@@ -16,9 +16,10 @@ LAYERS = 30
 _HEAD = """\
 # The source of a captured model
 
-A Llama of transformers with {layers} layers, captured by `tpack.convert(model, path,
-example_args=…)` with its linear weights packed. This is what `tpack codegen` prints from the
-checkpoint alone; `tests/llama_page.py` writes the page.
+For whoever wants to see what `tpack codegen` prints for a real model. It was a Llama of
+transformers with {layers} layers, captured by `tpack.convert(model, path, example_args=…)` with its
+linear weights packed. The source below comes from the checkpoint alone; `tests/llama_page.py`
+writes this page.
 
 ```python
 {source}```
