@@ -2,14 +2,19 @@
 
 import json
 import re
+import shutil
 from collections import Counter
+from functools import partial
 
 import pytest
-from situations import SITUATIONS
+from situations import SITUATIONS, change_config
 from torch._inductor import config
+from transformers import AutoModelForCausalLM, dynamic_module_utils
 from troubleshooting import BLOCK, SECTIONS, TABLE, replay, title
 
 import tpack
+import tpack.hf
+from tpack.nn import TernaryLinear
 
 REPORT = re.compile(r"\]\((https://github\.com/[\w.-]+/[\w.-]+/(?:issues|pull)/\d+)\)")
 
@@ -56,11 +61,29 @@ def test_unpacking_writes_both_names_of_a_tied_tensor(tmp_path):
     assert found["lm_head.weight"].equal(found["model.embed_tokens.weight"])
 
 
-def test_what_was_left_of_the_code_is_noted(tmp_path):
-    folder = tmp_path / "model"
+def test_code_of_a_model_is_copied_by_hand(tmp_path, monkeypatch):
+    folder, packed = tmp_path / "model", tmp_path / "model.tpack"
     SITUATIONS["model"](folder)
-    (folder / "modeling_mine.py").write_text("raise SystemExit")
-    assert "did not copy modeling_mine.py" in tpack.convert(folder).notes
+    (folder / "modeling_mine.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class MineConfig(LlamaConfig):\n    model_type = 'mine'\n\n\n"
+        "class Mine(LlamaForCausalLM):\n    config_class = MineConfig\n"
+    )
+    names = {"AutoConfig": "MineConfig", "AutoModelForCausalLM": "Mine"}
+    code = {key: f"modeling_mine.{name}" for key, name in names.items()}
+    change_config(folder, model_type="mine", auto_map=code)
+    report = tpack.convert(folder)
+    assert "did not copy code, modeling_mine.py: if the model" in "".join(report.notes)
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(tmp_path / "cache"))
+    load = partial(AutoModelForCausalLM.from_pretrained, packed, trust_remote_code=True)
+    with pytest.raises(OSError, match=r"modeling_mine\.py"):
+        load()
+    shutil.copy(folder / "modeling_mine.py", packed)
+    model = load()
+    assert type(model).__name__ == "Mine"
+    assert isinstance(model.model.layers[0].mlp.up_proj, TernaryLinear)
 
 
 def test_columns_of_64_become_q2_0(tmp_path):

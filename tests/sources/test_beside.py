@@ -148,7 +148,8 @@ def test_what_goes_with_a_model(source, target):
     left = ["modeling.py", "paper.pdf", "videos/a.mp4", ".cache/a.json"]
     report = tpack.convert(write(source, dict.fromkeys([*taken, *left], "x")), target)
     assert names(target) == sorted([*taken, "README.md", "model.safetensors"])
-    assert "did not copy modeling.py, paper.pdf, videos/" in report.notes
+    assert "did not copy code, modeling.py: if the model needs it, copy it yourself" in report.notes
+    assert "did not copy paper.pdf, videos/" in report.notes
 
 
 @pytest.mark.parametrize("name", ["assets", "assets/plot.png"])

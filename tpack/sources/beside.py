@@ -141,8 +141,12 @@ def look_beside(folder: Path, taken: Collection[Path]) -> Beside:
         found.notes.append(f"left out what a trainer saved: {_listed(trainer)}")
     if forms:
         found.notes.append(f"left out other files of weights: {_listed(forms)}")
-    if other:
-        found.notes.append(f"did not copy {_listed(other)}")
+    if code := [name for name in other if name.endswith(".py")]:
+        found.notes.append(
+            f"did not copy code, {_listed(code)}: if the model needs it, copy it yourself"
+        )
+    if rest := [name for name in other if name not in code]:
+        found.notes.append(f"did not copy {_listed(rest)}")
     if adapter:
         found.warnings.append(
             f"left out an adapter, with which the model computes something else: "
