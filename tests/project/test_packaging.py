@@ -1,5 +1,6 @@
 """What is built and released: metadata, workflows, the wheel, the sdist."""
 
+import json
 import os
 import re
 import shlex
@@ -49,6 +50,7 @@ def test_the_version_is_the_same_everywhere():
     changes = (ROOT / "CHANGELOG.md").read_text()
     newest = re.search(r"^## (\d+\.\d+\.\d+)(, .+)?$", changes, re.MULTILINE)
     assert newest[1] == tpack.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == tpack.__version__
 
 
 def test_every_package_is_listed():
@@ -238,6 +240,7 @@ def test_contents_of_the_sdist(built):
     needed = files_of(built[2], *folders)
     assert needed <= names
     others = {
+        "CITATION.cff",
         "CONTRIBUTING.md",
         "SECURITY.md",
         "Makefile",
@@ -250,29 +253,56 @@ def test_contents_of_the_sdist(built):
 
 
 USE = """
-import sys
+import hashlib, json, sys, warnings
 import torch
 import tpack
 from tpack import kernels
-torch.save({"up": torch.randint(-1, 2, (64, 256)) * 0.5}, "a.pt")
+
+weight = torch.tensor([[1.0, 0, -1, 1, 0], [0, 1, 1, -1, -1]]).repeat(64, 50) * 0.5
+torch.save({"weight": weight}, "a.pt")
 report = tpack.convert("a.pt", exact=True)
 assert tpack.verify(report.output, "a.pt").ok
-print(tpack.__file__, *kernels.available())
+with warnings.catch_warnings(record=True) as told, torch.no_grad():
+    warnings.simplefilter("always")
+    x = torch.linspace(-1, 1, weight.shape[1])
+    y = tpack.load(report.output)(x)
+torch.testing.assert_close(y, weight @ x)
+print(json.dumps({
+    "where": tpack.__file__,
+    "kernels": kernels.available(),
+    "told": [str(warning.message) for warning in told],
+    "digest": hashlib.sha256(open(report.output, "rb").read()).hexdigest(),
+}))
 """
+INSTALL = ("-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target")
+
+
+@pytest.fixture(scope="module")
+def used(tmp_path_factory):
+    """What the package did here, with whatever kernels it has."""
+    folder = tmp_path_factory.mktemp("used")
+    return json.loads(run(sys.executable, "-c", USE, cwd=folder))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wheel", "sdist", "sdist without a compiler"])
-def test_what_is_built_installs_and_converts(built, kind, tmp_path):
-    target = tmp_path / "site"
-    install = ["-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    compiler = {"CC": "false"} if kind.endswith("compiler") else {}
-    source = built[kind != "wheel"]
-    environment = {**os.environ, "PYTHONPATH": str(target)}
-    run(sys.executable, *install, "--target", target, source, env={**os.environ, **compiler})
+@pytest.mark.parametrize("kind", ["wheel without a compiler", "sdist", "sdist without a compiler"])
+def test_what_is_built_installs_and_converts(built, used, kind, tmp_path):
+    target, source = tmp_path / "site", built[kind.startswith("sdist")]
+    environment = {key: value for key, value in os.environ.items() if key != "CC"}
+    if kind.endswith("compiler"):
+        environment["PATH"] = str(target / "bin")  # no cc, gcc or clang; no other program either
+    run(sys.executable, *INSTALL, target, source, env=environment)
+    environment["PYTHONPATH"] = str(target)
     assert run(target / "bin" / "tpack", "--version", env=environment).split()[-1] == (
         tpack.__version__
     )
-    where, *kernels = run(sys.executable, "-P", "-c", USE, cwd=tmp_path, env=environment).split()
-    assert Path(where).is_relative_to(target)
-    assert (kernels == ["numpy"]) == bool(compiler)
+    found = json.loads(run(sys.executable, "-P", "-c", USE, cwd=tmp_path, env=environment))
+    assert Path(found["where"]).is_relative_to(target)
+    assert found["digest"] == used["digest"]
+    if kind == "sdist without a compiler":
+        assert found["kernels"] == ["numpy"]
+        (told,) = found["told"]
+        assert told.startswith("tpack has no compiled kernels: they could not be built when it was")
+    else:
+        assert len(found["kernels"]) > 1
+        assert not found["told"]
