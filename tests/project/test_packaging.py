@@ -58,6 +58,19 @@ def test_every_package_is_listed():
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == found | {"tpack.cli"}
 
 
+def test_the_oldest_and_the_newest_python_are_tested():
+    lines = PROJECT["project"]["classifiers"]
+    minors = [int(line.rpartition("3.")[2]) for line in lines if ":: Python :: 3." in line]
+    assert PROJECT["project"]["requires-python"] == f">=3.{minors[0]}"
+    assert minors == list(range(minors[0], minors[-1] + 1))
+    matrix = WORKFLOWS["ci"]["jobs"]["test"]["strategy"]["matrix"]
+    tested = matrix["python"] + [row["python"] for row in matrix["include"]]
+    assert tested == [f"3.{minors[0]}", f"3.{minors[-1]}"]
+    assert PROJECT["tool"]["cibuildwheel"]["build"] == [f"cp3{minors[0]}-*", f"cp3{minors[-1]}-*"]
+    page = (ROOT / "docs" / "compatibility.md").read_text()
+    assert f"| Python | 3.{minors[0]} or newer | {' and '.join(tested)} |" in page
+
+
 def test_every_c_file_is_built():
     setup = (ROOT / "setup.py").read_text()
     for path in (ROOT / "tpack/kernels/csrc").glob("*.c"):
@@ -176,8 +189,8 @@ def test_release_notes_of_this_changelog(tmp_path):
     run("bash", "-euc", release_script(), cwd=tmp_path, env=environment)
     notes = (tmp_path / "notes.md").read_text()
     assert notes.strip() in text
-    assert notes.lstrip().startswith("- ")
-    assert "## " not in notes
+    assert notes.startswith("\nThe first version.")
+    assert "\n## " not in notes
 
 
 # ---- what is built
