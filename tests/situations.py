@@ -183,6 +183,26 @@ def rounded(path: Path) -> None:
     change_config(path, quantization_config=BITNET)
 
 
+def trained(path: Path) -> None:
+    """A master in bfloat16, of a model that rounds it."""
+    path.mkdir()
+    write(path / "model.safetensors", {"up.weight": random(16, 16).bfloat16()})
+    (path / "config.json").write_text(json.dumps({"quantization_config": BITNET}))
+
+
+def released(path: Path) -> None:
+    """The same weight, rounded and packed as Hugging Face's bitnet."""
+    path.mkdir()
+    weight = random(16, 16).bfloat16()
+    scale = weight.float().abs().mean()
+    pack = hf_models.transformers().integrations.bitnet.pack_weights
+    packed = pack((weight.float() / scale).round().clamp(-1, 1))
+    state = {"up.weight": packed, "up.weight_scale": scale.bfloat16().reshape(1)}
+    write(path / "model.safetensors", state)
+    method = BITNET | {"quantization_mode": "offline"}
+    (path / "config.json").write_text(json.dumps({"quantization_config": method}))
+
+
 def diverged(path: Path) -> None:
     """A weight with a NaN."""
     weight = random(8, 8)
@@ -265,6 +285,8 @@ SITUATIONS: dict[str, Callable[[Path], None]] = {
     "ordinary.safetensors": ordinary,
     "masters": masters,
     "rounded": rounded,
+    "trained": trained,
+    "released": released,
     "diverged.safetensors": diverged,
     "beyond.safetensors": beyond,
     "adapted": adapted,
