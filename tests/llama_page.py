@@ -17,9 +17,9 @@ _HEAD = """\
 # The source of a captured model
 
 For whoever wants to see what `tpack codegen` prints for a real model. It was a Llama of
-transformers with {layers} layers, captured by `tpack.convert(model, path, example_args=…)` with its
-linear weights packed. The source below comes from the checkpoint alone; `tests/llama_page.py`
-writes this page.
+transformers with {layers} layers, captured by `tpack.convert(model, path, example_args=(ids,))`
+after `model.config.use_cache = False`, with its linear weights packed. The source below comes from
+the checkpoint alone; `tests/llama_page.py` writes this page.
 
 ```python
 {source}```

@@ -23,6 +23,11 @@ def explained(error: Exception) -> str:
     if fixed := _FIXED.findall(text):
         sizes = "; ".join(f"{name} can only be {size}" for name, size in fixed)
         return f"{sizes}, though dynamic_shapes makes it free. Leave it out of dynamic_shapes."
+    if "cache_utils" in text.partition("\n")[0]:
+        return (
+            "it gives a cache of keys and values, which LayerDef cannot express. "
+            "Set model.config.use_cache = False."
+        )
     first = (text.splitlines() or [type(error).__name__])[0]
     return first if first.endswith((".", "!", "?")) else f"{first}."
 

@@ -1,0 +1,61 @@
+"""The families of transformers that tpack is tried with, and the table of ``docs/models.md``.
+
+``tests/hf/test_families.py`` tries what is said here, with a small random model of each.
+``python tests/families.py`` writes the table.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+BEGIN, END = "<!-- tests/families.py begin -->\n", "<!-- end -->\n"
+_CAPTURED = """
+    arcee bert bert-generation biogpt bitnet camembert cohere cohere2 ctrl cwm data2vec-text doge
+    electra ernie ernie4_5 exaone4 flint gemma gemma2 gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode
+    gpt_neox granite granite_swa hyperclovax internlm3 iquestcoder jais2 lfm2 llama megatron-bert
+    ministral3 mistral moshi nanochat nemotron olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3
+    qwen2 qwen3 rembert roberta roberta-prelayernorm roc_bert roformer seed_oss smollm3 stablelm
+    starcoder2 trocr vaultgemma xlm-roberta xlm-roberta-xl
+"""
+#: Families by the name of their config: converted, they run packed in transformers. The value is
+#: the reason why the whole source cannot be captured, or empty.
+FAMILIES: dict[str, str] = dict.fromkeys(_CAPTURED.split(), "") | {
+    "apertus": "an op without a row",
+    "beam": "an op without a row",
+    "big_bird": "an op without a row",
+    "bloom": "an op without a row",
+    "cpmant": "sizes are fixed",
+    "diffllama": "an op without a row",
+    "falcon_h1": "a size that LayerDef cannot compute",
+    "falcon_mamba": "sizes are fixed",
+    "fuyu": "torch.export cannot trace it",
+    "gemma4_unified_text": "a buffer with a dot in its name",
+    "gpt_neox_japanese": "an op without a row",
+    "mamba": "sizes are fixed",
+    "modernbert-decoder": "a buffer with a dot in its name",
+    "mpt": "a size that LayerDef cannot compute",
+    "rwkv": "its loop is unrolled",
+    "xglm": "a long buffer that no state dict holds",
+    "xlm": "an empty tensor",
+}
+#: Those that llama.cpp runs from an exported GGUF file (tests/exporting/test_llama_cpp.py).
+IN_LLAMA_CPP = ("llama", "bitnet")
+#: Those whose test is part of the fast suite.
+FAST = ("llama", "bitnet", "qwen3", "gemma3_text", "gpt2")
+
+
+def table() -> str:
+    """Every family, and what is tested with it."""
+    head = (
+        "| family | runs packed in transformers | whole source | llama.cpp |\n|---|---|---|---|\n"
+    )
+    return head + "".join(
+        f"| {name} | ✓ | {reason or '✓'} | {'✓' if name in IN_LLAMA_CPP else ''} |\n"
+        for name, reason in sorted(FAMILIES.items())
+    )
+
+
+if __name__ == "__main__":
+    before, _, rest = PAGE.read_text().partition(BEGIN)
+    PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
