@@ -6,18 +6,28 @@ Its masters are floats, trained through straight-through estimators; ``tpack con
 trits that it computes with. transformers loads the packed folder, which computes and writes what
 the trained model does. Needs transformers and no network; under a minute on two cores.
 
-    python examples/bitnet_lm.py
+    python examples/bitnet_lm.py [FOLDER]
+
+With a folder, the trained model and its tokenizer stay there, for commands of your own.
 """
 
 import re
+import sys
 import tempfile
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BitNetConfig, BitNetForCausalLM, BitNetQuantConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitNetConfig,
+    BitNetForCausalLM,
+    BitNetQuantConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.integrations.bitnet import AutoBitLinear, WeightQuant
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,6 +36,8 @@ import tpack.hf  # lets transformers load packed folders
 
 #: Letters of a sequence, sequences of a step, and steps of the training.
 LENGTH, BATCH, STEPS = 128, 8, 400
+#: Letters at the end of the text that are not trained on.
+HELD_OUT = 16 * 1024
 PROMPT = "The statement "
 
 
@@ -34,6 +46,15 @@ def read_text() -> str:
     pages = "\n\n".join(topics.values())
     paragraphs = (" ".join(one.split()) for one in re.split(r"\n\s*\n", pages))
     return "\n".join(one for one in paragraphs if re.fullmatch(r"[A-Z][ -~]{80,}[.:]", one))
+
+
+def make_tokenizer(text: str) -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for every letter of the text."""
+    alphabet = sorted(set(text))
+    letters = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(alphabet)}, " "))
+    letters.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    letters.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=letters)
 
 
 def make_model(letters: int) -> BitNetForCausalLM:
@@ -103,36 +124,44 @@ def trits_packed(model: nn.Module, folder: Path) -> tuple[int, int]:
     return sum(same), len(same)
 
 
-def write(model: nn.Module, alphabet: list[str]) -> str:
+def write(model: nn.Module, tokenizer: PreTrainedTokenizerFast) -> str:
     """What a model writes after the prompt."""
     torch.manual_seed(1)
-    ids = torch.tensor([[alphabet.index(letter) for letter in PROMPT]])
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
     options = {"max_new_tokens": 240, "do_sample": True, "temperature": 0.5, "pad_token_id": 0}
-    return "".join(alphabet[i] for i in model.generate(ids, **options)[0])
+    return tokenizer.decode(model.generate(ids, **options)[0])
 
 
-def main(folder: Path, steps: int = STEPS) -> None:
-    """Train, convert, load, compare, write."""
+def teach(
+    folder: Path, text: str, steps: int = STEPS
+) -> tuple[nn.Module, PreTrainedTokenizerFast, Tensor]:
+    """Train a model on a text, and save it; also returns the tokens of the text."""
     torch.manual_seed(0)
     torch.compiler.set_stance("force_eager")  # compiling would take longer than the training
-    text = read_text()
-    alphabet = sorted(set(text))
-    ids = torch.tensor([alphabet.index(letter) for letter in text])
-    learned, held_out = ids[: -16 * 1024], ids[-16 * 1024 :].view(-1, LENGTH)
+    tokenizer = make_tokenizer(text)
+    ids = torch.tensor(tokenizer(text).input_ids)
+    model = make_model(len(tokenizer))
+    train(model, ids[:-HELD_OUT], steps)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer, ids
 
-    model = make_model(len(alphabet))
-    train(model, learned, steps)
-    model.save_pretrained(folder / "bitnet")
+
+def main(folder: Path, packed_folder: Path) -> None:
+    """Train, save, convert, load, compare, write."""
+    text = read_text()
+    model, tokenizer, ids = teach(folder, text)
+    learned, held_out = ids[:-HELD_OUT], ids[-HELD_OUT:].view(-1, LENGTH)
 
     # the folder holds the masters: packed is what the model makes of them whenever it runs
-    report = tpack.convert(folder / "bitnet", folder / "bitnet.tpack")
-    packed = AutoModelForCausalLM.from_pretrained(folder / "bitnet.tpack")
+    report = tpack.convert(folder, packed_folder)
+    packed = AutoModelForCausalLM.from_pretrained(packed_folder)
 
-    same, matrices = trits_packed(model, folder / "bitnet.tpack")
+    same, matrices = trits_packed(model, packed_folder)
     print(f"packed: {same} of {matrices} matrices have the trits of the trained model")
     print(f"size: {report.input_bytes} → {report.output_bytes} bytes")
 
-    counts = torch.bincount(learned, minlength=len(alphabet)) + 1.0
+    counts = torch.bincount(learned, minlength=len(tokenizer)) + 1.0
     guess = F.cross_entropy(counts.log().expand(held_out.numel(), -1), held_out.flatten())
     with torch.no_grad():
         loss, packed_loss = loss_of(model, held_out), loss_of(packed, held_out)
@@ -145,11 +174,11 @@ def main(folder: Path, steps: int = STEPS) -> None:
     difference = (logits - packed_logits).abs().max() / logits.abs().max()
     print(f"predictions: {agree:.2%} the same, logits within {difference:.1e} of the largest")
 
-    written = write(packed, alphabet)
+    written = write(packed, tokenizer)
     words = re.findall("[A-Za-z]{3,}", written.removeprefix(PROMPT))
     vocabulary = set(re.findall("[A-Za-z]+", text))
     known = sum(word in vocabulary for word in words) / len(words)
-    whose = "the same as" if written == write(model, alphabet) else "not as"
+    whose = "the same as" if written == write(model, tokenizer) else "not as"
     print(f"written, {known:.0%} of it words of the text, {whose} the trained model:\n\n{written}")
 
 
@@ -157,4 +186,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # layers this small are slower on several
     disable_progress_bar()
     with tempfile.TemporaryDirectory() as temporary:
-        main(Path(temporary))
+        kept = Path(sys.argv[1] if len(sys.argv) > 1 else f"{temporary}/bitnet")
+        main(kept, Path(temporary) / "packed")
