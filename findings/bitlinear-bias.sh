@@ -4,9 +4,9 @@
 # Package: bitlinear==2.4.6, torch==2.13.0, numpy==2.4.6
 # Expected: y = quantized(x) @ quantized(W) + bias, as in nn.Linear and in transformers.
 # Happens: the bias is added to the integers, and then divided with them by the scale of the
-#   weight times that of the token: a bias of 1 adds about a thousandth, and to each token another
-#   amount.
-# Met by: who replaces the linear layers of a trained model that has biases, as bitlinearize()
+#   weight times that of the token: a bias of 1 adds 0.0016 to a token of ordinary size, and to
+#   each token another amount.
+# Met by: whoever replaces the linear layers of a trained model that has biases, as bitlinearize()
 #   does, or exports such a layer to a runtime that adds the bias last.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -7,7 +7,7 @@
 # Happens: freeze() puts trits and scale into plain attributes. The state_dict has the old name
 #   and shape, and under it a new random tensor that nothing computes with: what torch.save writes
 #   has lost the model, and loads without an error.
-# Met by: who trains with this package and saves the frozen model.
+# Met by: whoever trains with this package and saves the frozen model.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

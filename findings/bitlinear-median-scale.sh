@@ -7,7 +7,7 @@
 # Happens: the default measure is the median of |w|. With up to half zeros it is s and all is
 #   exact; with more it is 0, the scale is its floor of 1e-5, and the outputs are 1e-5 / s of what
 #   they should be. No warning.
-# Met by: who loads or trains ternary weights of which most are zero.
+# Met by: whoever loads or trains ternary weights of which most are zero.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
@@ -24,6 +24,7 @@ ratios = []
 for zeros in (100, 127, 129, 160):  # of 256 in each row
     order = torch.rand(64, 256).argsort(1)
     weight = torch.where(order < zeros, 0.0, torch.randint(0, 2, (64, 256)) - 0.5)
+    # no norm, and no rounding of activations: the weight is all that differs from x @ W
     layer = BitLinear(256, 64, bias=False, norm=None, activation_measure=None)
     layer.weight.data.copy_(weight)
     ratios.append((layer(x).norm() / (x @ weight.T).norm()).item())

@@ -6,8 +6,8 @@
 #   bfloat16 or float32.
 # Happens: in bfloat16 the scale and each product w / s are rounded to eight bits before they are
 #   rounded to a trit: two trits in a thousand change.
-# Met by: who trains in float32, or in a mixed precision that computes in it, and runs or packs
-#   the master in bfloat16.
+# Met by: whoever trains in float32, or in a mixed precision that computes in it, and runs or
+#   packs the master in bfloat16.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

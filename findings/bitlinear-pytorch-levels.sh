@@ -6,8 +6,8 @@
 # Happens: the straight-through form w + (q - w).detach() rounds twice. Where |w| is larger than 2
 #   s the sum need not be q: one weight in fifty is off, by up to 0.8 % of s in bfloat16. So the
 #   packed layer does not reproduce the training forward to the bit, and is the better of the two.
-# Met by: who compares a packed model with the forward of its training code; the form stands in
-#   most BitNet training code.
+# Met by: whoever compares a packed model with the forward of its training code; much BitNet
+#   training code has this form.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

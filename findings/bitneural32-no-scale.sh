@@ -5,7 +5,7 @@
 # Expected: two layers whose weights differ by a factor of ten compile to different bytes.
 # Happens: TernaryDense trains with trits times mean |w|, but the compiled layer is its trits and
 #   biases alone: both layers give the same bytes, so their outputs on the device are the same.
-# Met by: who trains TernaryDense or its siblings and compiles the model.
+# Met by: whoever trains TernaryDense or its siblings and compiles the model.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -6,7 +6,7 @@
 # Happens: the threshold is the median of |w|, and only what lies above it is kept. With fewer
 #   zeros than half the median is s itself, nothing lies above it, and every trit is 0. No
 #   warning.
-# Met by: who compiles an already ternary layer for a microcontroller.
+# Met by: whoever compiles an already ternary layer for a microcontroller.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

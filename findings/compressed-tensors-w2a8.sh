@@ -6,7 +6,7 @@
 #   activations.
 # Happens: W2A16 packs sixteen weights in an int32. W2A8, the shape of a BitNet model, takes the
 #   format `int-quantized`, which stores one int8 for each weight: four times as much.
-# Met by: who saves a ternary model with eight-bit activations and expects two bits on disk.
+# Met by: whoever saves a ternary model with eight-bit activations and expects two bits on disk.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,7 +7,7 @@
 # Happens: at the first TQ1_0 or TQ2_0 tensor it stops and returns what came before. Plain float
 #   tensors behind it are missing, too; a model whose first tensor is ternary is an empty dict. No
 #   error, no warning.
-# Met by: who loads a ternary GGUF file in MLX.
+# Met by: whoever loads a ternary GGUF file in MLX.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -6,8 +6,8 @@
 #   gives the same outputs alone and in a batch.
 # Happens: BitLinear158b takes one maximum over the whole input. Beside a token with one large
 #   value every other token is rounded more coarsely, and its outputs change by several per cent.
-# Met by: who compares such a model with a runtime that rounds each token by itself, or serves it
-#   in batches.
+# Met by: whoever compares such a model with a runtime that rounds each token by itself, or serves
+#   it in batches.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

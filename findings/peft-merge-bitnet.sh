@@ -7,8 +7,8 @@
 # Happens: an offline AutoBitLinear computes (x @ W) * s with trits in W. The adapter is added to
 #   W and so is multiplied by s as well: with s = 0.02 the merged model keeps 2 % of what was
 #   learned. The weights are no trits any more. No warning.
-# Met by: who fine-tunes a BitNet model of linear_class `autobitlinear` with LoRA and merges the
-#   result.
+# Met by: whoever fine-tunes a BitNet model of linear_class `autobitlinear` with LoRA and merges
+#   the result.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,8 +7,8 @@
 # Happens: it writes the bytes in the order in which they lie in memory, under the shape of the
 #   view. W.T is read back with its values in other places; a matrix in Fortran order as well. No
 #   error, no warning.
-# Met by: who turns the (in, out) kernels of Keras or JAX into (out, in) with .T and saves them.
-#   np.ascontiguousarray helps.
+# Met by: whoever turns the (in, out) kernels of Keras or JAX into (out, in) with .T and saves
+#   them. np.ascontiguousarray helps.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -6,7 +6,7 @@
 #   has a smaller error than with one scale for each row.
 # Happens: the blocks get the right trits, but only one scale for each row is stored, the mean of
 #   the blocks'. Scales 0.5 and 2 come back as 1.25, and the error is larger than without blocks.
-# Met by: who has weights with one scale for each group, as most published ternary models do.
+# Met by: whoever has weights with one scale for each group, as some published ternary models do.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

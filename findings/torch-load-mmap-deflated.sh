@@ -6,8 +6,8 @@
 #   with the reason.
 # Happens: torch.load reads it; with mmap=True it raises RuntimeError "Trying to resize storage
 #   that is not resizable", which names neither the file nor the compression.
-# Met by: who deflates ternary weights in floats, which become ten times smaller, and loads large
-#   files with mmap=True.
+# Met by: whoever deflates ternary weights in floats, which become ten times smaller, and loads
+#   large files with mmap=True.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,7 +7,7 @@
 #   is infinite from 65520 on, for s = 0.02 where max |x| is below 0.097, and all outputs of the
 #   token are exactly 0. So it is without torch.compile, that is with TORCHDYNAMO_DISABLE=1, which
 #   one sets where there is no C++ compiler; compiled, the product is kept in float32.
-# Met by: who runs a BitNet model of linear_class `bitlinear` in float16.
+# Met by: whoever runs a BitNet model of linear_class `bitlinear` in float16.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -7,7 +7,7 @@
 # Happens: a list, even an empty one, takes the place of the automatic choice. The output head
 #   becomes a BitNet layer too, with its weights rounded to trits in `online` mode, without a
 #   warning.
-# Met by: who edits the config of a BitNet model to keep a layer in floats.
+# Met by: whoever edits the config of a BitNet model to keep a layer in floats.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

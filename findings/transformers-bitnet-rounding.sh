@@ -7,7 +7,7 @@
 # Happens: `bitlinear` finds the scale of a token and rounds to int8 in the dtype of the model,
 #   `autobitlinear` in float32. In float32 both are equal; in bfloat16 one input in ten is rounded
 #   to another integer, and the outputs differ by close to 1 %.
-# Met by: who converts a model from one linear_class to the other and compares logits.
+# Met by: whoever converts a model from one linear_class to the other and compares logits.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

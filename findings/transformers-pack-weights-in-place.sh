@@ -6,8 +6,8 @@
 # Happens: it adds 1 to the tensor in place. Afterwards the trits are 0, 1 and 2, a comparison
 #   with what was unpacked fails, and a second call returns other bytes, in which codes have run
 #   into their neighbours.
-# Met by: who packs a weight for transformers and goes on using it, for a check or for a second
-#   file.
+# Met by: whoever packs a weight for transformers and goes on using it, for a check or for a
+#   second file.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
