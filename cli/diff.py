@@ -18,23 +18,52 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("first", type=options.checkpoint)
 @click.argument("second", type=options.checkpoint)
+@click.option(
+    "--html", type=click.Path(path_type=Path), help="Write a page: which trits changed, where."
+)
+@options.force
 @options.as_json
 @options.quiet
 @options.verbose
-def diff(first: Path, second: Path, as_json: bool, quiet: bool, verbose: bool) -> int:
+def diff(
+    first: Path,
+    second: Path,
+    html: Path | None,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> int:
     """Compare two checkpoints, files or folders.
 
     Shows tensors that only one has, how many trits, scales and kept elements changed, and
-    which LayerDefs. Repeated layers share a line. Exits with 5 if anything differs.
+    which LayerDefs. Repeated layers share a line. With --html: a self-contained page that needs
+    no network, with a map of the changes in each tensor. Prints its path. Exits with 5 if
+    anything differs.
 
     \b
     Example:
       tpack diff before.tpack.safetensors after.tpack.safetensors
+      tpack diff before.tpack.safetensors after.tpack.safetensors --html diff.html
     """
+    from tpack.container.atomic import check_not_input, check_target, new_file
     from tpack.difference import diff as run
 
+    if html is not None:
+        check_not_input(html, first, second)
+        check_target(html, force=force)
     report = run(first, second)
-    if as_json:
+    if html is not None:
+        from tpack.html_report import render_comparison
+
+        page = render_comparison(report).encode()
+        with new_file(html, force=force) as out:
+            out.write(page)
+        if as_json:
+            print_json({"output": str(html), "equal": report.equal})
+        elif not quiet:
+            click.echo(html)
+    elif as_json:
         print_json(report.to_dict())
     elif not quiet:
         _show(report, verbose=verbose)

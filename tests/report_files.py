@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tpack.checkpoint import load, save
+from tpack.checkpoint import load, save, unpack
 from tpack.container import Document, Piece, write_checkpoint
 from tpack.container.document import NO_DIGEST
 from tpack.conversion import convert
+from tpack.grouping import Place
+from tpack.inspection import inspect
 
 #: A name that tries each way out of an element, an attribute, a script and a comment.
 HOSTILE = "</script><img src=x onerror=alert(1)><!--\"'&\u2028\u202e\x00\x1b]]>{{}}</title>.weight"
@@ -128,6 +130,74 @@ def _trained(state: dict[str, torch.Tensor], path: Path, count: int) -> Path:
     return path
 
 
+def tuned(source: Path, path: Path) -> Path:
+    """What training on makes of a checkpoint: later layers change more, some heads most of all."""
+    generator = torch.Generator().manual_seed(1)
+    state = unpack(source)
+    for name, weight in state.items():
+        depth = Place.of(name).depth
+        if weight.ndim < 2 or depth is None or depth < 2:
+            continue
+        rate = torch.full(weight.shape, min(0.02, 0.0004 * 1.15**depth))
+        if "o_proj" in name:
+            rate[: len(rate) // 4] *= 15
+        if "q_proj" in name:
+            rate[:, rate.shape[1] // 2 :] *= 8
+        scale = weight.abs().amax(dim=1, keepdim=True)
+        step = torch.randint(1, 3, weight.shape, generator=generator)
+        changes = torch.rand(weight.shape, generator=generator) < rate
+        changed = torch.where(changes, (weight.sign() + 1 + step) % 3 - 1, weight.sign())
+        state[name] = (changed * scale * (1 + 0.01 * depth)).to(weight.dtype)
+    state["adapter.weight"] = torch.ones(3)
+    if "model.norm.weight" in state:
+        state["model.norm.weight"] *= 1.01
+    state |= {alias: state[name] for alias, name in inspect(source).aliases.items()}
+    convert(state, path, scale="auto")
+    return path
+
+
+def trained_stack(folder: Path) -> tuple[Path, Path]:
+    """Two checkpoints of a stack of layers, the second trained on from the first."""
+    return stack(folder / "before"), tuned(folder / "before", folder / "after")
+
+
+def hostile_pair(folder: Path) -> tuple[Path, Path]:
+    """Names that must stay text: changed, in one only, shared, of LayerDefs and of the files."""
+    generator = torch.Generator().manual_seed(0)
+    trits = torch.randint(-1, 2, (8, 8), generator=generator).float()
+    paths = folder / "<b>a.safetensors", folder / "&quot;'.safetensors"
+    layers = {f"layers.{i}.{HOSTILE}": trits for i in range(2)}
+    convert({HOSTILE: trits, f"only.{HOSTILE}": trits.clone(), "x": trits[0]} | layers, paths[0])
+    layers = {name: trits.roll(1, 0) * 2 for name in layers}
+    convert({HOSTILE: -trits, "x": trits[1], f"tied.{HOSTILE}": trits} | layers, paths[1])
+    return paths
+
+
+def other_forms(folder: Path) -> tuple[Path, Path]:
+    """Tensors whose shape, layout, dtype or kind is another, with no trit to compare or none."""
+    trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
+    state = {"0.weight": trits, "1.weight": trits, "norm.weight": torch.ones(8)}
+    convert(state, folder / "one")
+    state = {"0.weight": trits[:4], "1.weight": trits.half(), "norm.weight": torch.ones(8).half()}
+    convert(state | {"2.weight": trits}, folder / "two", layout="t5")
+    return folder / "one", folder / "two"
+
+
+def kept_pair(folder: Path) -> tuple[Path, Path]:
+    """Only kept tensors, of which one differs."""
+    paths = folder / "one", folder / "two"
+    for path, last in zip(paths, (1, 2), strict=True):
+        piece = Piece.of("bias", "float32", (2,), np.array([1, last], "f4").data)
+        write_checkpoint(path, Document(None, {}, {"bias": NO_DIGEST}), [piece])
+    return paths
+
+
+def same(folder: Path) -> tuple[Path, Path]:
+    """A checkpoint and itself."""
+    return (exact(folder / "same"),) * 2
+
+
+PAIRS = {f.__name__: f for f in (trained_stack, hostile_pair, other_forms, kept_pair, same)}
 CHECKPOINTS = {
     f.__name__: f for f in (stack, hostile, one, kept_only, exact, trained, partly_trained)
 }

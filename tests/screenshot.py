@@ -1,4 +1,4 @@
-"""Take the picture of the README: ``python tests/screenshot.py`` writes docs/report.png."""
+"""Take the pictures of the manual: ``python tests/screenshot.py`` writes docs/*.png."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ import tempfile
 from base64 import b64decode
 from pathlib import Path
 
-from report_files import FLAGS, transformer
+from report_files import FLAGS, transformer, tuned
 from selenium import webdriver
 
-from tpack.html_report import html_report
+from tpack.difference import diff
+from tpack.html_report import html_report, render_comparison
 
-TARGET = Path(__file__).parent.parent / "docs" / "report.png"
+DOCS = Path(__file__).parent.parent / "docs"
 
 
-def take(page: Path, target: Path, *, width: int = 1240, height: int = 1310) -> None:
+def take(page: str, target: Path, *, height: int, width: int = 1240) -> None:
     """Show a page in headless Chromium, and save what is seen."""
     with tempfile.TemporaryDirectory() as profile:
+        path = Path(profile, "page.html")
+        path.write_text(page)
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
         for flag in (*FLAGS, "--hide-scrollbars", f"--user-data-dir={profile}"):
@@ -26,14 +29,14 @@ def take(page: Path, target: Path, *, width: int = 1240, height: int = 1310) -> 
         with webdriver.Chrome(options=options, service=service) as browser:
             screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
             browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-            browser.get(page.as_uri())
+            browser.get(path.as_uri())
             shot = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
             target.write_bytes(b64decode(shot["data"]))
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        path = transformer(Path(folder, "transformer-30.tpack.safetensors"), lossless=True)
-        page = Path(folder, "report.html")
-        page.write_text(html_report(path))
-        take(page, TARGET)
+        model = transformer(Path(folder, "transformer-30.tpack.safetensors"), lossless=True)
+        later = tuned(model, Path(folder, "tuned.tpack.safetensors"))
+        take(html_report(model), DOCS / "report.png", height=1310)
+        take(render_comparison(diff(model, later)), DOCS / "diff.png", width=1040, height=1440)

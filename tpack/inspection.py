@@ -6,13 +6,8 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from tpack.codec import LAYOUTS
 from tpack.container import Checkpoint
 from tpack.container.version import Version
 from tpack.dtypes import BY_NAME
@@ -119,7 +114,7 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
         for name, entry in file.ternary():
             count = entry.rows * entry.columns
             packed, scale = (file.entries[f"{name}_{part}"].nbytes for part in ("packed", "scale"))
-            counts = _counts(file, name)
+            counts = file.trit_counts(name)
             tensors.append(
                 TernaryInfo(
                     name,
@@ -151,21 +146,3 @@ def inspect(path: str | os.PathLike[str]) -> InspectionReport:
             dict(sorted(file.document.aliases.items())),
             file.document.version,
         )
-
-
-def _counts(file: Checkpoint, name: str) -> tuple[int, int, int]:
-    """Count the trits of a tensor that are -1, 0 and +1, without the padding."""
-    entry = file.document.tensors[name]
-    seen = np.zeros(256, dtype=np.int64)
-    for _, packed in file.packed_blocks(name):
-        seen += np.bincount(packed.reshape(-1), minlength=256)
-    minus, zero, plus = (int(count) for count in seen @ _codes_of_bytes(entry.layout))
-    padding = entry.packed_shape[-1] * LAYOUTS[entry.layout].per_byte - entry.columns
-    return minus, zero - padding * entry.rows, plus
-
-
-@cache
-def _codes_of_bytes(layout: str) -> npt.NDArray[np.int64]:
-    """Return how often each byte holds each code, ``(256, 3)``."""
-    codes = LAYOUTS[layout].decode(np.arange(256, dtype=np.uint8)[:, None])
-    return np.stack([(codes == code).sum(axis=1) for code in range(3)], axis=1)

@@ -3,34 +3,13 @@
 Skipped where chromium or its driver is missing (Debian: chromium, chromium-driver).
 """
 
-import json
-import shutil
 import time
 
 import pytest
-from report_files import CHECKPOINTS, FLAGS, HOSTILE, stack
+from html_pages import CONTRAST, count, find, names, type_into
+from report_files import CHECKPOINTS, HOSTILE, stack
 
 from tpack.html_report import html_report
-
-webdriver = pytest.importorskip("selenium.webdriver")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -41,62 +20,11 @@ def pages(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def opened(browser, pages):
-    """Open a page; afterwards nothing may have been requested or complained about."""
-
-    def call(name, *, width=1240, dark=False, mobile=False):
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": mobile},
-        )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
-        browser.get((pages / f"{name}.html").as_uri())
-        assert browser.execute_script("return document.documentElement.dataset.ready") == ""
-        return browser
-
-    browser.get_log("browser")
-    browser.get_log("performance")
-    yield call
-    assert browser.get_log("browser") == []
-    found = []
-    for entry in browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            found.append(message["params"])
-    # what else is in the log are parts of the browser's own start page
-    ours = [one["request"]["url"] for one in found if one["documentURL"].startswith(pages.as_uri())]
-    assert any(url.startswith(pages.as_uri()) for url in ours)
-    assert [url for url in ours if not url.startswith((pages.as_uri(), "data:"))] == []
-
-
-def names(browser):
-    """The tensors that the table shows, from top to bottom."""
-    return browser.execute_script(
-        "return [...document.querySelectorAll('#tensors tbody tr:not([hidden]) th')]"
-        ".map((cell) => cell.textContent)"
-    )
-
-
 def column(browser, number):
     return browser.execute_script(
         "return [...document.querySelectorAll('#tensors tbody tr:not([hidden])')]"
         f".map((row) => row.cells[{number}].textContent)"
     )
-
-
-def find(browser, css):
-    return browser.find_element("css selector", css)
-
-
-def count(browser, css):
-    return browser.execute_script("return document.querySelectorAll(arguments[0]).length", css)
-
-
-def type_into(browser, css, words):
-    find(browser, css).clear()
-    find(browser, css).send_keys(words)
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -306,31 +234,6 @@ def test_the_policy_holds(browser, pages):
     browser.get_log("performance")
     assert set(outcome[0]) == {"script-src-elem", "img-src", "connect-src"}
     assert outcome[1] is None
-
-
-CONTRAST = """
-const parse = (text) => {
-  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
-  canvas.fillStyle = text;
-  canvas.fillRect(0, 0, 1, 1);
-  return [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map((v) => {
-    v /= 255;
-    return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  });
-};
-const light = ([r, g, b]) => 0.2126 * r + 0.7152 * g + 0.0722 * b;
-const ratio = (a, b) => {
-  const [x, y] = [light(parse(a)), light(parse(b))].sort((p, q) => q - p);
-  return (x + 0.05) / (y + 0.05);
-};
-const style = getComputedStyle(document.documentElement);
-const of = (name) => style.getPropertyValue(name).trim();
-const pairs = [["--ink", "--paper"], ["--soft", "--paper"], ["--soft", "--card"],
-  ["--soft", "--cell"], ["--ink", "--cell"], ["--blue", "--paper"], ["--blue", "--card"],
-  ["--orange", "--card"], ["--good", "--paper"], ["--good", "--card"], ["--bad", "--paper"],
-  ["--card", "--blue"], ["--card", "--orange"]];
-return pairs.map(([a, b]) => [a, b, ratio(of(a), of(b))]);
-"""
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -8,13 +8,12 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections import Counter
-from html import unescape
-from html.parser import HTMLParser
 from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
+from html_pages import Page, verdicts
 from report_files import CHECKPOINTS, HOSTILE
 from safetensors.torch import load_file
 
@@ -24,41 +23,6 @@ from tpack.html_report import html_report
 from tpack.html_report.facts import chart_data, gather, role_labels
 from tpack.html_report.markup import D3, SCRIPT, json_block
 from tpack.text import size
-
-VOID = {"meta", "link", "input", "rect", "img", "br"}
-
-
-class Page(HTMLParser):
-    """A page taken apart; fails where elements are not nested properly."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        names = [name for name, _ in attrs]
-        assert len(names) == len(set(names)), (tag, attrs)
-        self.tags.append((tag, dict(attrs), tuple(self.open)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs), tuple(self.open)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def all(self, tag):
-        return [attrs for name, attrs, _ in self.tags if name == tag]
-
-    def text_of(self, tag):
-        return [data for name, data in self.texts if name == tag]
 
 
 @pytest.fixture(scope="module")
@@ -220,12 +184,6 @@ def test_totals_compare_weights_with_weights_and_account_for_the_file(made):
     wanted = [100 * part / whole for part in (*now.values(), kept, rest)]
     assert shares[:4] == pytest.approx(wanted, abs=0.051)
     assert sum(shares[4:]) == pytest.approx(100, abs=0.2)
-
-
-def verdicts(text):
-    """The findings at the top: kind and words."""
-    found = re.findall(r'class="verdict (\w+)"><span[^>]*>.</span><div><b>(.*?)</b>', text)
-    return [(kind, unescape(words)) for kind, words in found]
 
 
 def source_of(path):

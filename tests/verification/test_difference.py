@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -82,6 +83,107 @@ def test_blocks_of_large_tensors_are_compared(convert):
     assert changed == same.changed == 2
     mixed = tpack.diff(convert({"w": one}), convert({"w": two}, layout="t5")).tensors[0]
     assert mixed.changed == 2
+
+
+def brute(one, two):
+    """What turned into what, and how many trits changed in each of at most 32 × 32 blocks."""
+    rows, columns = one.shape
+    height, width = -(-rows // 32), -(-columns // 32)
+    turned = [[0] * 3 for _ in range(3)]
+    blocks = np.zeros((-(-rows // height), -(-columns // width)), int)
+    for r in range(rows):
+        for c in range(columns):
+            was, now = int(one[r, c].sign()), int(two[r, c].sign())
+            turned[was + 1][now + 1] += 1
+            blocks[r // height, c // width] += was != now
+    return turned, blocks
+
+
+@pytest.mark.parametrize("layouts", [("t2", "t2"), ("t5", "t5"), ("t2", "t5")])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (32, 33), (33, 64), (100, 37), (2, 300)])
+def test_what_turned_into_what_and_where_by_brute_force(convert, shape, layouts):
+    generator = torch.Generator().manual_seed(3)
+    one = torch.randint(-1, 2, shape, generator=generator).float()
+    two = torch.where(torch.rand(shape, generator=generator) < 0.2, one.roll(1, 1), one)
+    one[0, 0], two[0, 0] = 1, -1
+    a, b = (convert({"w": w}, layout=kind) for w, kind in zip((one, two), layouts, strict=True))
+    (found,) = tpack.diff(a, b).tensors
+    turned, blocks = brute(one, two)
+    assert [list(row) for row in found.turned] == turned
+    assert np.array_equal(found.blocks.changed, blocks)
+    assert found.blocks.changed.sum() == found.changed
+    sizes = np.zeros_like(blocks)
+    for r in range(shape[0]):
+        for c in range(shape[1]):
+            sizes[r // found.blocks.height, c // found.blocks.width] += 1
+    assert np.array_equal(found.blocks.sizes, sizes)
+    merged = found.blocks.merged()
+    assert merged.changed.sum() == found.changed
+    assert np.array_equal(merged.sizes.sum(), sizes.sum())
+    assert merged.changed[0, 0] == blocks[:2, :2].sum()
+    data = tpack.diff(a, b).to_dict()
+    assert [list(row) for row in data["tensors"][0]["turned"]] == turned
+    json.dumps(data, allow_nan=False)
+
+
+def test_blocks_of_trits_that_streamed_in_several_pieces(convert):
+    generator = torch.Generator().manual_seed(4)
+    one = torch.randint(-1, 2, (1500, 4099), generator=generator).to(torch.int8)
+    two = torch.where(torch.rand(one.shape, generator=generator) < 0.01, -one, one)
+    (found,) = tpack.diff(convert({"w": one}), convert({"w": two})).tensors
+    changed = (one != two).numpy()
+    rows, columns = np.nonzero(changed)
+    wanted = np.zeros_like(found.blocks.changed)
+    np.add.at(wanted, (rows // 47, columns // 129), 1)
+    assert (found.blocks.height, found.blocks.width) == (47, 129)
+    assert np.array_equal(found.blocks.changed, wanted)
+    assert found.turned[0][2] + found.turned[2][0] == found.changed == changed.sum()
+    assert found.turned[1] == (0, int((one == 0).sum()), 0)
+
+
+def test_memory_does_not_grow_with_the_matrix(convert):
+    """The trits of a matrix stream by; only counts stay."""
+    peaks = []
+    for rows in (1024, 4096):
+        generator = torch.Generator().manual_seed(5)
+        one = torch.randint(-1, 2, (rows, 4096), generator=generator, dtype=torch.int8)
+        a, b = convert({"w": one}), convert({"w": -one})
+        del one
+        tracemalloc.start()
+        tpack.diff(a, b)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_by_how_much_scales_changed(convert):
+    scale = torch.tensor([[0.5], [1.0], [2.0], [4.0], [8.0]])
+    factor = torch.tensor([[1.0], [1.5], [0.5], [-1.0], [1.25]])
+    weight = make.trits(5, 8)
+    one, two = convert({"w": weight * scale}), convert({"w": weight * scale * factor})
+    (found,) = tpack.diff(one, two).tensors
+    # a row whose sign changed has other trits, and the scale it had
+    assert (found.scales_changed, found.factors) == (3, (0.5, 1.25, 1.5))
+    assert found.changed == int((weight[3] != 0).sum())
+
+
+def test_scales_to_and_from_zero_have_no_factor(tmp_path):
+    paths = []
+    for number, scales in enumerate(([0.0, 1.0, 2.0], [3.0, 0.0, 3.0])):
+        layer = LayerDef("V", [Param("v", "TernaryTensor", [3, 4], scale="row")], [Unspecified()])
+        paths.append(tmp_path / f"{number}")
+        module = tpack.load(convert_trits(layer, tmp_path / f"trits{number}"))
+        with torch.no_grad():
+            module.v_scale.copy_(torch.tensor(scales)[:, None])
+        tpack.save(module, paths[-1])
+    (found,) = tpack.diff(*paths).tensors
+    assert (found.scales_changed, found.factors) == (3, (1.5, 1.5, 1.5))
+
+
+def convert_trits(layer, path):
+    weight = torch.tensor([[1.0, 0, -1, 1], [2, 0, -2, 2], [3, 0, -3, 3]])
+    tpack.convert({"v": weight}, path, layerdef=layer)
+    return path
 
 
 def test_tensors_of_one_side_and_other_forms(convert):

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from tpack.codec import Scale, unpack
+from tpack.codec import LAYOUTS, Scale, unpack
 from tpack.container.document import (
     Document,
     TernaryEntry,
@@ -178,6 +179,16 @@ class Checkpoint:
             with locate(file=self.path, tensor=f"{name}_packed"):
                 yield first, unpack(packed, entry.columns, entry.layout)
 
+    def trit_counts(self, name: str) -> tuple[int, int, int]:
+        """Count the trits of a ternary parameter that are -1, 0 and +1, without the padding."""
+        entry = self.document.tensors[name]
+        seen = np.zeros(256, dtype=np.int64)
+        for _, packed in self.packed_blocks(name):
+            seen += np.bincount(packed.reshape(-1), minlength=256)
+        minus, zero, plus = (int(count) for count in seen @ _codes_of_bytes(entry.layout))
+        padding = entry.packed_shape[-1] * LAYOUTS[entry.layout].per_byte - entry.columns
+        return minus, zero - padding * entry.rows, plus
+
     def scale(self, name: str) -> tuple[npt.NDArray[Any], str, Scale]:
         """The scale of a ternary parameter as stored, its dtype and its granularity."""
         stored = f"{name}_scale"
@@ -215,6 +226,13 @@ class Checkpoint:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+@cache
+def _codes_of_bytes(layout: str) -> npt.NDArray[np.int64]:
+    """Return how often each byte holds each code, ``(256, 3)``."""
+    codes = LAYOUTS[layout].decode(np.arange(256, dtype=np.uint8)[:, None])
+    return np.stack([(codes == code).sum(axis=1) for code in range(3)], axis=1)
 
 
 def _parts(path: Path) -> tuple[Index | None, list[Path]]:

@@ -2,6 +2,7 @@
 
 The page is a single file without network. ``facts`` reads the checkpoint, ``program`` prints
 its LayerDefs, ``page`` puts both into HTML out of ``parts``, ``markup`` escapes and seals it;
+``comparison`` is the page of two checkpoints;
 ``d3/`` holds modules of D3 as npm has them, ``script/`` what draws with them.
 """
 
@@ -9,10 +10,11 @@ from __future__ import annotations
 
 import os
 
+from tpack.html_report.comparison import render_comparison
 from tpack.html_report.facts import gather
 from tpack.html_report.page import render
 
-__all__ = ["gather", "html_report", "render"]
+__all__ = ["gather", "html_report", "render", "render_comparison"]
 
 
 def html_report(path: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> str:

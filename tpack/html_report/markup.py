@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -16,7 +17,7 @@ from tpack.text import printable
 D3 = ("array", "color", "format", "interpolate", "time", "time-format", "scale", "selection",
       "axis", "hierarchy")  # fmt: skip
 #: The parts of the script, in the order in which they run.
-SCRIPT = ("model", "heat", "scales", "bytes", "worst", "table", "main")
+SCRIPT = ("model", "heat", "scales", "bytes", "worst", "changes", "table", "main")
 
 #: What could end a script, begin a comment in it, or be a line break in old engines.
 _IN_SCRIPT = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -51,8 +52,8 @@ def script() -> str:
     return f'{library}\n(() => {{\n"use strict";\n{ours}}})();\n'
 
 
-def document(title: str, body: str) -> str:
-    """The whole page.
+def document(title: str, body: str, data: Mapping[str, Any] | None) -> str:
+    """Return the whole page, with a script if it has data to draw.
 
     Its policy forbids every request, and every script and style but the two whose digests it
     names: what a hostile file smuggled in would not run.
@@ -62,6 +63,7 @@ def document(title: str, body: str) -> str:
         f"default-src 'none'; script-src {_digest(code)}; style-src {_digest(style)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
+    drawing = "" if data is None else f"{json_block('data', data)}\n<script>{code}</script>\n"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -76,8 +78,7 @@ def document(title: str, body: str) -> str:
 </head>
 <body>
 {body}
-<script>{code}</script>
-</body>
+{drawing}</body>
 </html>
 """
 

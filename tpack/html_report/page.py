@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tpack.container.document import UNKNOWN
 from tpack.dtypes import BY_NAME
 from tpack.html_report.facts import Facts, chart_data
-from tpack.html_report.markup import document, json_block, text
+from tpack.html_report.markup import document, text
 from tpack.html_report.parts import (
     Column,
     bar,
@@ -49,19 +49,13 @@ _KINDS = {
 def render(facts: Facts) -> str:
     """Return the page of a checkpoint."""
     data = chart_data(facts)
-    there = {word for words in data["kinds"] for word in words.split()}
     report = facts.inspection
     parts = [
         "<main>",
         head("Ternary checkpoint", text(facts.name), _proof(facts) + _health(facts)),
         _totals(facts),
         _charts(facts, data["stack"]),
-        table(
-            "Tensors",
-            _COLUMNS,
-            map(_row, facts.tensors),
-            {kind: label for kind, label in _KINDS.items() if kind in there},
-        ),
+        table("Tensors", _COLUMNS, map(_row, facts.tensors), _KINDS, data),
         names(
             "Shared",
             (
@@ -72,11 +66,10 @@ def render(facts: Facts) -> str:
         '<section><h2>LayerDefs</h2><p class="lead">The model as the file describes it, and the '
         f"PyTorch source generated from that.</p>{program_section(report.program)}</section>",
         "</main>",
-        foot(report.version),
+        foot(f", format version {report.version}", "the checkpoint"),
         overlays(),
-        json_block("data", data),
     ]
-    return document(f"{facts.name} · tpack", "\n".join(parts))
+    return document(f"{facts.name} · tpack", "\n".join(parts), data)
 
 
 def _proof(facts: Facts) -> str:

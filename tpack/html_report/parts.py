@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from tpack.container.version import Version
 from tpack.html_report.markup import asset, text
 from tpack.text import plural
 
@@ -86,12 +86,15 @@ def table(
     columns: Sequence[Column],
     rows: Iterable[Sequence[str]],
     kinds: Mapping[str, str],
+    data: Mapping[str, Any],
 ) -> str:
     """Return a table to sort and to filter; the first cell of a row is the name of a tensor.
 
     Args:
-        kinds: what the filter offers: a word in the ``kinds`` of the page's data → its label.
+        kinds: what the filter may offer: a word in the ``kinds`` of the data → its label.
+        data: of the page.
     """
+    there = {word for words in data["kinds"] for word in words.split()}
     heads = "".join(
         f'<th scope="col"{" class=n" if column.number else ""}'
         f"{' aria-sort=ascending' if column.key == 'order' else ''}>"
@@ -99,7 +102,9 @@ def table(
         for column in columns
     )
     body = [_row(cells, columns) for cells in rows]
-    options = "".join(f'<option value="{kind}">{label}</option>' for kind, label in kinds.items())
+    options = "".join(
+        f'<option value="{kind}">{label}</option>' for kind, label in kinds.items() if kind in there
+    )
     return f"""<section aria-labelledby="tensors-title"><h2 id="tensors-title">{title}</h2>
 <form class="filter" id="filter" role="search">
 <input type="search" name="words" placeholder="Filter, e.g. layers.*.mlp" \
@@ -138,12 +143,14 @@ def overlays() -> str:
     )
 
 
-def foot(version: Version) -> str:
+def foot(version: str, of: str, *, charts: bool = True) -> str:
     """Say what made the page, and whose library draws in it."""
     licence = "\n".join(text(line) for line in asset("d3/LICENSE").splitlines())
+    drawn = (
+        f"<details><summary>Charts are drawn with D3 (ISC licence)</summary><pre>{licence}</pre>"
+        "</details>"
+    )
     return (
-        f"<footer><p>Made by tpack, format version {version}. This page is one file, makes no "
-        "request, and runs no code from the checkpoint.</p>"
-        "<details><summary>Charts are drawn with D3 (ISC licence)</summary>"
-        f"<pre>{licence}</pre></details></footer>"
+        f"<footer><p>Made by tpack{version}. This page is one file, makes no request, and runs no "
+        f"code from {of}.</p>{drawn if charts else ''}</footer>"
     )

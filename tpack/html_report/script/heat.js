@@ -4,7 +4,7 @@ const ROW = 26;
 const ENDS = 92; // room for the least and the greatest of a row
 
 const errorText = (v) => (v === null ? "unknown" : v === 0 ? "0" : v < 0.001 ? short(v) : v.toFixed(3));
-const shareText = (v) => (v === null ? "" : v > 0 && v < 0.001 ? `${short(v * 100)}%` : percent(v));
+const shareText = (v) => (v === null ? "unknown" : v < 0.001 ? `${d3.format(".2~r")(v * 100)}%` : percent(v));
 
 /** What can be mapped: the values of the tensors, their unit, and the ends of the colours. */
 const MAPS = {
@@ -30,14 +30,14 @@ const MAPS = {
   },
   drift: {
     title: "Largest change of a scale", values: data.drift, format: shareText, hue: "blue", log: true,
-    ends: () => [1e-5, 1],
+    ends: () => [1e-5, 1], fold: most,
     unit: "of the scale before, on a logarithmic scale; none is no colour",
   },
 };
 
 function heat(id) {
-  const { title, values, format, hue, ends, unit, log } = MAPS[id];
-  const value = new Map(cells.map((cell) => [cell, mean(cell.ids, values)]));
+  const { title, values, format, hue, ends, unit, log, fold = mean } = MAPS[id];
+  const value = new Map(cells.map((cell) => [cell, fold(cell.ids, values)]));
   const domain = ends(d3.extent(value.values()));
   const tint = (log ? d3.scaleLog : d3.scaleLinear)(domain, [0.1, 1]).clamp(true);
   const height = roles.length * ROW + 22;
@@ -172,7 +172,9 @@ function legend(holder, [low, high], hue, unit) {
 function cellTip(event, cell) {
   const known = Object.values(MAPS).filter(({ values }) => values);
   showTip(event, cell.name, [
-    ...known.map(({ title, values, format }) => [title.toLowerCase(), format(mean(cell.ids, values))]),
+    ...known.map(({ title, values, format, fold = mean }) => [
+      title.toLowerCase(), format(fold(cell.ids, values)),
+    ]),
     ["weights", plain(d3.sum(cell.ids, (i) => data.size[i]))],
     ...(data.bpw ? [["bits per weight", mean(cell.ids, data.bpw).toFixed(2)]] : []),
   ]);

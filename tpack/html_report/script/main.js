@@ -5,6 +5,7 @@ const draws = Object.entries({
   scales: drawScales,
   bytes: drawBytes,
   worst: drawWorst,
+  maps: drawChanges,
 }).filter(([id]) => document.getElementById(id)); // the page has no place for what would be empty
 let charts = [];
 

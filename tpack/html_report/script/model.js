@@ -30,6 +30,11 @@ function mean(ids, values) {
   return d3.sum(known, (i) => values[i] * data.size[i]) / total;
 }
 
+/** The greatest of a property over the tensors that have it; null if none has. */
+function most(ids, values) {
+  return d3.max(ids, (i) => values[i]) ?? null;
+}
+
 /** Where a tensor stands: layer 12, mlp.up_proj. */
 function place(role, depth) {
   return depth === null ? data.roles[role] : `${data.roles[role]}, layer ${depth}`;

@@ -1,7 +1,7 @@
 // Scales: a small chart for each projection of repeated layers, a row for each other tensor.
 
-const spreads = cells
-  .map((cell) => {
+function drawScales() {
+  const spreads = cells.map((cell) => {
     const known = cell.ids.map((i) => data.spread[i]).filter((s) => s && s[4] > 0);
     if (!known.length) return null;
     // the only scale of each weight; null where a weight has several
@@ -12,10 +12,7 @@ const spreads = cells
       spread: [d3.min(known, (s) => s[0]), d3.median(known, (s) => s[1]), d3.median(known, (s) => s[2]),
         d3.median(known, (s) => s[3]), d3.max(known, (s) => s[4])],
     };
-  })
-  .filter((item) => item !== null);
-
-function drawScales() {
+  }).filter((item) => item !== null);
   if (!spreads.length) return empty("scales", "Every scale is zero.");
   const positive = spreads.flatMap((item) => item.spread.filter((v) => v > 0));
   const [least, most] = d3.extent(positive);
