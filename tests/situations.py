@@ -119,6 +119,18 @@ def narrow(path: Path) -> None:
     hf_models.make("Llama", torch.bfloat16, **sizes).save_pretrained(path)
 
 
+def grouped(path: Path) -> None:
+    """A Llama with a scale for each 128 columns of a row."""
+
+    def regroup(_: str, weight: Tensor) -> Tensor:
+        rows, columns = weight.shape
+        scales = 2.0 ** random(rows, columns // 128).round()
+        return weight.sign() * scales.repeat_interleave(128, 1).bfloat16()
+
+    hf_models.make("Llama", torch.bfloat16, **WIDE).save_pretrained(path)
+    change_weights(path, regroup)
+
+
 def lone(path: Path) -> None:
     """A packed weight without the config of its model."""
     pack = hf_models.transformers().integrations.bitnet.pack_weights
@@ -243,6 +255,12 @@ def tuned(path: Path) -> None:
     change_weights(path, lambda name, w: w + 0.01 * random(*w.shape) if "q_proj" in name else w)
 
 
+def two_scales(path: Path) -> None:
+    """A weight of trained ternary quantization."""
+    trits = ternary(8, 8)
+    write(path, {"up.weight": torch.where(trits > 0, 0.4256, torch.where(trits < 0, -1.48, 0.0))})
+
+
 def noisy(path: Path) -> None:
     """Trits times a scale, with an error of rounding in each."""
     weight = ternary(8, 8, scale=0.37)
@@ -276,6 +294,7 @@ SITUATIONS: dict[str, Callable[[Path], None]] = {
     "falcon": falcon,
     "falcon-e": falcon_e,
     "narrow": narrow,
+    "grouped": grouped,
     "lone.safetensors": lone,
     "i2_s.gguf": i2_s,
     "tq1_0.gguf": tq1_0,
@@ -292,6 +311,7 @@ SITUATIONS: dict[str, Callable[[Path], None]] = {
     "adapted": adapted,
     "experts.safetensors": experts,
     "tuned": tuned,
+    "two-scales.safetensors": two_scales,
     "noisy.safetensors": noisy,
     "gptq.safetensors": gptq,
     "model": plain,
