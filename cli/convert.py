@@ -121,22 +121,30 @@ def _summary(report: ConversionReport) -> dict[str, str]:
         [t for t in report.tensors if t.action == action]
         for action in ("packed", "quantized", "kept")
     )
+    masters = [t for t in quantized if t.reason]
+    others = [t for t in quantized if not t.reason]
     scales = sorted({str(t.scale) for t in packed})
     found = plural(len(packed), "ternary weight")
     if scales:
         found += f" (a scale per {' or '.join(scales)})"
     proof = "each packed weight unpacks to its source, bit for bit" if packed else ""
-    loss = f"quantized with relative error {_error(quantized)}" if quantized else ""
+    same = ""
+    if masters:
+        same = "each master is packed as its model rounds it whenever it runs"
+    loss = f"quantized with relative error {_error(others)}" if others else ""
     before, after = max(report.input_bytes, 1), max(report.output_bytes, 1)
     ratio = f"{max(before / after, after / before):.1f}"
     change = f"{ratio}× {'smaller' if after < before else 'larger'}"
     if ratio == "1.0":
         change = "about the same"
-    others = plural(len(quantized), "other")
+    found += f", {plural(len(masters), 'master')} of ternary weights" if masters else ""
+    rounded = f"{len(masters)} as the model rounds them, " if masters else ""
     return {
-        "detected": f"{found}, {others}, {plural(len(kept), 'tensor')} to keep",
-        "packed": f"{len(packed)} packed losslessly, {len(quantized)} quantized, {len(kept)} kept",
-        "checked": "; ".join(filter(None, (proof, loss))) or "nothing to check",
+        "detected": f"{found}, {plural(len(others), 'other')}, "
+        f"{plural(len(kept), 'tensor')} to keep",
+        "packed": f"{len(packed)} packed losslessly, {rounded}{len(others)} quantized, "
+        f"{len(kept)} kept",
+        "checked": "; ".join(filter(None, (proof, same, loss))) or "nothing to check",
         "size": f"{size(report.input_bytes)} → {size(report.output_bytes)} ({change})",
     }
 

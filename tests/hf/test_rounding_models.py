@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import tpack
 import tpack.hf
 from tpack.build import program_of
+from tpack.cli.main import main
 from tpack.errors import InputError, UnsupportedError
 from tpack.hf.layers import (
     NormedBitLinear,
@@ -193,3 +194,16 @@ def test_bitnet_with_a_linear_kept_as_floats_is_refused(tmp_path):
     )
     with pytest.raises(UnsupportedError, match=r"layers.1.mlp.up_proj.weight' is kept as floats"):
         load(folder)
+
+
+def test_the_summary_tells_masters_from_weights_that_were_rounded(tmp_path, capsys):
+    settings = online(tmp_path / "plain", torch.float32)
+    config = json.loads((tmp_path / "plain" / "config.json").read_text())
+    config |= {"quantization_config": settings}
+    (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        main(["convert", str(tmp_path / "plain")])
+    summary = capsys.readouterr().err
+    assert "0 ternary weights, 14 masters of ternary weights, 0 others" in summary
+    assert "each master is packed as its model rounds it whenever it runs\n" in summary
+    assert "quantized with relative error" not in summary

@@ -190,14 +190,14 @@ def _reports(
     for batch, (_, names) in zip(batches, job.shards, strict=True):
         for name in names:
             if (one := description.tensors.get(name)) is not None:
-                yield _report(one, batch)
+                yield _report(one, batch, rounded=name in source.rounded)
         for name, target in source.aliases.items():
             if target in names:
                 shape = source.tensors[target].shape
                 yield TensorReport(name, "kept", None, None, 0.0, 0.0, shape, f"shares {target}")
 
 
-def _report(one: Stored, batch: Batch) -> TensorReport:
+def _report(one: Stored, batch: Batch, *, rounded: bool) -> TensorReport:
     name, entry = one.name, one.entry
     if entry is None:
         bits = 8.0 * BY_NAME[one.dtype].size
@@ -212,4 +212,5 @@ def _report(one: Stored, batch: Batch) -> TensorReport:
         entry.relative_error or 0.0,
         round(8 * one.nbytes / math.prod(entry.shape), 4),
         entry.shape,
+        "as its model rounds it" if rounded and entry.method != "exact" else "",
     )
