@@ -2,7 +2,8 @@
 # bitlinear's BitLinear divides the bias by the scales, so it depends on the input.
 #
 # Package: bitlinear==2.4.6, torch==2.13.0, numpy==2.4.6
-# Expected: y = quantized(x) @ quantized(W) + bias, as in nn.Linear and in transformers.
+# Expected: y = quantized(x) @ quantized(W) + bias, as in nn.Linear and in transformers'
+#   bitlinear.
 # Happens: the bias is added to the integers, and then divided with them by the scale of the
 #   weight times that of the token: a bias of 1 adds 0.0016 to a token of ordinary size, and to
 #   each token another amount.
