@@ -6,11 +6,12 @@ import click
 
 from tpack.cli import options
 from tpack.cli.output import print_json
+from tpack.cli.usage import Command, Number
 
 
-@click.command()
-@click.option("--threads", type=click.IntRange(1, 4096), help="Default: torch's.")
-@click.option("--repeats", type=click.IntRange(3, 1001), default=31, help="Calls per median.")
+@click.command(cls=Command)
+@click.option("--threads", type=Number(1, 4096), help="Default: torch's.")
+@click.option("--repeats", type=Number(3, 1001), default=31, help="Calls per median.")
 @options.as_json
 def bench(threads: int | None, repeats: int, as_json: bool) -> None:
     """Time the kernels on this machine, each against memory or torch.

@@ -8,9 +8,10 @@ import click
 
 from tpack.cli import options
 from tpack.cli.output import print_json
+from tpack.cli.usage import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=options.checkpoint)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: stdout.")
 @click.option("--standalone", is_flag=True, help="Source that imports nothing but torch.")

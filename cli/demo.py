@@ -9,9 +9,10 @@ import click
 
 from tpack.cli import options
 from tpack.cli.output import print_json
+from tpack.cli.usage import Command
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for the files that it makes."
 )

@@ -10,12 +10,13 @@ import click
 
 from tpack.cli import options
 from tpack.cli.output import grouped, plural, print_json, printable, table, tint
+from tpack.cli.usage import Command
 
 if TYPE_CHECKING:
     from tpack.difference import DiffReport, TensorDifference
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("first", type=options.checkpoint)
 @click.argument("second", type=options.checkpoint)
 @click.option(

@@ -21,12 +21,13 @@ from tpack.cli.output import (
     table,
     tint,
 )
+from tpack.cli.usage import Command
 
 if TYPE_CHECKING:
     from tpack.inspection import InspectionReport
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=options.checkpoint)
 @click.option(
     "--html", type=click.Path(path_type=Path), help="Write a page of charts; verifies too."

@@ -17,7 +17,9 @@ import click
 
 import tpack
 from tpack.cli.output import print_json, printable
-from tpack.errors import StorageError, TpackError
+from tpack.cli.usage import explain
+from tpack.errors import StorageError, TpackError, UsageError, unknown
+from tpack.wording import command_line
 
 #: Commands in the order of the help; each is the function of that name in its own module.
 COMMANDS = (
@@ -46,6 +48,13 @@ class _Commands(click.Group):
         module = f"{name}_" if iskeyword(name) else name
         command: click.Command = getattr(import_module(f"tpack.cli.{module}"), module)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _hidden_errors():
@@ -94,9 +103,12 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with the code of its outcome."""
     arguments = sys.argv[1:] if args is None else args
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        code = _run(arguments)
+        with command_line(arguments):
+            code = _run(arguments)
         sys.stdout.flush()
     except OSError as error:
         # output that is still buffered would be flushed at exit, and fail again
@@ -122,9 +134,7 @@ def _run(arguments: list[str]) -> int:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" See '{context.command_path} --help'." if context else ""
-        return _fail(2, "usage", error.format_message() + hint, arguments)
+        return _fail(UsageError.code, UsageError.kind, explain(error), arguments)
     except TpackError as error:
         _debug()
         return _fail(error.code, error.kind, str(error), arguments, tensor=error.tensor)

@@ -10,6 +10,10 @@ from typing import Any
 
 import click
 
+from tpack.cli.usage import Choice, Command
+from tpack.errors import UsageError
+from tpack.wording import option_name
+
 
 class CheckpointPath(click.Path):
     """A local path of a file or folder, also as ``file://``; other addresses are refused."""
@@ -21,17 +25,15 @@ class CheckpointPath(click.Path):
         scheme = re.match(r"([a-z][a-z0-9+.-]+)://", str(value))
         if scheme is not None and not Path(value).exists():
             if scheme[1] != "file":
-                self.fail(
+                raise UsageError(
                     f"{value!r} is an address, expected a path: only convert reads from "
-                    f"{scheme[0]}. Copy it here first.",
-                    param,
-                    ctx,
+                    f"{scheme[0]}. Copy it here first."
                 )
             value = str(value).removeprefix(scheme[0])
         return super().convert(value, param, ctx)
 
 
-class Described(click.Command):
+class Described(Command):
     """A command with an option for each field that ``tpack.options.option`` made.
 
     ``described`` is called each time the options are needed: so ``tpack --help`` loads no tables,
@@ -56,17 +58,21 @@ def _option(each: Field[Any]) -> click.Option:
     from tpack.options import names
 
     about, known = each.metadata, names(each)
-    choice = click.Choice(known) if known and about["read"] is None else None
+    choice = Choice(known) if known and about["read"] is None else None
     short = [f"-{about['letter']}"] if about["letter"] else []
+    required = each.default is MISSING
+    default: dict[str, Any] = (
+        {} if required else {"default": each.default}
+    )  # to click, a default of None is one
     return click.Option(
-        [*short, f"--{each.name.replace('_', '-')}"],
-        default=None if each.default is MISSING else each.default,
-        required=each.default is MISSING,
+        [*short, option_name(each.name)],
+        required=required,
         is_flag=isinstance(each.default, bool),
         multiple=each.default == (),
         type=choice,
         metavar=about["form"] or (None if choice else "|".join(known) or None),
         help=about["text"],
+        **default,
     )
 
 

@@ -16,6 +16,7 @@ from tpack.dialects.gguf_architectures import ARCHITECTURES, LLAMA_CPP
 from tpack.errors import TpackError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, OpParam
+from tpack.wording import option_name
 
 _OPS, _ERRORS, _END = "<!-- generated: ops -->", "<!-- generated: errors -->", "<!-- end -->"
 _ARCHITECTURES = "<!-- generated: architectures -->"
@@ -45,7 +46,7 @@ def _choices(command: Described) -> Iterator[str]:
     """Yield a table for each option that takes names, with their meanings."""
     for each in command.described():
         if table := each.metadata.get("among"):
-            yield f"| `--{each.name.replace('_', '-')}` | |\n|---|---|"
+            yield f"| `{option_name(each.name)}` | |\n|---|---|"
             yield from (f"| `{name}` | {_escape(row.meaning)} |" for name, row in table.items())
             yield ""
 

@@ -9,12 +9,13 @@ import click
 
 from tpack.cli import options
 from tpack.cli.output import plural, print_json, printable, table, tint
+from tpack.cli.usage import Command
 
 if TYPE_CHECKING:
     from tpack.verification import VerificationReport
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("file", type=options.checkpoint)
 @click.option(
     "--against",

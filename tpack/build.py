@@ -40,6 +40,7 @@ from tpack.layerdef import (
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.members import Member, Members, members_of
+from tpack.layerdef.nodes import NO_FORWARD
 from tpack.layerdef.ops import OPS, PACKED_OPS, Op, OpParam
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
 
@@ -126,8 +127,8 @@ class BuiltModule(PackedModule):
         inputs, body = self._tpack_steps
         if body is None:
             raise NotImplementedError(
-                f"{self._tpack_layer}: a state dict does not tell the order of calls; convert "
-                "again with --layerdef FILE."
+                f"{self._tpack_layer}: {NO_FORWARD[0]}; {NO_FORWARD[1]}, or give convert a "
+                "layerdef."
             )
         values = dict(zip(inputs, args, strict=False))
         if kwargs or len(args) != len(inputs):

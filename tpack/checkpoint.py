@@ -36,6 +36,7 @@ from tpack.readback import read_program
 from tpack.text import plural
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
 from tpack.verification import verify_file
+from tpack.wording import spell, spell_call
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -80,13 +81,14 @@ def load(
         if verify and not (report := verify_file(file)).ok:
             raise FormatError(
                 f"is damaged: {report.problems[0]} {plural(len(report.problems), 'problem')} in "
-                "all: tpack verify shows them. Get the file again.",
+                f"all: {spell_call('verify')} shows them. Get the file again.",
                 rule="R17",
             )
         program = file.document.program
         if program is None:
             raise LayerDefError(
-                "has no LayerDefs. Convert it again with --layerdef FILE, or use tpack unpack."
+                f"has no LayerDefs. Convert it again with {spell(layerdef=...)}, or use "
+                f"{spell_call('unpack')}."
             )
         module = build_module(program, device="meta")
         parts = {}
@@ -178,7 +180,7 @@ def _to_torch(piece: Piece) -> Tensor:
         return torch.from_numpy(plain_array(piece)).view(dtype).view(piece.shape)
     except RuntimeError as error:  # the strides of an empty tensor may overflow
         raise UnsupportedError(
-            f"has shape {piece.shape}, which torch cannot hold. Use tpack unpack.",
+            f"has shape {piece.shape}, which torch cannot hold. Write it to a file: tpack unpack.",
             tensor=piece.name,
         ) from error
 

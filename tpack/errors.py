@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike, fspath
 
+from tpack.wording import either, nearest, spell
+
 
 class TpackError(Exception):
     """Any failure caused by input, file or environment.
@@ -73,16 +75,12 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UsageError:
     """Make the error for a name that a table does not have.
 
     Example:
-        >>> print(unknown("layout", "t3", ["t2", "t5"]))
-        layout 't3' is unknown, expected t2 or t5.
+        >>> print(unknown("target", "ggfu", ["gguf", "hf-bitnet"]))
+        target 'ggfu' is unknown, expected gguf or hf-bitnet. Did you mean gguf?
     """
-    return UsageError(f"{what} {name!r:.60} is unknown, expected {either(known)}.")
-
-
-def either(names: Iterable[str]) -> str:
-    """Join names: ``a, b or c``."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
+    known = list(known)
+    expected = f"expected {either(known)}.{nearest(str(name), known)}"
+    return UsageError(f"{what} {name!r:.60} is unknown, {expected}")
 
 
 class InputError(TpackError):
@@ -142,6 +140,11 @@ class ExistsError(TpackError):
 
     code = 6
     kind = "exists"
+
+
+def occupied(file: str | PathLike[str], found: str = "exists already") -> ExistsError:
+    """Make the error for an output that only ``force`` replaces."""
+    return ExistsError(f"{found}. Use {spell(force=True)} to replace it.", file=file)
 
 
 class StorageError(TpackError):

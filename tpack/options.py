@@ -16,6 +16,7 @@ from tpack.choices import MEANINGS, QUANTIZERS, Means, Table
 from tpack.codec import GRANULARITIES, LAYOUTS, Scale
 from tpack.dtypes import KEEP_DTYPES
 from tpack.errors import UsageError, unknown
+from tpack.wording import spell_name
 
 #: Called with the name of a phase, the bytes done and the bytes in all.
 Progress = Callable[[str, int, int], None]
@@ -65,9 +66,12 @@ def check(record: Any) -> None:
         if value == each.default:
             continue
         if read is not None:
-            read(value)
+            try:
+                read(value)
+            except UsageError:
+                raise unknown(spell_name(each.name), value, known) from None
         elif known and value not in known:
-            raise unknown(each.name, value, known)
+            raise unknown(spell_name(each.name), value, known)
         if each.default == () and isinstance(value, str):  # its letters would be a list
             raise UsageError(f"{each.name} is {value!r}, expected a list: [{value!r}].")
 

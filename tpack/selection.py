@@ -15,6 +15,7 @@ from tpack.dtypes import WEIGHT_DTYPES
 from tpack.errors import UnsupportedError
 from tpack.layerdef.from_names import EMBEDDING_NAMES, EMBEDDING_WORDS, is_embedding
 from tpack.layerdef.params import MAX_RANK
+from tpack.wording import spell_exclude
 
 Shape = Sequence[int]
 
@@ -186,7 +187,7 @@ def keep_reason(
     if dtype not in WEIGHT_DTYPES:
         raise UnsupportedError(
             f"is a weight in {dtype}, expected {', '.join(WEIGHT_DTYPES)}. Cast it to bfloat16 "
-            f"first, or keep it with --exclude '{name}'.",
+            f"first, or keep it with {spell_exclude(name)}.",
             tensor=name,
         )
     return None

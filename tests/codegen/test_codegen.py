@@ -310,7 +310,7 @@ def test_bad_words_never_reach_the_source(word):
 def test_unspecified_forward_says_how_to_supply_it():
     source = generate_pytorch_code(LayerDef("Net", [ternary()], [Unspecified()]))
     assert "raise NotImplementedError(" in source
-    assert "--layerdef FILE" in source
+    assert "example_args" in source
 
 
 def test_no_name_of_the_source_is_a_keyword():

@@ -52,7 +52,7 @@ def test_a_new_folder(tmp_path):
 
 
 def test_it_replaces_a_model_only_if_asked(old):
-    with pytest.raises(ExistsError, match="--force"), new_folder(old):
+    with pytest.raises(ExistsError, match="force=True"), new_folder(old):
         pass
     with new_folder(old, force=True) as folder:
         write(folder, a_txt="a")

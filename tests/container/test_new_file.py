@@ -59,7 +59,7 @@ def test_failure_inside_leaves_nothing(tmp_path, error, force):
 def test_existing_file_is_kept_without_force(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"old")
-    with pytest.raises(ExistsError, match="Use --force") as caught, new_file(path):
+    with pytest.raises(ExistsError, match="Use force=True") as caught, new_file(path):
         raise AssertionError
     assert caught.value.code == 6
     assert path.read_bytes() == b"old"

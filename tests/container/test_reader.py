@@ -240,7 +240,7 @@ def test_large_digits_of_escapes_do_not_hold(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (b'"tpack"', b'"tpick"', "has no tpack description. Convert it first: tpack convert FILE."),
+        (b'"tpack"', b'"tpick"', "has no tpack description. Convert it first: tpack.convert."),
         (b'"pt"', b'"tf"', "has format 'tf', expected 'pt'."),
         (b'"format"', b'"farmat"', "has format None, expected 'pt'."),
     ],

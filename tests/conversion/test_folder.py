@@ -34,8 +34,9 @@ def test_a_folder_becomes_a_folder(source, target):
     found = tpack.verify(target, source)
     assert found.ok
     assert report.warnings == (
-        "1 of 9 weights is not ternary and kept bit for bit: model.mixed.weight. --quantize "
-        "absmean|twn|mse rounds them, --exclude keeps them without a warning.",
+        "1 of 9 weights is not ternary and kept bit for bit: model.mixed.weight. "
+        "quantize='absmean', 'twn' or 'mse' rounds it, exclude=['model.mixed.weight'] keeps it "
+        "without this warning.",
     )
     assert report.output_bytes == sum(p.stat().st_size for p in target.glob("*.safetensors"))
 

@@ -52,17 +52,17 @@ def test_a_field_without_a_keyword_cannot_be_forgotten(tmp_path, monkeypatch):
 
 def test_values_that_no_table_has_are_refused():
     for name, value, expected in (
-        ("quantize", "best", "auto, absmean, twn or mse"),
-        ("keep_dtype", "f64", "f32, f16 or bf16"),
-        ("layout", "t3", "t2 or t5"),
-        ("scale", "rows", "tensor, row, column or group:N"),
-        ("scale", "group:N", "tensor, row, column or group:N"),
-        ("scale_means", "add", "multiply or divide"),
-        ("layout", ["t2"], "t2 or t5"),
+        ("quantize", "best", "auto, absmean, twn or mse."),
+        ("keep_dtype", "f64", "f32, f16 or bf16."),
+        ("layout", "t3", "t2 or t5."),
+        ("scale", "rows", "auto, tensor, row, column or group:N. Did you mean row?"),
+        ("scale", "group:x", "auto, tensor, row, column or group:N. Did you mean group:N?"),
+        ("scale_means", "add", "multiply or divide."),
+        ("layout", ["t2"], "t2 or t5."),
     ):
         with pytest.raises(UsageError) as caught:
             Options(**{name: value})
-        assert str(caught.value) == f"{name} {value!r} is unknown, expected {expected}."
+        assert str(caught.value) == f"{name} {value!r} is unknown, expected {expected}"
     with pytest.raises(UsageError, match=r"include is 'up\*', expected a list: \['up\*'\]"):
         Options(include="up*")
 

@@ -21,7 +21,7 @@ def said(report):
 def test_tensors_alone_have_no_forward(tmp_path):
     report = tpack.convert({"a.fc.weight": TERNARY}, tmp_path / "m")
     (note,) = said(report)
-    assert "convert the module with example arguments or a .pt2, or give LayerDefs" in note
+    assert "with example_args, or a .pt2 file of it, or describe it with layerdef=…" in note
     with pytest.raises(NotImplementedError):
         tpack.load(tmp_path / "m")(torch.ones(1, 8))
 
@@ -29,7 +29,7 @@ def test_tensors_alone_have_no_forward(tmp_path):
 def test_a_gguf_file_may_go_back(tmp_path):
     write_model(tmp_path / "a.gguf", values(), Type.TQ2_0, "llama")
     (note,) = said(tpack.convert(tmp_path / "a.gguf", tmp_path / "m"))
-    assert note.endswith("or export it to gguf again")
+    assert note.endswith("or run it with llama.cpp after an export to gguf")
 
 
 def test_what_can_be_run_is_not_spoken_of(tmp_path):

@@ -53,7 +53,7 @@ def test_weights_that_fit_no_blocks(tmp_path, columns, scales, kind, words):
     path = packed(tmp_path, weight)
     with pytest.raises(UnsupportedError, match=words) as caught:
         export(path, tmp_path / "m.gguf", type=kind)
-    assert "--allow-inexact to write the weight unpacked, in float16" in str(caught.value)
+    assert "allow_inexact=True would write the weight unpacked, in float16" in str(caught.value)
     assert caught.value.tensor == "model.layers.0.mlp.up_proj.weight"
     assert caught.value.file == str(path)
     assert not (tmp_path / "m.gguf").exists()

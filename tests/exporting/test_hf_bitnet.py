@@ -277,7 +277,7 @@ def test_an_output_is_replaced_only_if_asked(tmp_path):
     with Checkpoint(path) as file:
         export_hf_bitnet(file, tmp_path / "out")
         (tmp_path / "out" / "old.txt").touch()
-        with pytest.raises(ExistsError, match="--force"):
+        with pytest.raises(ExistsError, match="force=True"):
             export_hf_bitnet(file, tmp_path / "out")
         export_hf_bitnet(file, tmp_path / "out", force=True)
         assert not (tmp_path / "out" / "old.txt").exists()

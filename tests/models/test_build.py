@@ -140,7 +140,7 @@ def test_unspecified_body(reading):
     layer = LayerDef("Net", [Param("w", "TernaryTensor", [2, 2])], [Unspecified()])
     module = readings(layer)[reading]
     assert sorted(module.state_dict()) == ["w_packed", "w_scale"]
-    with pytest.raises(NotImplementedError, match=r"Net: .*--layerdef FILE"):
+    with pytest.raises(NotImplementedError, match=r"Net: .*example_args"):
         module(torch.ones(2))
 
 

@@ -196,7 +196,7 @@ def test_a_folder_does_not_go_into_itself_or_over_another(packed_folder, tmp_pat
         with pytest.raises(ExistsError, match="input itself"):
             unpack_folder(packed, target, force=True)
     unpack_folder(packed, tmp_path / "plain")
-    with pytest.raises(ExistsError, match="--force"):
+    with pytest.raises(ExistsError, match="force=True"):
         unpack_folder(packed, tmp_path / "plain")
     unpack_folder(packed, tmp_path / "plain", force=True)
 

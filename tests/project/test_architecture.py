@@ -16,7 +16,8 @@ CLI = Path(__file__).parents[2] / "cli"
 
 #: From the bottom up; the parts of one row know nothing of each other unless listed in BESIDE.
 LAYERS = (
-    {"choices", "dtypes", "errors", "grouping", "modelcard", "report", "text"},
+    {"text", "wording"},
+    {"choices", "dtypes", "errors", "grouping", "modelcard", "report"},
     {"codec"},
     {"layerdef", "kernels"},
     {"quantize", "container"},

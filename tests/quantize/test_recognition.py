@@ -56,7 +56,7 @@ def test_one_value_that_is_not_ternary_is_named(scale, words, option, other):
     assert f"{words} 2 of 16384 values: at index (3, 5) {short(other)} is found" in it.text
     size = np.broadcast_to(scale, values.shape)[3, 5]
     assert it.text.endswith(f"expected ±{short(size)} or 0")
-    assert f"--quantize mse and --scale {option}" in it.advice
+    assert f"quantize='mse', scale={option!r}" in it.advice
 
 
 def test_one_in_a_hundred_may_deviate_and_no_more():

@@ -198,7 +198,7 @@ def test_refused_by_name(tmp_path, system):
         )
         assert caught.value.tensor in state
         assert caught.value.code == 4
-        assert f"--exclude '{caught.value.tensor}'" in str(caught.value)
+        assert f"exclude=['{caught.value.tensor}']" in str(caught.value)
         assert "onvert" in str(caught.value)
     assert not tmp_path.with_suffix(".out").exists()
 

@@ -60,7 +60,7 @@ def test_nothing_is_resumed_through_an_address(memory, tmp_path, monkeypatch, so
     (tmp_path / "in").mkdir()
     save_file(STATE, tmp_path / "in/model.safetensors")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"is an address.*Leave resume out"):
+    with pytest.raises(UsageError, match=r"is an address.*Leave it out"):
         tpack.convert(source, to.format(tmp_path), resume=True)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

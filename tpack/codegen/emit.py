@@ -38,14 +38,11 @@ from tpack.layerdef import (
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.members import Member, Members, members_of
+from tpack.layerdef.nodes import NO_FORWARD
 from tpack.layerdef.ops import OpParam
 from tpack.layerdef.rows import rows_of
 
 _BODY = INDENT * 2
-_UNKNOWN = (
-    "a state dict does not tell the order of calls",
-    "convert again with --layerdef FILE, or write this method",
-)
 
 
 def emit_program(program: Program, *, standalone: bool) -> str:
@@ -276,8 +273,8 @@ class _Class:
             return [
                 f"{INDENT}def forward(self, *inputs: Tensor) -> Tensor:",
                 f"{_BODY}raise NotImplementedError(",
-                f'{_BODY}{INDENT}"{lowered.name}: {_UNKNOWN[0]}; "',
-                f'{_BODY}{INDENT}"{_UNKNOWN[1]}."',
+                f'{_BODY}{INDENT}"{lowered.name}: {NO_FORWARD[0]}; "',
+                f'{_BODY}{INDENT}"{NO_FORWARD[1]}, or write this method."',
                 f"{_BODY})",
             ]
         arguments = ("self", *(f"{name}: Tensor" for name in lowered.inputs))

@@ -16,7 +16,7 @@ from typing import Any
 
 from tpack.container.opening import open_input
 from tpack.container.rereading import CheckedFile
-from tpack.errors import ExistsError, StorageError
+from tpack.errors import ExistsError, StorageError, occupied
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def check_target(target: Path, *, force: bool) -> None:
             if not target.is_file():
                 raise StorageError("is not a regular file. Choose another output.", file=target)
             if not force:
-                raise ExistsError("exists already. Use --force to replace it.", file=target)
+                raise occupied(target)
         if not target.parent.is_dir():
             raise StorageError(
                 f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
@@ -191,10 +191,10 @@ def _publish(temporary: Path, target: Path, *, force: bool) -> None:
     try:
         os.link(temporary, target)  # unlike a rename, fails if somebody was faster
     except FileExistsError:
-        raise ExistsError("appeared while it was written. Use --force.", file=target) from None
+        raise occupied(target, "appeared while it was written") from None
     except OSError:  # a file system without hard links
         if target.exists():
-            raise ExistsError("appeared while it was written.", file=target) from None
+            raise occupied(target, "appeared while it was written") from None
         temporary.replace(target)
     else:
         temporary.unlink()

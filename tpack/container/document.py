@@ -15,11 +15,12 @@ from tpack.container.header import Entry
 from tpack.container.strictjson import canonical_json, parse_json
 from tpack.container.version import Version, read_as
 from tpack.dtypes import SCALE_DTYPES, WEIGHT_DTYPES
-from tpack.errors import FormatError, LayerDefError, UsageError, either
+from tpack.errors import FormatError, LayerDefError, UsageError
 from tpack.layerdef import Program, slots, validate
 from tpack.layerdef.params import MAX_RANK
 from tpack.layerdef.rows import rows_of, rows_of_weight
 from tpack.layerdef.serialization import MAX_DEPTH
+from tpack.wording import either
 
 #: The deepest LayerDefs: each level of a tree is an object and a list, inside of six more.
 MAX_NESTING = 2 * MAX_DEPTH + 6

@@ -14,7 +14,7 @@ from typing import Self
 
 from tpack.container.atomic import check_not_input, exchange, storage_errors, sync_folder
 from tpack.container.index import INDEX, SINGLE
-from tpack.errors import ExistsError, StorageError
+from tpack.errors import ExistsError, StorageError, occupied
 
 #: Files that tell the folder of a model from another, which is never replaced.
 OF_A_MODEL = ("config.json", SINGLE, INDEX)
@@ -222,7 +222,7 @@ def check_replaceable(target: Path, *, force: bool) -> None:
         ExistsError: ``force`` is not given, or it has a ``.git``.
     """
     if not force:
-        raise ExistsError("exists already. Use --force to replace it.", file=target)
+        raise occupied(target)
     if _is_held(target):
         raise StorageError(
             "is the current folder, or holds it, or is a mount point: no other can take its place. "

@@ -29,6 +29,7 @@ from tpack.container.document import (
 from tpack.container.header import Entry, TensorFile
 from tpack.container.index import INDEX, SINGLE, Index, description_digest, read_index
 from tpack.errors import FormatError, InputError, locate
+from tpack.wording import spell_call
 
 
 def stored_dtype(dtype: str) -> str:
@@ -57,7 +58,7 @@ class CheckpointFile(TensorFile):
         super()._read_header()
         if "tpack" not in self.metadata:
             raise FormatError(
-                "has no tpack description. Convert it first: tpack convert FILE.", rule="R7"
+                f"has no tpack description. Convert it first: {spell_call('convert')}.", rule="R7"
             )
         if self.metadata.get("format") != "pt":
             raise FormatError(

@@ -27,6 +27,7 @@ from tpack.sources import Source, open_source
 from tpack.sources.description import read_layerdef
 from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
+from tpack.wording import spell
 
 __all__ = ["convert", "default_output"]
 
@@ -94,8 +95,8 @@ def convert(
     address = _address(source, destination)
     if resume and address is not None:
         raise UsageError(
-            f"resume needs folders on disks, but {address} is an address, for which an interrupted "
-            "conversion keeps nothing. Leave resume out, or copy the folder first."
+            f"{spell(resume=True)} needs folders on disks, but {address} is an address, for which "
+            "an interrupted conversion keeps nothing. Leave it out, or copy the folder first."
         )
     with ExitStack() as stack:
         place = destination
@@ -113,8 +114,8 @@ def convert(
         else:
             if resume:
                 raise UsageError(
-                    "resume continues the conversion of a folder, but the source is not a folder. "
-                    "Leave resume out."
+                    f"{spell(resume=True)} continues the conversion of a folder, but the source is "
+                    "not a folder. Leave it out."
                 )
             if not dry_run:
                 check_not_input(target, *paths)

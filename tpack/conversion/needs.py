@@ -88,6 +88,6 @@ def check_room(folder: Path, needs: Needs) -> None:
     if free < needs.disk:
         raise StorageError(
             f"has {size(free)} of free space, but up to {size(needs.disk)} are needed. Free "
-            "some, or convert to another disk with -o.",
+            "some, or choose an output on another disk.",
             file=folder,
         )

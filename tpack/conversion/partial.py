@@ -27,6 +27,7 @@ from tpack.conversion.cases import Left
 from tpack.conversion.packing import Batch, Packed
 from tpack.conversion.plan import Plan
 from tpack.errors import TpackError
+from tpack.wording import spell_name
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Work(Workplace):
             return None
         theirs = found["options"]
         told = [
-            f"{name} {theirs.get(name)!r:.60}, not {mine!r:.60}"
+            f"{spell_name(name)} {theirs.get(name)!r:.60}, not {mine!r:.60}"
             for name, mine in self.options.items()
             if theirs.get(name) != mine
         ]

@@ -21,6 +21,7 @@ from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
 from tpack.sources.scaled_codes import nameless_scales
 from tpack.text import plural
+from tpack.wording import spell
 
 #: Roles of weights in a captured computation that are packed if they are ternary, but never
 #: rounded unless ``include`` names them.
@@ -148,7 +149,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     if not plan.weights:
         raise InputError(
             f"holds no weight to pack: all {len(plan.kept)} tensors are kept ({_counted(plan)}). "
-            "Name what to pack with --include."
+            f"Name what to pack with {spell(include=[...])}."
         )
     _check_names(plan, source.aliases)
     _say_of_rules(plan, source)
@@ -211,7 +212,7 @@ def _say_of_rules(plan: Plan, source: Source) -> None:
     if plan.rounded and plan.options.quantize != "auto":
         plan.notes.append(
             f"{plural(len(plan.rounded), 'weight')} packed by the rule by which the model rounds "
-            f"them as it runs, not by --quantize {plan.options.quantize}"
+            f"them as it runs, not by {spell(quantize=plan.options.quantize)}"
         )
     if own := [name for name in source.floats if plan.reasons.get(name) == source.floats[name]]:
         plan.warnings.append(
@@ -238,7 +239,7 @@ def _idle_patterns(source: Source, options: Options) -> list[str]:
     """Return notes about patterns that match no tensor: a misspelled one keeps nothing."""
     names = [*source.tensors, *source.aliases]
     return [
-        f"--{option} {pattern!r} matches no name"
+        f"{spell(**{option: [pattern]})} matches no name"
         for option in ("include", "exclude")
         for pattern in getattr(options, option)
         if not any(fnmatchcase(name, pattern) for name in names)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from tpack.layerdef import Program, Unspecified
 from tpack.sources import Source
+from tpack.wording import spell
 
 _EXPERTS = re.compile(r"(^|\.)experts\.")
 
@@ -16,11 +17,11 @@ def about_forward(source: Source, program: Program) -> list[str]:
     root = program.by_name[program.root]
     if not isinstance(root.body[0], Unspecified) or _of_transformers(source):
         return []
-    gguf = ", or export it to gguf again" if "gguf" in source.metadata else ""
+    gguf = ", or run it with llama.cpp after an export to gguf" if "gguf" in source.metadata else ""
     return [
-        "the model has no forward, since tensors do not record it: calling it raises "
-        "NotImplementedError. To get one, convert the module with example arguments or a .pt2, or "
-        f"give LayerDefs{gguf}"
+        "the model has no forward, because tensors do not record the order of calls: calling it "
+        "raises NotImplementedError. To get one, convert the module in Python with example_args, "
+        f"or a .pt2 file of it, or describe it with {spell(layerdef=...)}{gguf}"
     ]
 
 
@@ -32,8 +33,8 @@ def about_experts(source: Source, packed: Iterable[str]) -> list[str]:
     return [
         f"{len(names)} packed weights belong to experts, such as {names[0]}. transformers 5 merges "
         "the experts of a layer into one tensor (Mixtral, Qwen-MoE, DeepSeek and others), and "
-        "tpack.hf then refuses to load the folder. To run it there, exclude '*.experts.*'; "
-        "tpack.load has all layers, but no forward"
+        "tpack.hf then refuses to load the folder. To run it there, convert with "
+        f"{spell(exclude=['*.experts.*'])}; tpack.load has all layers, but no forward"
     ]
 
 

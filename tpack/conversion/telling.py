@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -14,6 +13,7 @@ from tpack.conversion.plan import Plan
 from tpack.errors import NotTernaryError
 from tpack.grouping import Place, groups, label
 from tpack.text import plural
+from tpack.wording import spell
 
 #: Groups of names in one warning; ``-v`` and JSON have them all.
 MOST = 8
@@ -37,9 +37,9 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
             f"no weight of the source is ternary: {plural(len(rounded), 'weight')} "
             f"{'was' if len(rounded) == 1 else 'were'} rounded by absmean, with relative error "
             f"{low if low == high else f'{low}–{high}'}. That is right only for masters of BitNet "
-            "b1.58, which round the same way as they run. For other models see --quantize "
-            f"{' or '.join(name for name in QUANTIZERS if name != 'absmean')}, "
-            "and --scale row or group:N; --exact refuses to round."
+            "b1.58, which round the same way as they run. For other models choose "
+            f"{spell(quantize=tuple(name for name in QUANTIZERS if name != 'absmean'))}, or "
+            f"{spell(scale=('row', 'group:128'))}; {spell(exact=True)} refuses to round."
         )
     if rescaled := sorted(set(lossy) - set(rounded)):
         found.append(
@@ -54,14 +54,16 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
 def _left(left: Mapping[str, Left], of: int, plan: Plan) -> str:
     """Return the warning about weights that were kept."""
     wish = plan.options.keep_dtype
-    how = "kept bit for bit" if wish is None else f"not packed (--keep-dtype {wish} applies)"
+    them = "it" if len(left) == 1 else "them"
+    how = "kept bit for bit" if wish is None else f"not packed, but cast ({spell(keep_dtype=wish)})"
     lines = [
         f"{len(left)} of {plural(of, 'weight')} "
         f"{'is' if len(left) == 1 else 'are'} not ternary and {how}: {_names(left)}."
     ]
     lines += _recognised(left)
     lines.append(
-        f"--quantize {'|'.join(QUANTIZERS)} rounds them, --exclude keeps them without a warning."
+        f"{_rounding()} rounds {them}, {_excludes(left, plan, MOST)} keeps {them} without this "
+        "warning."
     )
     return " ".join(lines)
 
@@ -102,15 +104,15 @@ def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
         value, index = error.value, error.index
         if len(refused) == 1 and not refused[first].text:
             return NotTernaryError(
-                f"{error.message} {advice}, or convert without --exact.",
+                f"{error.message} {advice}, or convert without {spell(exact=True)}.",
                 tensor=first, index=index, value=value,
             )  # fmt: skip
         detail = " ".join(_recognised(refused)) or f"The first, {first}, {error.message}"
-        advice += ", or convert without --exact"
+        advice += f", or convert without {spell(exact=True)}"
     else:
         value = index = None
         detail = " ".join(_recognised(refused))
-        advice += f", or round with --quantize {'|'.join(QUANTIZERS)}"
+        advice += f", or round with {_rounding()}"
     if len(refused) == 1 and refused[first].text:
         why = refused[first]
         return NotTernaryError(
@@ -133,13 +135,17 @@ def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
     sentences = [
         f"holds no ternary weight among those to pack: {_names(left)} ({kinds}).",
         *_recognised(left),
-        f"Round with --quantize {'|'.join(QUANTIZERS)}, or name others with --include.",
+        f"Round with {_rounding()}, or name others with {spell(include=[...])}.",
     ]
     return NotTernaryError(" ".join(sentences), tensors=tuple(left))
 
 
-def _excludes(names: Collection[str], plan: Plan) -> str:
-    """Return the options that keep exactly these weights; repeated layers share a pattern."""
+def _excludes(names: Collection[str], plan: Plan, most: int | None = None) -> str:
+    """Spell the option that keeps exactly these weights; repeated layers share a pattern.
+
+    Args:
+        most: patterns; of more, only the option is spelled.
+    """
     found = []
     for group in groups((name, None) for name in names):
         pattern = re.sub(r"([\[?])", r"[\1]", Place.of(group[0]).role)
@@ -148,7 +154,12 @@ def _excludes(names: Collection[str], plan: Plan) -> str:
             found.append(pattern)
         else:
             found += [re.sub(r"([*\[?])", r"[\1]", name) for name in group]
-    return " ".join(f"--exclude {shlex.quote(pattern)}" for pattern in found)
+    return spell(exclude=found if most is None or len(found) <= most else [...])
+
+
+def _rounding() -> str:
+    """Spell the option that rounds weights, with every quantizer."""
+    return spell(quantize=tuple(QUANTIZERS))
 
 
 def _names(names: Iterable[str], most: int | None = MOST) -> str:

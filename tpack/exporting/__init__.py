@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from tpack.choices import Choice
 from tpack.dialects.gguf_types import WRITTEN
-from tpack.errors import UsageError, either, locate, unknown
+from tpack.errors import UsageError, locate, unknown
 from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.options import check, option
+from tpack.wording import either, spell_name
 
 __all__ = ["TARGETS", "ExportReport", "ExportedTensor", "Target", "export"]
 
@@ -113,8 +114,8 @@ def export(
     known = [each.name for each in fields(target.options)]
     for name in options:
         if name not in known:
-            has = f"expected {either(known)}" if known else "which has none"
-            raise UsageError(f"{name} is not an option of {to}, {has}.")
+            has = f"expected {either(map(spell_name, known))}" if known else "which has none"
+            raise UsageError(f"{spell_name(name)} is not an option of {to}, {has}.")
     chosen = target.options(**options)
     with Checkpoint(path) as checkpoint, locate(file=path):
         if checkpoint.path.is_dir():  # whose files a target may copy, or take in

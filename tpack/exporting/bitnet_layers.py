@@ -16,6 +16,7 @@ from tpack.container import TernaryEntry
 from tpack.dialects.hf_bitnet import STRIPES
 from tpack.errors import UnsupportedError
 from tpack.layerdef.from_names import is_embedding
+from tpack.wording import spell, spell_exclude
 
 #: One of several experts, which are merged into one tensor.
 _EXPERT = re.compile(r"(?:^|.*\.)experts\.[0-9]+\..*")
@@ -82,28 +83,28 @@ def check_layer(
     if is_embedding(name):
         raise UnsupportedError(
             "is a packed embedding, expected floats. Convert the model again with "
-            f"--exclude '{name}', or unpack it."
+            f"{spell_exclude(name)}, or unpack it."
         )
     if not name.endswith(".weight") or len(entry.shape) != 2 or entry.split != 1:
         raise UnsupportedError(
             f"has shape {entry.shape}, expected the weight of a linear layer. Convert the model "
-            f"again with --exclude '{name}'."
+            f"again with {spell_exclude(name)}."
         )
     if found := _other_layer(name, config.get("model_type"), experts=experts):
         what, pattern = found
         raise UnsupportedError(
-            f"{what}, expected a linear layer of its own. Convert the model again with --exclude "
-            f"'{pattern}', or unpack it."
+            f"{what}, expected a linear layer of its own. Convert the model again with "
+            f"{spell(exclude=[pattern])}, or unpack it."
         )
     if entry.scale != "tensor":
         raise UnsupportedError(
             f"has scales per {entry.scale}, expected one for the tensor. Export it to gguf, or "
-            "convert the model again with --scale tensor, which rounds it."
+            f"convert the model again with {spell(scale='tensor')}, which rounds it."
         )
     if entry.rows % STRIPES:
         raise UnsupportedError(
             f"has {entry.rows} rows, expected a multiple of {STRIPES}: transformers loads no "
-            f"other. Convert the model again with --exclude '{name}'."
+            f"other. Convert the model again with {spell_exclude(name)}."
         )
 
 

@@ -37,6 +37,7 @@ from tpack.exporting.gguf_weights import (
 from tpack.exporting.gguf_writer import OutTensor, write_gguf
 from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.quantize import narrow, widen
+from tpack.wording import spell
 
 _BLOCK = re.compile(r"\.([0-9]{1,9})\.")
 #: Floats that llama.cpp wants in float32 where they are vectors.
@@ -175,7 +176,7 @@ class _Export:
         elif fitted.problem and not self.allow_inexact:
             what = "round it" if fitted.kind else f"write the weight unpacked, in {fitted.dtype}"
             raise UnsupportedError(
-                f"{fitted.problem}. Give --allow-inexact to {what}.", tensor=name
+                f"{fitted.problem}. {spell(allow_inexact=True)} would {what}.", tensor=name
             )
         if fitted.kind is not None:
             kind = fitted.kind.name
@@ -195,7 +196,7 @@ class _Export:
         if entry.dtype not in PLAIN_IDS:
             raise UnsupportedError(
                 f"is {entry.dtype}, expected {', '.join(PLAIN_IDS)} in GGUF. Convert the model "
-                "again with --keep-dtype f32.",
+                f"again with {spell(keep_dtype='f32')}.",
                 tensor=name,
             )
         wide = len(entry.shape) < 2 and entry.dtype in _WIDENED and inside not in self.model.kinds

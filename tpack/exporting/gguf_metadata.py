@@ -100,7 +100,7 @@ def model_of(checkpoint: Checkpoint) -> Model:
     if config is None:
         raise InputError(
             "has neither the metadata of a GGUF file nor a config.json beside it, expected one of "
-            "them. Convert the whole folder of the model: tpack convert FOLDER."
+            "them. Convert the whole folder of the model."
         )
     return _from_config(plain_config(config), folder)
 

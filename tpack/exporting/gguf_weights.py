@@ -18,6 +18,7 @@ from tpack.errors import FormatError, NotTernaryError, UnsupportedError
 from tpack.quantize import narrow, widen
 from tpack.quantize.fitting import spread
 from tpack.quantize.weight import BLOCK
+from tpack.wording import spell_exclude
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -58,7 +59,7 @@ def fit_blocks(checkpoint: Checkpoint, name: str, kinds: list[BlockFormat]) -> F
     if entry.split != len(entry.shape) - 1:
         raise UnsupportedError(
             f"has shape {entry.shape}, of which {entry.split} dimensions are rows, expected all "
-            f"but the last. Convert the model again with --exclude '{name}'.",
+            f"but the last. Convert the model again with {spell_exclude(name)}.",
             tensor=name,
         )
     stored, dtype, granularity = checkpoint.scale(name)

@@ -255,7 +255,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     if config is None:
         raise InputError(
             "has no config.json, expected a folder made of a Hugging Face model. Convert the whole "
-            "folder: tpack convert FOLDER."
+            "folder."
         )
     return plain_config(config)
 

@@ -15,6 +15,7 @@ from tpack.describing import Description, Stored, describe
 from tpack.errors import LayerDefError, UnsupportedError, UsageError
 from tpack.nn import BitLinear
 from tpack.nn.modules import PackedWeight
+from tpack.wording import spell_call
 
 
 def describe_model(
@@ -58,7 +59,7 @@ def describe_model(
         if name in old.tensors:
             raise UnsupportedError(
                 "was packed when the model was loaded, and is floats now. Put a layer of tpack.nn "
-                "in its place, or save the plain weights and convert them: tpack convert.",
+                f"in its place, or save the plain weights and pack them: {spell_call('convert')}.",
                 tensor=name,
             )
         if name not in weights:

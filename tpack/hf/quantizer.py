@@ -16,6 +16,7 @@ from tpack.errors import InputError, UsageError
 from tpack.hf.replacement import place
 from tpack.hf.saving import save_pretrained
 from tpack.hfconfig import METHOD
+from tpack.wording import spell_call
 
 
 class TpackConfig(QuantizationConfigMixin):
@@ -59,7 +60,8 @@ class TpackQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         if not self.pre_quantized:
             raise UsageError(
-                "the model is not packed: from_pretrained does not pack. Use tpack convert FOLDER."
+                "the model is not packed, and from_pretrained does not pack it. Convert its folder "
+                f"first: {spell_call('convert')}."
             )
         #: The description of the checkpoint that was loaded.
         self.document: Document | None = None

@@ -28,6 +28,7 @@ from tpack.hf.layers import (
     TiedHead,
 )
 from tpack.nn import BitLinear, TernaryLinear
+from tpack.wording import spell, spell_exclude
 
 
 def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
             if merged:
                 raise UnsupportedError(
                     f"is merged with others when {type(model).__name__} is loaded, which packed "
-                    f"weights cannot be. Convert with --exclude '{name}'."
+                    f"weights cannot be. Convert with {spell_exclude(name)}."
                 )
             if target not in names.expected:
                 if names.is_other_head(target):
@@ -70,7 +71,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
             if last != "weight":
                 raise UnsupportedError(
                     f"is not the weight of a layer in {type(model).__name__}, so it has no packed "
-                    f"form. Convert with --exclude '{name}'."
+                    f"form. Convert with {spell_exclude(name)}."
                 )
             dtype = file.entries[f"{name}_scale"].dtype
             make = bit_linear if rounded is not None and path in rounded else None
@@ -161,7 +162,7 @@ def _packed(
                 return PackedConv1D(rows, columns, **options)
     raise UnsupportedError(
         f"is the weight of a {type(module).__name__}, which has no packed form. Convert with "
-        "--exclude."
+        f"{spell(exclude=[...])}."
     )
 
 
@@ -246,7 +247,7 @@ def _check_parts(model: PreTrainedModel, file: Checkpoint, sources: Mapping[str,
             if (found := names.target(f"{name}_{part}")[0]) != f"{target}_{part}":
                 raise UnsupportedError(
                     f"is {target!r} in {type(model).__name__}, but its part in {name}_{part} would "
-                    f"be {found!r}. Convert with --exclude '{name}'.",
+                    f"be {found!r}. Convert with {spell_exclude(name)}.",
                     tensor=name,
                 )
 
@@ -286,7 +287,7 @@ def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any], rounded
         if isinstance(model.get_submodule(path), nn.Linear):
             raise UnsupportedError(
                 "is kept as floats, but the model rounds it to trits as it runs. Convert the "
-                "folder again, without --exclude for it.",
+                f"folder again, without {spell(exclude=[...])} for it.",
                 tensor=f"{path}.weight",
             )
 
@@ -306,7 +307,7 @@ def _tie(model: PreTrainedModel, placed: Mapping[str, nn.Module]) -> None:
         if not isinstance(module, PackedEmbedding):
             raise UnsupportedError(
                 f"is shared with {head!r}, but of packed weights only those of an embedding can be "
-                f"shared. Convert with --exclude '{table}'.",
+                f"shared. Convert with {spell_exclude(table)}.",
                 tensor=table,
             )
         user = model.get_submodule(path)
@@ -317,7 +318,7 @@ def _tie(model: PreTrainedModel, placed: Mapping[str, nn.Module]) -> None:
         else:
             raise UnsupportedError(
                 f"is shared with {head!r}, a {type(user).__name__}, which has no packed form. "
-                f"Convert with --exclude '{table}'.",
+                f"Convert with {spell_exclude(table)}.",
                 tensor=table,
             )
     if tied:

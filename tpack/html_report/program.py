@@ -24,7 +24,7 @@ def program_section(program: Program | None) -> str:
     if program is None:
         return (
             '<p class="empty">This checkpoint has no LayerDefs: the names of its tensors fit no '
-            "tree of modules. Convert again with <code>--layerdef FILE</code> to add them.</p>"
+            "tree of modules. To add them, convert the model again with a LayerDef of your own.</p>"
         )
     tree = f'<ul class="tree">{_layer(program.by_name[program.root], "", program, set())}</ul>'
     try:

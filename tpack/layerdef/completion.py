@@ -11,6 +11,7 @@ from tpack.errors import LayerDefError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.nodes import LayerDef, Param, Program
 from tpack.layerdef.tensors import Slot, slots
+from tpack.wording import spell_exclude
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def complete(
             if common is None:
                 raise LayerDefError(
                     f"has scales per {new.scale}, other copies of {slot.home[0]} per {old.scale}: "
-                    "no one description fits both. Exclude it, or give it a LayerDef of its own.",
+                    "no one description fits both. Give it a LayerDef of its own, or keep it with "
+                    f"{spell_exclude(slot.name)}.",
                     tensor=slot.name,
                 )
             homes[slot.home] = replace(old, scale=common)

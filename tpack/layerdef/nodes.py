@@ -186,6 +186,12 @@ class Unspecified:
     """
 
 
+#: Why a layer has no forward, and what to do. Generated source says it too, whoever generates it.
+NO_FORWARD = (
+    "a state dict does not record the order of calls",
+    "convert the module with example_args",
+)
+
 #: One step of a body.
 Statement = Assignment | Unpack | Return | Unspecified
 

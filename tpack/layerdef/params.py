@@ -8,13 +8,14 @@ from collections.abc import Mapping
 
 from tpack.codec import GRANULARITIES, LAYOUTS, Scale
 from tpack.dtypes import BY_NAME, SCALE_DTYPES
-from tpack.errors import LayerDefError, UsageError, either
+from tpack.errors import LayerDefError, UsageError
 from tpack.layerdef.builtin import BUILTIN, Builtin
 from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
 from tpack.layerdef.names import check_attribute, check_identifier, is_position
 from tpack.layerdef.nodes import Arg, Param, Sizes
 from tpack.layerdef.ops import REQUIRED, OpParam
 from tpack.layerdef.serialization import MAX_DEPTH, MAX_INT
+from tpack.wording import either
 
 #: Modules that a program may unfold to, and copies that a layer may have.
 MAX_INSTANCES = 100_000

@@ -22,6 +22,7 @@ from tpack.errors import InputError, UsageError, locate, unknown
 from tpack.nn.code_check import check_legal
 from tpack.nn.reference import dequantize, pack_trits
 from tpack.nn.ternarization import METHODS, Rule
+from tpack.wording import spell
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -233,7 +234,7 @@ def _frozen(owner: Any, name: str, method: str, wanted: Scale | None) -> Frozen:
     if now != then and not (_is_layer(owner) or takes):
         raise UsageError(
             f"has scales per {now}, and the source of {type(owner).__name__} no place "
-            f"for {then}. Convert the model with --scale {then}."
+            f"for {then}. Convert the model with {spell(scale=str(then))}."
         )
     rule = Rule(method, then, tuple(shape), split, scale.dtype)
     layout = getattr(owner, "ternary_layouts", {}).get(name, "t2")

@@ -18,6 +18,7 @@ from tpack.quantize.near import Near, find_near
 from tpack.quantize.ordinary import is_ordinary
 from tpack.quantize.pieces import in_pieces
 from tpack.quantize.weight import Weight
+from tpack.wording import spell
 
 #: Weights to look at first.
 PROBE = 1 << 16
@@ -94,8 +95,8 @@ def _near(near: Near, weight: Weight) -> Recognised:
     return Recognised(
         "nearly ternary",
         f"{text}: at index {where} {number(value)} is found, expected ±{number(scale)} or 0",
-        "Set these values to the nearest level, or round with --quantize mse and "
-        f"--scale {near.granularity}, which keeps the scale all but the same.",
+        "Set these values to the nearest level, or round with "
+        f"{spell(quantize='mse', scale=str(near.granularity))}, which hardly changes the scale.",
     )
 
 

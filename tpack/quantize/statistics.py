@@ -17,6 +17,7 @@ from tpack.kernels import reference
 from tpack.quantize.pieces import Piece, Place, for_kernels, in_pieces
 from tpack.quantize.sets import Sums
 from tpack.quantize.weight import Weight, numbers
+from tpack.wording import spell
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -278,5 +279,5 @@ def _not_finite(weight: Weight, piece: Piece) -> InputError:
     index = weight.index((piece.row + int(row)) * weight.columns + piece.column + int(column))
     return InputError(
         f"holds {values[row, column]} at index {index}, expected finite values. Training may "
-        "have diverged: repair it or keep it with --exclude."
+        f"have diverged: repair it, or keep it with {spell(exclude=[...])}."
     )

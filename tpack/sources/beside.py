@@ -12,6 +12,7 @@ from tpack.container import INDEX, SINGLE, parse_json
 from tpack.container.index import PICKLE_INDEX
 from tpack.container.opening import input_errors, open_input
 from tpack.errors import InputError, TpackError
+from tpack.wording import spell_call
 
 #: Single files of weights, tried in this order.
 SINGLES = (SINGLE, "pytorch_model.bin")
@@ -156,7 +157,7 @@ def look_beside(folder: Path, taken: Collection[Path]) -> Beside:
     for name in unknown:
         found.warnings.append(
             f"left out {name}, which has weights of its own. If they belong to the model, convert "
-            f"them apart: tpack convert {folder / name}"
+            f"them apart: {spell_call('convert', folder / name)}"
         )
     found.left_out = (*adapter, *unknown)
     return found

@@ -28,6 +28,7 @@ from tpack.sources.hf_rounding import rounding
 from tpack.sources.names import clean_names
 from tpack.sources.rotations import refuse_rotated
 from tpack.sources.source import PackedTensor, Source, SourceShard, SourceTensor
+from tpack.wording import spell_call
 
 OpenFile = Callable[[Path], Source]
 
@@ -152,7 +153,7 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
     if inner := folders_with_weights(path):
         raise InputError(
             f"holds no weights of its own, but its folders {', '.join(inner[:8])} do. Convert "
-            f"each: tpack convert {path / inner[0]}"
+            f"each: {spell_call('convert', path / inner[0])}"
         )
     raise InputError(f"holds no weights, expected {INDEX}, {PICKLE_INDEX}, {' or '.join(SINGLES)}.")
 

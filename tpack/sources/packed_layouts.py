@@ -16,6 +16,7 @@ from tpack.errors import NotTernaryError
 from tpack.grouping import groups, label
 from tpack.sources.packed_systems import LAYOUTS, Layout
 from tpack.sources.source import PackedTensor, SourceTensor
+from tpack.wording import spell
 
 Tensors = Mapping[str, SourceTensor | PackedTensor]
 
@@ -109,7 +110,8 @@ def _group(codes: SourceTensor, layout: Layout, first: str, parts: Sequence[str]
     if codes.coded:
         reason = f"is packed by {layout.system}: {codes.coded}"
         advice = Layout.advice
-    return PackedGroup(layout.system, codes.name, (codes.name, *parts), reason, advice)
+    spelled = advice if isinstance(advice, str) else advice()
+    return PackedGroup(layout.system, codes.name, (codes.name, *parts), reason, spelled)
 
 
 def told(found: Sequence[PackedGroup]) -> Iterator[str]:
@@ -138,10 +140,10 @@ def refuse_packed(found: Sequence[PackedGroup]) -> None:
     others = f" ({len(found) - 1} others are not ternary either)" if len(found) > 1 else ""
     endings = dict.fromkeys(f"*{group.codes.rpartition('.')[2]}" for group in found)
     patterns = [first.codes] if len(found) == 1 else endings
-    excludes = " ".join(f"--exclude '{pattern}'" for pattern in patterns)
     raise NotTernaryError(
         f"{first.reason}, expected floats or ternary weights{others}. {first.advice} To keep "
-        f"{'it' if len(found) == 1 else 'them'} as they are beside other weights: {excludes}.",
+        f"{'it as it is' if len(found) == 1 else 'them as they are'} beside other weights, use "
+        f"{spell(exclude=[*patterns])}.",
         tensor=first.codes,
     )
 

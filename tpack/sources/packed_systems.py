@@ -7,7 +7,11 @@ says which.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from tpack.choices import MEANINGS
+from tpack.wording import spell
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Layout:
         dtypes: of the codes.
         beside: endings in place of ``codes``; at least one such tensor must lie beside the codes.
             All tensors with these endings belong to the weight.
-        advice: what to do.
+        advice: what to do; a function if that is an option, which callers spell differently.
         of: dtypes of the first tensor beside, where only they distinguish systems.
     """
 
@@ -28,7 +32,7 @@ class Layout:
     codes: str
     dtypes: tuple[str, ...]
     beside: tuple[str, ...]
-    advice: str = "Convert the unquantized model."
+    advice: str | Callable[[], str] = "Convert the unquantized model."
     of: tuple[str, ...] = ()
 
 
@@ -41,10 +45,15 @@ def _config(key: str) -> str:
 
 OURS = "tpack"
 _MODULE = "Write the packed module with tpack.save(module, path), or convert what it was made of."
-_SCALE_MEANS = (
-    "Its scale may multiply or divide. Say which with --scale-means, or put the config.json of the "
-    "model beside the file, or convert the unquantized model."
-)
+
+
+def _scale_means() -> str:
+    return (
+        "Its scale may multiply or divide: put the config.json of the model beside the file, or "
+        f"say which with {spell(scale_means=tuple(MEANINGS))}, or convert the unquantized model."
+    )
+
+
 BITNET = "Hugging Face's bitnet"
 #: Systems whose int8 weights are plain: not permuted, and not packed further.
 PLAIN_BYTES = ("EETQ",)
@@ -73,7 +82,7 @@ LAYOUTS = (
         (".weight.absmax", ".weight.quant_map", ".SCB", ".weight.SCB", ".weight_format"),
     ),
     Layout(
-        BITNET, ".weight", ("uint8",), (".weight_scale",), _SCALE_MEANS, _FLOATS
+        BITNET, ".weight", ("uint8",), (".weight_scale",), _scale_means, _FLOATS
     ),
     Layout("FP8", "", _FLOAT8, ("_scale", "_scale_inv", "_scales")),
     Layout("FP8", ".weight", _FLOAT8, (".scale", ".scales", ".scale_weight", ".scale_inv")),

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tpack.errors import ExistsError, InputError, StorageError, UnsupportedError
+from tpack.errors import InputError, StorageError, UnsupportedError, occupied
 from tpack.sources.source import Source
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://.", re.DOTALL)
@@ -65,7 +65,7 @@ def remote_target(address: str, *, force: bool) -> Iterator[Path]:
     """
     files, root = _file_system(address)
     if not force and files.exists(root):
-        raise ExistsError("exists already. Use --force to replace it.", file=address)
+        raise occupied(address)
     with tempfile.TemporaryDirectory(prefix="tpack-") as folder:
         local = Path(folder) / (root.rstrip("/").rpartition("/")[2] or "model")
         yield local

@@ -15,6 +15,7 @@ from tpack.dtypes import BY_NAME
 from tpack.errors import UnsupportedError
 from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
+from tpack.wording import spell_call
 
 
 def open_safetensors(path: Path, naming: Naming = clean_names) -> Source:
@@ -28,7 +29,9 @@ def open_safetensors(path: Path, naming: Naming = clean_names) -> Source:
     file = resources.enter_context(TensorFile(path))
     if "tpack" in file.metadata:
         resources.close()
-        raise UnsupportedError("is a tpack checkpoint already. Unpack it first: tpack unpack.")
+        raise UnsupportedError(
+            f"is a tpack checkpoint already. Unpack it first: {spell_call('unpack')}."
+        )
     names, notes = naming(file.entries)
     tensors = {names[name]: as_source(file, name, names[name]) for name in sorted(file.entries)}
     return Source(

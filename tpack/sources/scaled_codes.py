@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpack.choices import MEANINGS, Means
+from tpack.choices import MEANINGS, QUANTIZERS, Means
 from tpack.dtypes import BY_NAME, SCALE_DTYPES
 from tpack.errors import InputError, TpackError, UnsupportedError
 from tpack.quantize import widen
@@ -24,6 +24,7 @@ from tpack.quantize.weight import BLOCK
 from tpack.sources.packed_layouts import UNKNOWN, PackedGroup, words
 from tpack.sources.packed_systems import BITNET, PLAIN_BYTES
 from tpack.sources.source import PackedTensor, SourceTensor
+from tpack.wording import spell, spell_exclude
 
 Tensors = Mapping[str, SourceTensor | PackedTensor]
 #: The system of a weight that would be read if its codes were trits.
@@ -80,8 +81,10 @@ def read_group(
     if group.system == BITNET and means is not None:
         return _bitnet(group, tensors, means) or group
     if isinstance(found, str) and group.system == UNKNOWN:
-        advice = "--quantize rounds the values that they stand for." if "holds" in found else ""
-        return replace(group, system=_BYTES, reason=found, advice=advice or group.advice)
+        advice = group.advice
+        if "holds" in found:
+            advice = f"{spell(quantize=tuple(QUANTIZERS))} rounds the values that they stand for."
+        return replace(group, system=_BYTES, reason=found, advice=advice)
     return group
 
 
@@ -128,8 +131,8 @@ def _scaled(
     if means is None and _OPEN.intersection(words(scale.name.rpartition(".")[2])):
         raise UnsupportedError(
             f"holds trits, but whether its scale {scale.name!r} multiplies or divides cannot be "
-            "known from the name. Say which with --scale-means multiply or --scale-means divide, "
-            f"or keep both as they are with --exclude '{codes.name}'.",
+            f"known from the name. Say which with {spell(scale_means=tuple(MEANINGS))}, or keep "
+            f"both as they are with {spell_exclude(codes.name)}.",
             tensor=codes.name,
         )
     if means == "divide":
