@@ -78,7 +78,6 @@ def unknown(what: str, name: object, known: Iterable[str]) -> UsageError:
         >>> print(unknown("target", "ggfu", ["gguf", "hf-bitnet"]))
         target 'ggfu' is unknown, expected gguf or hf-bitnet. Did you mean gguf?
     """
-    known = list(known)
     expected = f"expected {either(known)}.{nearest(str(name), known)}"
     return UsageError(f"{what} {name!r:.60} is unknown, {expected}")
 

@@ -110,7 +110,7 @@ def unquantized_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if quant_method(plain) == "bitnet" and plain["quantization_config"].get("use_rms_norm"):
         raise UnsupportedError(
             "has layers that normalize their inputs (use_rms_norm in config.json), which plain "
-            "layers do not. Unpack it to one file, with -o FILE.safetensors."
+            "layers do not. Unpack it to one file, with a name that ends in .safetensors."
         )
     return {key: value for key, value in plain.items() if key not in _QUANTIZATION}
 

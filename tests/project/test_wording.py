@@ -3,7 +3,6 @@
 import ast
 import inspect
 import re
-from importlib import import_module
 from pathlib import Path
 
 import click
@@ -13,12 +12,16 @@ from corpus import make
 from safetensors.torch import save_file
 
 import tpack
-from tpack.cli.main import cli
+from tpack.cli.main import COMMANDS, cli, main
 from tpack.wording import command_line, spell, spell_again, spell_call, spell_exclude, spell_name
 
 ROOT = Path(tpack.__file__).parent
 #: Options of other programs, which have one spelling only.
-FOREIGN = {"--token-embedding-type", "--output-tensor-type", "--merge"}
+FOREIGN = {
+    *("--token-embedding-type", "--output-tensor-type", "--merge"),
+    *("--force-reinstall", "--no-deps", "--no-cache-dir"),
+}
+OPTION = re.compile(r"(?<![\w-])--[a-z…][\w-]*|(?<!\S)-[a-z]\b")
 SPELLING = {"spell", "spell_again", "spell_call", "spell_name"}
 
 
@@ -47,10 +50,11 @@ def spelled(tree):
                 yield from (a.value for a in node.args if isinstance(a, ast.Constant))
 
 
-def options():
-    context = click.Context(cli)
-    commands = [cli.get_command(context, name) for name in cli.list_commands(context)]
-    return {param.name for command in commands for param in command.get_params(context)}
+def options(*commands):
+    for name in commands:
+        command = cli.get_command(click.Context(cli), name)
+        yield from (param.name for param in command.params)
+        yield from (each.name for each in getattr(command, "described", tuple)())
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
@@ -62,17 +66,15 @@ def test_no_text_names_an_option_by_itself(file):
         word
         for text in literals(tree)
         if " " in text
-        for word in re.findall(r"(?<![\w-])--[a-z…][\w-]*|(?<!\S)-[a-z]\b", text)
+        for word in OPTION.findall(re.sub("<code>tpack .*?</code>", "", text))
     }
     assert found <= FOREIGN
-    assert set(spelled(tree)) <= options()
+    assert set(spelled(tree)) <= set(options(*COMMANDS))
 
 
 def test_options_of_the_command_line_are_arguments_of_convert():
     known = set(inspect.signature(tpack.convert).parameters)
-    convert = cli.get_command(click.Context(cli), "convert")
-    mine = {param.name for param in convert.params} | {e.name for e in convert.described()}
-    assert mine - {"output", "as_json", "quiet", "verbose"} <= known
+    assert set(options("convert")) - {"output", "as_json", "quiet", "verbose"} <= known
 
 
 def test_values_are_quoted_as_the_caller_would():
@@ -107,7 +109,6 @@ def test_a_name_that_looks_like_an_option_stays(tmp_path, capsys, monkeypatch):
     assert "1 of 2 weights is not ternary and kept bit for bit: --force." in warning
     assert "quantize='absmean', 'twn' or 'mse' rounds it" in warning
     assert "exclude=['--force.weight'] keeps" in warning
-    main = import_module("tpack.cli.main").main
     with pytest.raises(SystemExit):
         main(["convert", "exclude=[].safetensors"])
     assert capsys.readouterr().err == (
