@@ -152,6 +152,14 @@ def test_what_goes_with_a_model(source, target):
     assert "did not copy paper.pdf, videos/" in report.notes
 
 
+def test_a_file_that_cannot_be_copied_is_named(source, target):
+    write(source, {"tokenizer.json": "version https://git-lfs.github.com/spec/v1\n"})
+    with pytest.raises(InputError, match="pointer of Git LFS") as caught:
+        tpack.convert(source, target)
+    assert caught.value.file == str(source / "tokenizer.json")
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("name", ["assets", "assets/plot.png"])
 def test_links_out_of_the_folder(source, target, tmp_path, name):
     write(tmp_path / "outside", {"plot.png": "x"})

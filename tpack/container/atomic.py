@@ -16,7 +16,7 @@ from typing import Any
 
 from tpack.container.opening import open_input
 from tpack.container.rereading import CheckedFile
-from tpack.errors import ExistsError, StorageError, occupied
+from tpack.errors import ExistsError, StorageError, locate, occupied
 
 
 @contextmanager
@@ -80,7 +80,9 @@ def copy_file(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> N
         InputError: the source cannot be read.
         ExistsError, StorageError: as ``new_file``.
     """
-    with open_input(source) as file, new_file(path) as out:
+    with locate(file=source):
+        file = open_input(source)
+    with file, new_file(path) as out:
         while piece := file.read(1 << 22):
             out.write(piece)
 
