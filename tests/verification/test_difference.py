@@ -163,7 +163,7 @@ def test_by_how_much_scales_changed(convert):
     one, two = convert({"w": weight * scale}), convert({"w": weight * scale * factor})
     (found,) = tpack.diff(one, two).tensors
     # a row whose sign changed has other trits, and the scale it had
-    assert (found.scales_changed, found.factors) == (3, (0.5, 1.25, 1.5))
+    assert (found.scales_changed, found.factors) == (3, (0.5, 1.5))
     assert found.changed == int((weight[3] != 0).sum())
 
 
@@ -177,11 +177,30 @@ def test_scales_to_and_from_zero_have_no_factor(tmp_path):
             module.v_scale.copy_(torch.tensor(scales)[:, None])
         tpack.save(module, paths[-1])
     (found,) = tpack.diff(*paths).tensors
-    assert (found.scales_changed, found.factors) == (3, (1.5, 1.5, 1.5))
+    assert (found.scales_changed, found.factors) == (3, (1.5, 1.5))
 
 
-def convert_trits(layer, path):
-    weight = torch.tensor([[1.0, 0, -1, 1], [2, 0, -2, 2], [3, 0, -3, 3]])
+def test_zeros_of_either_sign_are_one_number_but_not_the_same_bits(tmp_path):
+    layer = LayerDef("V", [Param("v", "TernaryTensor", [3, 4], scale="row")], [Unspecified()])
+    paths = {}
+    for name, zero, dtype in (
+        ("plus", 0.0, torch.float32),
+        ("minus", -0.0, torch.float32),
+        ("half", -0.0, torch.float16),
+    ):
+        module = tpack.load(convert_trits(layer, tmp_path / f"trits {name}", dtype))
+        with torch.no_grad():
+            module.v_scale.fill_(zero)
+        paths[name] = tmp_path / name
+        tpack.save(module, paths[name])
+    (found,) = tpack.diff(paths["plus"], paths["minus"]).tensors
+    assert (found.scales_changed, found.factors) == (3, None)
+    (found,) = tpack.diff(paths["plus"], paths["half"]).tensors
+    assert (found.scales_changed, found.factors) == (0, None)
+
+
+def convert_trits(layer, path, dtype=torch.float32):
+    weight = torch.tensor([[1.0, 0, -1, 1], [2, 0, -2, 2], [3, 0, -3, 3]], dtype=dtype)
     tpack.convert({"v": weight}, path, layerdef=layer)
     return path
 

@@ -20,8 +20,8 @@ class TensorDifference:
         scales: values of the scale, at the finer granularity of the two.
         scales_changed: how many of them differ, as numbers where their dtypes do; None where
             neither scale can be repeated to the granularity of the other.
-        factors: least, median and greatest of second / first over the scales that differ and are
-            finite numbers other than 0 in both; None if there are none.
+        factors: least and greatest of second / first over the scales that differ and are finite
+            numbers other than 0 in both; None if there are none.
         turned: how many trits were -1, 0, +1 in the first and are so in the second, ``[first + 1,
             second + 1]``; None where none changed.
         blocks: where in the matrix trits changed; None where none did.
@@ -35,7 +35,7 @@ class TensorDifference:
     changed: int | None
     scales: int = 0
     scales_changed: int | None = 0
-    factors: tuple[float, float, float] | None = None
+    factors: tuple[float, float] | None = None
     turned: Table | None = None
     blocks: Blocks | None = field(default=None, repr=False)
     shape: tuple[int, ...] = ()

@@ -19,6 +19,9 @@ from tpack.errors import FormatError, NotTernaryError, locate
 from tpack.quantize import widen
 from tpack.quantize.fitting import repeat_scale
 
+#: Scales that are compared in one go.
+_SCALES = 1 << 20
+
 
 def compare(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference:
     """Compare a tensor that both have.
@@ -75,24 +78,26 @@ def _with_scales(found: TensorDifference, a: Checkpoint, b: Checkpoint) -> Tenso
     """Count the scales, and those that differ; the coarser ones are repeated."""
     (one, dtype, own), (two, other_dtype, other) = a.scale(found.name), b.scale(found.name)
     columns = a.document.tensors[found.name].columns
-    if dtype != other_dtype:
+    bits = dtype == other_dtype
+    if not bits:
         one, two = widen(one, dtype), widen(two, other_dtype)
-        dtype = other_dtype = "float32"
     if own.can_repeat(other):
         one = repeat_scale(one, own, other, columns, two.shape)
     elif other.can_repeat(own):
         two = repeat_scale(two, other, own, columns, one.shape)
     else:
         return replace(found, scales=one.size)
-    changed = _differ(one, two) if dtype == other_dtype else one != two
-    before, after = (widen(x[changed], dtype).astype(np.float64) for x in (one, two))
-    usable = np.isfinite(before) & np.isfinite(after) & (before != 0) & (after != 0)
-    factors = None
-    if usable.any():
-        ratios = after[usable] / before[usable]
-        least, middle, greatest = np.quantile(ratios, (0, 0.5, 1)).tolist()
-        factors = (least, middle, greatest)
-    return replace(found, scales=one.size, scales_changed=int(changed.sum()), factors=factors)
+    count, low, high = 0, math.inf, -math.inf
+    for start in range(0, one.size, _SCALES):
+        x, y = (part.reshape(-1)[start : start + _SCALES] for part in (one, two))
+        changed = _differ(x, y) if bits else x != y
+        count += int(changed.sum())
+        x, y = ((widen(part, dtype) if bits else part)[changed] for part in (x, y))
+        usable = np.isfinite(x) & np.isfinite(y) & (x != 0) & (y != 0)
+        ratios = y[usable].astype(np.float64) / x[usable]
+        low, high = float(ratios.min(initial=low)), float(ratios.max(initial=high))
+    factors = (low, high) if low <= high else None
+    return replace(found, scales=one.size, scales_changed=count, factors=factors)
 
 
 def _pieces(a: Checkpoint, b: Checkpoint, name: str) -> Iterator[tuple[int, Trits, Trits]]:

@@ -205,16 +205,16 @@ def _drift(tensor: TensorDifference) -> float | None:
     return 0.0 if tensor.scales_changed == 0 else None
 
 
-def _factors(tensors: tuple[TensorDifference, ...]) -> tuple[float, ...] | None:
+def _factors(tensors: tuple[TensorDifference, ...]) -> tuple[float, float] | None:
     known = [x for t in tensors if t.factors is not None for x in t.factors]
     return (min(known), max(known)) if known else None
 
 
-def _times(factors: tuple[float, ...] | None) -> str:
+def _times(factors: tuple[float, float] | None) -> str:
     """Say by how much scales were multiplied."""
     if factors is None:
         return ""
-    low, high = (f"×{x:.4g}" for x in (factors[0], factors[-1]))
+    low, high = (f"×{x:.4g}" for x in factors)
     return low if low == high else f"{low} to {high}"
 
 
