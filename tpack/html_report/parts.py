@@ -90,18 +90,29 @@ def table(
 ) -> str:
     """Return a table to sort and to filter; the first cell of a row is the name of a tensor.
 
+    A column in which nothing would stand is left out.
+
     Args:
         kinds: what the filter may offer: a word in the ``kinds`` of the data → its label.
         data: of the page.
     """
     there = {word for words in data["kinds"] for word in words.split()}
+    lines = list(rows)
+    used = [i for i in range(len(columns)) if any(cells[i] for cells in lines)]
     heads = "".join(
-        f'<th scope="col"{" class=n" if column.number else ""}'
-        f"{' aria-sort=ascending' if column.key == 'order' else ''}>"
-        f'<button type="button" data-key="{column.key}">{column.title}</button></th>'
-        for column in columns
+        f'<th scope="col"{" class=n" if columns[i].number else ""}'
+        f"{' aria-sort=ascending' if columns[i].key == 'order' else ''}>"
+        f'<button type="button" data-key="{columns[i].key}">{columns[i].title}</button></th>'
+        for i in used
     )
-    body = [_row(cells, columns) for cells in rows]
+    body = [
+        f'<tr><th scope="row">{text(cells[0])}</th>'
+        + "".join(
+            f"<td{' class=n' if columns[i].number else ''}>{text(cells[i])}</td>" for i in used[1:]
+        )
+        + "</tr>"
+        for cells in lines
+    ]
     options = "".join(
         f'<option value="{kind}">{label}</option>' for kind, label in kinds.items() if kind in there
     )
@@ -117,14 +128,6 @@ aria-label="Filter tensors by name" autocomplete="off" spellcheck="false">
 <table id="tensors"><thead><tr>{heads}</tr></thead><tbody>
 {chr(10).join(body)}
 </tbody></table></div></section>"""
-
-
-def _row(cells: Sequence[str], columns: Sequence[Column]) -> str:
-    data = "".join(
-        f"<td{' class=n' if column.number else ''}>{text(cell)}</td>"
-        for cell, column in zip(cells[1:], columns[1:], strict=True)
-    )
-    return f'<tr><th scope="row">{text(cells[0])}</th>{data}</tr>'
 
 
 def names(title: str, items: Iterable[str]) -> str:

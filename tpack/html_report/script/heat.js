@@ -74,12 +74,13 @@ function heat(id) {
       .attr("dy", "0.35em")
       .text((c) => format(value.get(c)));
   } else {
+    const rows = d3.group(cells, (c) => c.role);
     writing.attr("class", "ends").selectAll("text").data(roles).join("text")
       .attr("x", wide + ENDS)
       .attr("y", (role) => y(role) + y.bandwidth() / 2)
       .attr("dy", "0.35em")
       .text((role) => {
-        const [low, high] = d3.extent(cells.filter((c) => c.role === role), (c) => value.get(c));
+        const [low, high] = d3.extent(rows.get(role), (c) => value.get(c));
         if (low === undefined || low === null) return "";
         const [one, two] = [format(low), format(high)];
         return one === two ? one : `${one.replace("%", "")}–${two}`;

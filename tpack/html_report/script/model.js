@@ -122,18 +122,23 @@ function empty(id, words) {
 }
 
 const pen = document.createElement("canvas").getContext("2d");
+const family = getComputedStyle(document.body).fontFamily;
 
 /** How wide a text is, in pixels. */
 function measure(text, pixels = 11.5) {
-  pen.font = `${pixels}px ${getComputedStyle(document.body).fontFamily}`;
+  pen.font = `${pixels}px ${family}`;
   return pen.measureText(text).width;
 }
 
 /** Text cut at its start, since the end of a name tells more. */
 function fit(text, width, pixels = 11.5) {
   if (measure(text, pixels) <= width) return text;
-  let from = 1;
-  while (from < text.length - 1 && measure(`…${text.slice(from)}`, pixels) > width) from += 1;
+  let [from, last] = [1, text.length - 1];
+  while (from < last) {
+    const middle = (from + last) >> 1;
+    if (measure(`…${text.slice(middle)}`, pixels) > width) from = middle + 1;
+    else last = middle;
+  }
   return `…${text.slice(from)}`;
 }
 

@@ -97,15 +97,19 @@ function panel(place, width, items, domain) {
   };
 }
 
+/** A few round numbers in a range: of 1, 2 and 5 times powers of ten. */
+function rounds([low, high], most) {
+  const all = d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1)
+    .flatMap((power) => ["1e", "2e", "5e"].map((digit) => Number(digit + power)))
+    .filter((v) => v >= low && v <= high);
+  return all.filter((_, i) => i % Math.ceil(all.length / most) === 0);
+}
+
 function yAxis(svg, y, domain, left, right) {
-  const middle = Math.sqrt(domain[0] * domain[1]);
-  const ratio = (domain[1] / domain[0]) ** 0.4;
-  const ticks = [middle / ratio, middle, middle * ratio];
-  const axis = svg.append("g").attr("class", "ticks grid").selectAll("g").data(ticks).join("g");
+  const axis = svg.append("g").attr("class", "ticks grid").selectAll("g").data(rounds(domain, 3)).join("g");
   axis.attr("transform", (v) => `translate(0,${y(v)})`);
   axis.append("line").attr("x1", left).attr("x2", right);
-  axis.append("text").attr("x", left - 8).attr("dy", "0.32em").style("text-anchor", "end")
-    .text((v) => d3.format(v < 1e-3 || v >= 1e4 ? ".1e" : ".2~g")(v));
+  axis.append("text").attr("x", left - 8).attr("dy", "0.32em").style("text-anchor", "end").text(short);
 }
 
 function ranges(place, items, domain) {
@@ -117,9 +121,7 @@ function ranges(place, items, domain) {
   const x = d3.scaleLog(domain, [left + 4, width - 16]).clamp(true);
   const svg = d3.select(place).append("svg").attr("width", width).attr("height", height);
   svg.attr("role", "img").attr("aria-label", "Scales by tensor");
-  const middle = Math.sqrt(domain[0] * domain[1]);
-  const ratio = (domain[1] / domain[0]) ** 0.35;
-  const axis = d3.axisBottom(x).tickValues([middle / ratio, middle, middle * ratio])
+  const axis = d3.axisBottom(x).tickValues(rounds(domain, 6))
     .tickFormat(short).tickSize(-items.length * row).tickPadding(8);
   svg.append("g").attr("class", "axis").attr("transform", `translate(0,${items.length * row})`)
     .call(axis);
