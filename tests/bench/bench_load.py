@@ -1,7 +1,8 @@
 """Time `tpack.load` of a large checkpoint: `python tests/bench/bench_load.py [GB]`.
 
 The checkpoint is made of packed bytes directly, so that no float weight is needed. Each load runs
-in a process of its own, which reports its time and how far its resident memory grew.
+in a process of its own, which reports its time and how far its resident memory grew. Then one, two
+and four processes load a quarter of a GB, use every weight, and report how much memory they hold.
 """
 
 from __future__ import annotations
@@ -39,6 +40,33 @@ with torch.no_grad():
 print(json.dumps([seconds, grown]))
 """
 
+#: Answers each line on stdin: what it holds before it loads, and after it used every weight.
+SERVE = """
+import sys
+import torch, tpack.checkpoint
+from tpack.nn import TernaryLinear
+
+def held():
+    with open("/proc/self/smaps_rollup") as file:
+        sizes = {line.split()[0]: line.split()[1] for line in list(file)[1:]}
+    print(sizes["Rss:"], sizes["Pss:"], flush=True)
+
+torch.set_num_threads(1)
+torch.nn.functional.linear(torch.randn(1, 4096), torch.randn(64, 4096))
+print("ready", flush=True)
+sys.stdin.readline()
+held()
+model = tpack.load(sys.argv[1])
+with torch.no_grad():
+    for layer in model.modules():
+        if isinstance(layer, TernaryLinear):
+            layer(torch.randn(1, layer.in_features))
+print("ready", flush=True)
+sys.stdin.readline()
+held()
+sys.stdin.readline()
+"""
+
 
 def make(path: Path, size: float) -> int:
     """Write a checkpoint of about `size` GB; returns its bytes."""
@@ -55,6 +83,29 @@ def make(path: Path, size: float) -> int:
     return write_checkpoint(path, Document(program, dict.fromkeys(names, entry), {}), pieces)
 
 
+def shared(path: Path, count: int) -> tuple[float, float]:
+    """Load a file in so many processes at once; the MiB of each by Rss, and of all by Pss."""
+    command = [sys.executable, "-c", SERVE, str(path)]
+    workers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(count)
+    ]
+
+    def ask() -> tuple[int, int]:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:  # each answers while all hold what they hold
+            worker.stdin.write("\n")
+            worker.stdin.flush()
+        answers = [[int(size) for size in worker.stdout.readline().split()] for worker in workers]
+        return max(rss for rss, _ in answers), sum(pss for _, pss in answers)
+
+    before, after = ask(), ask()
+    for worker in workers:
+        worker.communicate("\n")
+    return (after[0] - before[0]) / 1024, (after[1] - before[1]) / 1024
+
+
 def main() -> None:
     """Make, load, print."""
     size = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
@@ -67,7 +118,15 @@ def main() -> None:
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             runs.append(json.loads(done.stdout))
         seconds, grown = sorted(runs)[len(runs) // 2]
-    print(f"{count / 1e9:.2f} GB: {seconds:.3f} s, resident memory grew by {grown / 1e6:.1f} MB")
+        print(
+            f"{count / 1e9:.2f} GB: {seconds:.3f} s, resident memory grew by {grown / 1e6:.1f} MB"
+        )
+        path = Path(folder, "served.safetensors")
+        count = make(path, 0.25)
+        print(f"{count / 2**20:.0f} MiB of packed weights, all used:")
+        for processes in (1, 2, 4):
+            each, together = shared(path, processes)
+            print(f"{processes} processes: {each:.0f} MiB each by Rss, {together:.0f} MiB by Pss")
 
 
 if __name__ == "__main__":
