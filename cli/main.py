@@ -18,7 +18,7 @@ import click
 import tpack
 from tpack.cli.output import print_json, printable
 from tpack.cli.usage import explain
-from tpack.errors import StorageError, TpackError, UsageError, unknown
+from tpack.errors import StorageError, TpackError, UnsupportedError, UsageError, unknown
 from tpack.wording import command_line
 
 #: Commands in the order of the help; each is the function of that name in its own module.
@@ -140,6 +140,11 @@ def _run(arguments: list[str]) -> int:
         return _fail(error.code, error.kind, str(error), arguments, tensor=error.tensor)
     except Exception as error:  # noqa: BLE001
         _debug()
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            needs = (
+                "this command needs torch, which is not installed. Install it: pip install torch."
+            )
+            return _fail(UnsupportedError.code, UnsupportedError.kind, needs, arguments)
         message = f"a bug in tpack: {type(error).__name__}: {error}. TPACK_DEBUG=1 shows where."
         return _fail(1, "bug", message, arguments)
     return result if isinstance(result, int) else 0

@@ -12,8 +12,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 import tpack
 
@@ -93,6 +95,42 @@ def test_what_needs_an_extra_names_it(extra):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode
     assert f'. Install it: pip install "tpack-ternary[{extra.strip()}]".\n' in done.stderr
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from tpack.cli.main import main
+
+for line in sys.argv[1:]:
+    try:
+        main(line.split())
+    except SystemExit as ended:
+        print("exit", ended.code, line, file=sys.stderr)
+"""
+
+
+def test_what_works_without_torch(tmp_path):
+    (tmp_path / "m").mkdir()
+    save_file({"up.weight": np.float32([[1, 0, -1, 1]] * 4)}, tmp_path / "m" / "model.safetensors")
+    (tmp_path / "m.pt").touch()
+    codes = {
+        "convert m --exact -q": "0",
+        "verify m.tpack": "0",
+        "verify m.tpack --against m": "0",
+        "inspect m.tpack --html m.html": "0",
+        "diff m.tpack m.tpack": "0",
+        "codegen m.tpack": "0",
+        "unpack m.tpack -o plain": "0",
+        "convert m.pt": "3",
+        "bench": "3",
+    }
+    arguments = [sys.executable, "-c", WITHOUT_TORCH, *codes]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert {
+        line: code for code, line in re.findall(r"^exit (\d) (.*)$", done.stderr, re.MULTILINE)
+    } == codes
+    assert done.stderr.count("this command needs torch, which is not installed. Install it") == 2
 
 
 def test_every_extra_of_a_user_is_tried():
