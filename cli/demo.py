@@ -45,7 +45,12 @@ def demo(output: Path | None, force: bool, as_json: bool, quiet: bool) -> int:
                 raise ExistsError(
                     "is not empty. Use --force to replace what is in it.", file=folder
                 )
-        outcomes = run(folder, say)
+        try:
+            outcomes = run(folder, say)
+        except KeyboardInterrupt as error:
+            if output:
+                error.add_note(f"What was made so far is in {output}.")
+            raise
         made = sorted(str(path) for path in folder.iterdir()) if output else []
     if as_json:
         print_json({"models": [outcome.__dict__ for outcome in outcomes], "files": made})

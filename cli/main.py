@@ -128,8 +128,9 @@ def _run(arguments: list[str]) -> int:
         return error.exit_code
     except _HiddenError as error:
         raise error.error from None
-    except (KeyboardInterrupt, click.Abort):
-        return _fail(130, "interrupted", "interrupted.", arguments)
+    except (KeyboardInterrupt, click.Abort) as error:  # click makes the one of the other
+        left = _notes(error.__cause__ or error) or "No unfinished file is left."
+        return _fail(130, "interrupted", f"interrupted. {left}", arguments)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
@@ -137,7 +138,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(UsageError.code, UsageError.kind, explain(error), arguments)
     except TpackError as error:
         _debug()
-        return _fail(error.code, error.kind, str(error), arguments, tensor=error.tensor)
+        message = f"{error} {_notes(error)}".rstrip()
+        return _fail(error.code, error.kind, message, arguments, tensor=error.tensor)
     except Exception as error:  # noqa: BLE001
         _debug()
         if isinstance(error, ModuleNotFoundError) and error.name == "torch":
@@ -152,6 +154,11 @@ def _run(arguments: list[str]) -> int:
 
 def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _notes(error: BaseException) -> str:
+    """Return what was noted about an exception on its way out: what is left, how to go on."""
+    return " ".join(getattr(error, "__notes__", ()))
 
 
 def _debug() -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -355,49 +354,6 @@ def test_a_failure_of_input_shows_no_traceback(run, source, monkeypatch):
     assert "Traceback" not in run("convert", source, "--exact")[2]
     monkeypatch.setenv("TPACK_DEBUG", "1")
     assert "Traceback" in run("convert", source, "--exact")[2]
-
-
-SLOW = """
-import sys, time
-import tpack.container.writer, tpack.quantize.encoding
-where, name = {
-    "writing": ("tpack.container.writer", "header_bytes"),
-    "packing": ("tpack.quantize.encoding", "_pack_natively"),
-}[sys.argv[1]]
-module = sys.modules[where]
-real = getattr(module, name)
-calls = 0
-def slow(*arguments):
-    global calls
-    calls += 1
-    print("ready", flush=True)
-    time.sleep(30)
-    return real(*arguments)
-setattr(module, name, slow)
-from tpack.cli.main import main
-main(["convert", sys.argv[2], "--quantize", "absmean"])
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("phase", ["packing", "writing"])
-def test_exit_130_leaves_nothing(source, number, phase):
-    before = sorted(os.listdir(source.parent))
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, phase, source],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.2)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=20)
-    assert process.returncode == 130
-    assert "interrupted" in err
-    assert "Traceback" not in err
-    assert sorted(os.listdir(source.parent)) == before
 
 
 def test_a_reader_that_leaves_early_is_no_bug():

@@ -110,7 +110,9 @@ def convert(
                     f"several processes cannot share {address}: each has its own temporary copy. "
                     "Convert in one process, or on a disk that they share."
                 )
-            report = convert_folder(Folder(Job.of(opened, options, program), target))
+            report = convert_folder(
+                Folder(Job.of(opened, options, program), target, resumable=address is None)
+            )
         else:
             if resume:
                 raise UsageError(

@@ -10,8 +10,8 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from tpack.errors import InputError, NotTernaryError, StorageError, TpackError, 
 from tpack.options import Options
 from tpack.report import ConversionReport
 from tpack.sources import Source
+from tpack.text import plural
+from tpack.wording import spell_again
 
 #: Bytes at the beginning of a source file that go into its state.
 BEGIN = 1 << 16
@@ -46,12 +48,14 @@ class Folder:
     Attributes:
         place: the name of a sub-folder that is converted with its parent; else empty.
         work: where the output is put together; None for a hidden folder beside the target.
+        resumable: whether a later run can take up what this one leaves.
     """
 
     job: Job
     target: Path
     place: str = ""
     work: Path | None = None
+    resumable: bool = True
 
     @property
     def source(self) -> Source:
@@ -117,19 +121,37 @@ def convert_folder(folder: Folder) -> ConversionReport:
             if ranks.of == 1 and not options.resume:
                 work.clear()
             work.enter(ranks.number)
-            try:
+            with _unfinished_kept(folder, work, alone=ranks.of == 1), storage_errors(target):
                 own = _pack_own(folder.job, work, ranks, stack)
                 report = _finish(folder, work, own, shared=ranks.of > 1)
-            except TpackError as error:
-                # a source that is refused is refused again; a disk may have room another time
-                if ranks.of == 1 and not options.resume and not isinstance(error, StorageError):
-                    work.remove()
-                raise
         if ranks.of > 1:
             work.leave(ranks.number, ranks.of, target)
         else:
             work.remove()
     return report or _unfinished(folder, work)
+
+
+@contextmanager
+def _unfinished_kept(folder: Folder, work: Work, *, alone: bool) -> Iterator[None]:
+    """Keep packed shards for a later run if the block fails and that may help; a note says so."""
+    try:
+        yield
+    except (KeyboardInterrupt, StorageError) as error:  # a disk may have room another time
+        count = len(folder.source.shards)
+        packed = sum(work.has(number) for number in range(1, count + 1))
+        if alone and not (packed and folder.resumable):
+            work.remove()
+        elif packed and not folder.place:
+            again = spell_again(resume=True) if alone else "Start this process again as before"
+            error.add_note(
+                f"Packed so far: {packed} of {plural(count, 'shard')}, kept in {work.folder}. "
+                f"{again} to continue."
+            )
+        raise
+    except TpackError:  # a source that is refused is refused again
+        if alone and not folder.job.options.resume:
+            work.remove()
+        raise
 
 
 def _check_target(folder: Folder) -> None:
