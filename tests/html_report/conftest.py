@@ -1,6 +1,6 @@
-"""A headless Chromium for the tests of pages.
+"""The command line, and a headless Chromium, for the tests of pages.
 
-They are skipped where it or its driver is missing (Debian: chromium, chromium-driver).
+Those in Chromium are skipped where it or its driver is missing (Debian: chromium, chromium-driver).
 """
 
 import json
@@ -8,6 +8,8 @@ import shutil
 
 import pytest
 from report_files import FLAGS
+
+from tpack.cli.main import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
@@ -57,3 +59,15 @@ def opened(browser, pages):
     ours = [one["request"]["url"] for one in found if one["documentURL"].startswith(pages.as_uri())]
     assert any(url.startswith(pages.as_uri()) for url in ours)
     assert [url for url in ours if not url.startswith((pages.as_uri(), "data:"))] == []
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command: its exit code, and what it wrote to stdout and stderr."""
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return ended.value.code, *capsys.readouterr()
+
+    return call

@@ -10,7 +10,6 @@ from html_pages import Page, verdicts
 from report_files import HOSTILE, PAIRS
 
 import tpack
-from tpack.cli.main import main
 from tpack.html_report import render_comparison
 from tpack.text import printable
 
@@ -135,16 +134,6 @@ def test_there_is_no_empty_section(made):
 
 
 # ---- the command
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return ended.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_the_command_writes_the_page_once_and_exits_as_diff_does(run, made, tmp_path):

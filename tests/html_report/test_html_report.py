@@ -18,7 +18,6 @@ from report_files import CHECKPOINTS, HOSTILE
 from safetensors.torch import load_file
 
 import tpack
-from tpack.cli.main import main
 from tpack.html_report import html_report
 from tpack.html_report.facts import chart_data, gather, role_labels
 from tpack.html_report.markup import D3, SCRIPT, json_block
@@ -116,6 +115,11 @@ def test_hostile_file_names(tmp_path):
     odd = tmp_path / "<b>\udcff&amp;\n.safetensors"
     page = Page(html_report(CHECKPOINTS["one"](odd)))
     assert page.text_of("h1") == ["<b>\ufffd&amp;\\n.safetensors"]
+    source = tmp_path / "<i>&amp;.pt"
+    torch.save(tpack.unpack(odd), source)
+    text = html_report(odd, source)
+    assert "<i>" not in text
+    assert "Compared with <code>&lt;i&gt;&amp;amp;.pt</code>" in text
 
 
 def test_equal_files_give_equal_pages_anywhere(made, tmp_path):
@@ -309,16 +313,6 @@ def test_the_library_lies_in_the_package_with_its_licence():
 
 
 # ---- the command
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return ended.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_the_command_writes_the_page_once(run, made, tmp_path):
