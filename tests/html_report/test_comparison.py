@@ -130,7 +130,7 @@ def test_there_is_no_empty_section(made):
     assert sections("other_forms") == ["tensors", ""]
     assert "dtype float32 → float16" in made["other_forms"][2]
     assert "only in the second" in made["other_forms"][2]
-    assert ("plain", "1 of 1 tensor in both differ") in verdicts(made["kept_pair"][2])
+    assert ("plain", "1 of 1 tensor in both differs") in verdicts(made["kept_pair"][2])
 
 
 # ---- the command

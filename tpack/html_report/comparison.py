@@ -77,9 +77,10 @@ def _verdict(report: DiffReport) -> str:
             f"Equal: {compared}",
             "Compared value by value for this page, with the LayerDefs, shared names and metadata.",
         )
-    if report.tensors:
-        return verdict("plain", "≠", f"{len(report.tensors)} of {compared} in both differ")
-    return verdict("plain", "≠", f"The {compared} in both are equal, something else differs")
+    if count := len(report.tensors):
+        differ = "differs" if count == 1 else "differ"
+        return verdict("plain", "≠", f"{count} of {compared} in both {differ}")
+    return verdict("plain", "≠", "Every tensor in both is equal, something else differs")
 
 
 def _totals(report: DiffReport) -> str:
