@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from keyword import iskeyword
+from typing import Any
 
+from tpack.conversion.running import runs_in_transformers
 from tpack.grouping import Place
 from tpack.modelcard import FOLLOWS, TAGS, split_card, tags_of
 from tpack.report import TensorReport
@@ -33,13 +36,55 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
         "|---|---|---|---|---|---|",
         *_rows(reports),
         "",
-        "`tpack verify .` checks every byte; `tpack inspect .` lists the tensors; "
-        "`tpack codegen .` prints the model's source.",
+        *_use(source, reports),
         "",
     ]
     if text.strip():
         lines += [FOLLOWS, text.strip("\n"), ""]
     return "\n".join(lines)
+
+
+def _use(source: Source, reports: Sequence[TensorReport]) -> list[str]:
+    """Return how to install tpack, load the folder and verify it."""
+    packed = [report.name for report in reports if report.action != "kept"]
+    extra, load = "", ["import tpack", "", 'model = tpack.load(".")']
+    if runs_in_transformers(source, packed):
+        name = _auto_class(source.config or {})
+        extra, load = "[hf]", ["import tpack.hf", f"from transformers import {name}", ""]
+        load.append(f'model = {name}.from_pretrained(".")')
+    return [
+        "Install tpack; as long as it is not released, with `pip install "
+        f"{repr(f'.{extra}') if extra else '.'}` in a clone of it:",
+        "",
+        "```sh",
+        f"pip install {repr(f'tpack-ternary{extra}') if extra else 'tpack-ternary'}",
+        "```",
+        "",
+        "Load the model, in this folder:",
+        "",
+        "```python",
+        *load,
+        "```",
+        "",
+        "Check every byte, list the tensors, and write the plain model:",
+        "",
+        "```sh",
+        "tpack verify .",
+        "tpack inspect .",
+        "tpack unpack . -o ../plain-model",
+        "```",
+    ]
+
+
+def _auto_class(config: Mapping[str, Any]) -> str:
+    """Return the class of transformers for a model, by its config, which may say anything."""
+    classes = config.get("architectures")
+    names = [each for each in classes if isinstance(each, str)] if isinstance(classes, list) else []
+    name = names[0] if names else ""
+    if name.endswith("ForCausalLM"):
+        return "AutoModelForCausalLM"
+    proper = re.fullmatch(r"[A-Z]\w{1,80}", name, re.ASCII) and not iskeyword(name)
+    return name if proper else "AutoModel"
 
 
 def _front_matter(source: Source, front: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -38,5 +38,11 @@ def about_experts(source: Source, packed: Iterable[str]) -> list[str]:
     ]
 
 
+def runs_in_transformers(source: Source, packed: Iterable[str]) -> bool:
+    """Return whether transformers can load the packed folder: it has the class, and its layers."""
+    own_code = "auto_map" in (source.config or {})
+    return _of_transformers(source) and not own_code and not about_experts(source, packed)
+
+
 def _of_transformers(source: Source) -> bool:
     return "model_type" in (source.config or {})
