@@ -30,6 +30,7 @@ def demo(output: Path | None, force: bool, as_json: bool, quiet: bool) -> int:
       tpack demo -o demo
     """
     from tpack.container.atomic import storage_errors
+    from tpack.container.folders import check_place
     from tpack.demo import run
     from tpack.errors import ExistsError
 
@@ -39,6 +40,7 @@ def demo(output: Path | None, force: bool, as_json: bool, quiet: bool) -> int:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = output or Path(temporary)
+        check_place(folder)
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if output and not force and any(folder.iterdir()):

@@ -436,3 +436,12 @@ def test_a_long_conversion_without_compiled_kernels_says_why(run, source, monkey
     monkeypatch.setattr("tpack.cli.convert._LARGE", 1)
     assert "\nnote: tpack has no compiled kernels: …\n" in run("convert", source, "--force")[2]
     assert "no compiled kernels" not in run("convert", source, "--force", "-q")[2]
+
+
+@pytest.mark.parametrize("suffix", ["pt", "pt2", "safetensors", "gguf", "txt"])
+def test_a_text_is_refused_in_one_line_with_what_to_do(tmp_path, suffix):
+    (tmp_path / f"a.{suffix}").write_text("hello")
+    done = tpack_command("convert", tmp_path / f"a.{suffix}")
+    (line,) = done.stderr.splitlines()  # torch logs a traceback of its own
+    assert (done.returncode, done.stdout) == (3, "")
+    assert line.endswith(("again.", "if it is one of these."))

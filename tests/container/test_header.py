@@ -307,16 +307,26 @@ def test_the_longest_header_that_is_written():
 
 # ---- files
 
+NO_FILE = "is not a safetensors file, or is truncated: its header would take"
+
 
 @pytest.mark.parametrize(
     ("blob", "rule", "message"),
     [
-        (b"", "R1", "is 0 bytes long, too short for a safetensors file."),
-        (bytes(7), "R1", "is 7 bytes long, too short for a safetensors file."),
+        (
+            b"",
+            "R1",
+            "is 0 bytes long, too short for a safetensors file. Download or copy it again.",
+        ),
+        (
+            bytes(7),
+            "R1",
+            "is 7 bytes long, too short for a safetensors file. Download or copy it again.",
+        ),
         (bytes(8), "R3", None),
-        (b"\3" + bytes(9), "R2", "header of 3 bytes, expected at most 2:"),
-        (b"\2" + bytes(7) + b"{", "R2", "header of 2 bytes, expected at most 1:"),
-        (b"\xff" * 8, "R2", f"header of {2**64 - 1} bytes, expected at most 0:"),
+        (b"\3" + bytes(9), "R2", f"{NO_FILE} 3 bytes, expected at most 2."),
+        (b"\2" + bytes(7) + b"{", "R2", f"{NO_FILE} 2 bytes, expected at most 1."),
+        (b"\xff" * 8, "R2", f"{NO_FILE} {2**64 - 1} bytes, expected at most 0."),
     ],
 )
 def test_files_that_are_none(tmp_path, blob, rule, message):

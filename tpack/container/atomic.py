@@ -166,10 +166,20 @@ def check_target(target: Path, *, force: bool) -> None:
                 raise StorageError("is not a regular file. Choose another output.", file=target)
             if not force:
                 raise occupied(target)
-        if not target.parent.is_dir():
-            raise StorageError(
-                f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
-            )
+        check_parent(target)
+
+
+def check_parent(target: Path) -> None:
+    """Refuse a target whose folder is missing.
+
+    Raises:
+        StorageError: it is.
+    """
+    if not target.parent.is_dir():
+        raise StorageError(
+            f"cannot be written: folder {str(target.parent)!r} does not exist. Create it first.",
+            file=target,
+        )
 
 
 def check_not_input(target: Path, *inputs: str | os.PathLike[str]) -> None:

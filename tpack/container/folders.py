@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from tpack.container.atomic import check_not_input, exchange, storage_errors, sync_folder
+from tpack.container.atomic import (
+    check_not_input,
+    check_parent,
+    exchange,
+    storage_errors,
+    sync_folder,
+)
 from tpack.container.index import INDEX, SINGLE
 from tpack.errors import ExistsError, StorageError, occupied
 
@@ -186,10 +192,7 @@ def check_place(target: Path) -> None:
     Raises:
         StorageError: its parent is missing, or something else than a folder is there.
     """
-    if not target.parent.is_dir():
-        raise StorageError(
-            f"cannot be written: folder {str(target.parent)!r} does not exist.", file=target
-        )
+    check_parent(target)
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise StorageError("is not a folder, expected a new one. Choose another.", file=target)
 

@@ -19,6 +19,7 @@ from tpack.container.opening import input_errors, open_input, read_into
 from tpack.container.strictjson import canonical_json, parse_json
 from tpack.dtypes import BY_CODE, BY_NAME
 from tpack.errors import FormatError, InputError, locate
+from tpack.wording import spell_call
 
 #: What readers of safetensors accept, and what hubs still serve.
 MAX_HEADER = 100_000_000
@@ -221,12 +222,17 @@ class TensorFile:
     def _read_header(self) -> None:
         size = os.fstat(self._file.fileno()).st_size
         if size < 8:
-            raise FormatError(f"is {size} bytes long, too short for a safetensors file.", rule="R1")
+            raise FormatError(
+                f"is {size} bytes long, too short for a safetensors file. Download or copy it "
+                "again.",
+                rule="R1",
+            )
         length = int.from_bytes(self._file.read(8), "little")
         if length > MAX_HEADER or 8 + length > size:
             raise FormatError(
-                f"header of {length} bytes, expected at most {min(MAX_HEADER, size - 8)}: the "
-                "file is truncated or no safetensors file.",
+                f"is not a safetensors file, or is truncated: its header would take {length} "
+                f"bytes, expected at most {min(MAX_HEADER, size - 8)}. Download or copy it again; "
+                f"other formats are packed by {spell_call('convert')}.",
                 rule="R2",
             )
         self.data_start = 8 + length

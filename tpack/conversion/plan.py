@@ -148,8 +148,8 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     _check_others(plan)
     if not plan.weights:
         raise InputError(
-            f"holds no weight to pack: all {len(plan.kept)} tensors are kept ({_counted(plan)}). "
-            f"Name what to pack with {spell(include=[...])}."
+            f"holds no weight to pack: {plural(len(plan.kept), 'tensor')} to keep "
+            f"({_counted(plan)}). Name what to pack with {spell(include=[...])}."
         )
     _check_names(plan, source.aliases)
     _say_of_rules(plan, source)

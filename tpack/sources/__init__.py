@@ -21,6 +21,7 @@ from tpack.sources.source import (
     SourceShard,
     SourceTensor,
 )
+from tpack.wording import either
 
 __all__ = [
     "PackedTensor",
@@ -106,8 +107,8 @@ def _open_file(path: Path, naming: Naming = clean_names) -> Source:
 
         return pickle_source(path, naming)
     raise UnsupportedError(
-        f"has suffix {path.suffix!r}, expected .safetensors, .gguf, .pt2 or one of "
-        f"{', '.join(PICKLES)}. Rename it if it is one of these."
+        f"has suffix {path.suffix!r}, expected .safetensors, .gguf, .pt2, "
+        f"{either(PICKLES)}. Rename it if it is one of these."
     )
 
 

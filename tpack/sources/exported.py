@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,8 @@ from tpack.errors import InputError
 from tpack.sources.archive import Archive, archive_of
 from tpack.sources.source import Source
 from tpack.sources.torch_source import state_dict_source
+
+_LOGGER = logging.getLogger("torch.export")
 
 
 def load_exported(path: Path) -> ExportedProgram:
@@ -31,11 +34,20 @@ def load_exported(path: Path) -> ExportedProgram:
         archive = archive_of(file.fileno())
         if archive is not None:
             archive.check_all(_tensors(archive))
+        _LOGGER.addFilter(_drop)  # it logs the traceback of what is raised here
         try:
             program: ExportedProgram = torch.export.load(file)
         except Exception as error:  # damaged, it fails wherever torch first stumbles
-            raise InputError("is not a program saved by torch.export.save.") from error
+            raise InputError(
+                "is not a program saved by torch.export.save, or is damaged. Save it again."
+            ) from error
+        finally:
+            _LOGGER.removeFilter(_drop)
     return program
+
+
+def _drop(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _tensors(archive: Archive) -> dict[str, str]:

@@ -155,7 +155,10 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
             f"holds no weights of its own, but its folders {', '.join(inner[:8])} do. Convert "
             f"each: {spell_call('convert', path / inner[0])}"
         )
-    raise InputError(f"holds no weights, expected {INDEX}, {PICKLE_INDEX}, {' or '.join(SINGLES)}.")
+    raise InputError(
+        f"holds no weights, expected {INDEX}, {PICKLE_INDEX}, {' or '.join(SINGLES)}. Name the "
+        "folder or the file that holds them."
+    )
 
 
 def _checked(folder: Path, files: list[Path]) -> list[Path]:

@@ -95,7 +95,9 @@ class GgufFile:
     def _read_header(self) -> None:
         header = _Header(self._file.fileno(), self._size)
         if header.take(4) != MAGIC:
-            raise InputError("does not begin with GGUF: it is not a GGUF file.")
+            raise InputError(
+                "does not begin with GGUF, so it is not a GGUF file. Download or copy it again."
+            )
         self.version = header.integer("I")
         if not self.version & 0xFFFF:
             raise UnsupportedError("is big-endian, expected a little-endian GGUF file.")

@@ -59,7 +59,9 @@ def pickle_source(path: Path, naming: Naming = clean_names) -> Source:
                 ) from error
             if archive is not None:
                 _check_sizes(path, archive)
-            raise InputError("is not a checkpoint of torch, or is damaged.") from error
+            raise InputError(
+                "is not a checkpoint of torch, or is damaged. Download or copy it again."
+            ) from error
         source = state_dict_source(data, str(path), MappedFile(handle, archive), naming)
         source.resources.push(resources.pop_all())
     source.files = (path,)
