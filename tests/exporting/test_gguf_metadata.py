@@ -395,8 +395,8 @@ def test_another_tokenizer_is_left_out(tmp_path, change):
     ("change", "words"),
     [
         ({"added_tokens": [{"id": 32, "content": "x", "special": True}]}, "token of number 32"),
-        ({"added_tokens": [{"id": 5}]}, "is no tokenizer"),
-        ({"added_tokens": [{"id": 5, "content": 3, "special": True}]}, "is no tokenizer"),
+        ({"added_tokens": [{"id": 5}]}, "not a file of the tok"),
+        ({"added_tokens": [{"id": 5, "content": 3, "special": True}]}, "not a file of the tok"),
     ],
 )
 def test_a_malformed_tokenizer(tmp_path, change, words):

@@ -80,7 +80,7 @@ class Naming:
         if rows % (2 * heads):
             raise InputError(
                 f"has {rows} rows, expected an even number for each of {heads} heads. The "
-                "metadata does not fit the tensor.",
+                "metadata does not fit the tensor: convert the original model again.",
                 tensor=gguf_name,
             )
         return RowOrder(rows // heads)

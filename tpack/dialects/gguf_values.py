@@ -102,7 +102,7 @@ def alignment_of(metadata: Mapping[str, Value]) -> int:
     if not 0 < number <= MAX_ALIGNMENT or number & (number - 1):
         raise InputError(
             f"has general.alignment {stated.plain!r:.40}, expected a power of 2 in 32 bits, at "
-            f"most {MAX_ALIGNMENT}."
+            f"most {MAX_ALIGNMENT}. The file is damaged: download or copy it again."
         )
     return number
 

@@ -53,7 +53,8 @@ class Model:
         # what a GGUF file had is not for us to judge
         if found is None or not (self.names or (known and known.takes(found))):
             raise UnsupportedError(
-                f"has no place in GGUF files of {self.naming.stated}: llama.cpp could not use it.",
+                f"has no place in GGUF files of {self.naming.stated}: llama.cpp could not use it. "
+                "If the model does not need it, take it out and convert again.",
                 tensor=outside,
             )
         return found
@@ -179,7 +180,10 @@ def _number(config: Mapping[str, Any], kind: str, key: str) -> float:
     found: Any = config.get(key)
     types, most = ((int,), 2**31) if kind == "uint32" else ((int, float), 1e30)
     if type(found) not in types or not 0 < found < most:
-        raise InputError(f"has {key} {found!r:.40} in its config.json, expected a number.")
+        raise InputError(
+            f"has {key} {found!r:.40} in its config.json, expected a number above 0. Correct "
+            "it by the config of the original model."
+        )
     return float(found) if kind == "float32" else int(found)
 
 
@@ -199,5 +203,8 @@ def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
             "Take out the one that the model was not trained with."
         )
     if not isinstance(found[0], dict):
-        raise InputError(f"has RoPE {found[0]!r:.40} in its config.json, expected an object.")
+        raise InputError(
+            f"has RoPE {found[0]!r:.40} in its config.json, expected an object. Correct "
+            "it by the config of the original model."
+        )
     return found[0]

@@ -96,14 +96,16 @@ def _tokens(data: Any, count: int) -> dict[str, Value]:
             "tokenizer.ggml.merges": value("string", merges),
         }
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise InputError("is no tokenizer as the tokenizers library writes it.") from error
+        raise InputError(
+            "is not a file of the tokenizers library. Download it again with the model."
+        ) from error
 
 
 def _number(found: Any, count: int) -> int:
     if type(found) is not int or not 0 <= found < count:
         raise InputError(
             f"has a token of number {found!r:.40}, expected 0 to {count - 1}, as vocab_size in "
-            "config.json says."
+            "config.json says. Correct one of the two files by those of the original model."
         )
     return found
 

@@ -77,7 +77,7 @@ def _header(metadata: Mapping[str, Value], tensors: Sequence[OutTensor], alignme
         if len(name) > MAX_NAME or len(tensor.shape) > MAX_DIMS:
             raise UnsupportedError(
                 f"has shape {tensor.shape} and a name of {len(name)} bytes, expected at most "
-                f"{MAX_DIMS} dimensions and {MAX_NAME} bytes in GGUF.",
+                f"{MAX_DIMS} dimensions and {MAX_NAME} bytes in GGUF. Rename or reshape it.",
                 tensor=tensor.name,
             )
         sizes = tensor.shape[::-1] or (1,)

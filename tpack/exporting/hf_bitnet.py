@@ -87,7 +87,10 @@ class _Plan:
                 check_layer(name, entry, self.config, experts=experts)
                 self.weights[name] = self.scaled(name, entry)
         if not self.weights:
-            raise UnsupportedError("holds no packed weight, expected a model with some.")
+            raise UnsupportedError(
+                "holds no packed weight, expected at least one. Convert the model again: the "
+                "report says why weights are kept."
+            )
         self.convention: Convention = choose(list(self.weights.values()))
         self.settings = self.quantization()
 
@@ -118,7 +121,8 @@ class _Plan:
         if bias is not None:
             if bias.dtype not in SCALE_DTYPES:
                 raise UnsupportedError(
-                    f"is a bias in {bias.dtype}, expected {', '.join(SCALE_DTYPES)}.",
+                    f"is a bias in {bias.dtype}, expected {', '.join(SCALE_DTYPES)}. "
+                    "Store it as a float.",
                     tensor=bias.name,
                 )
             number = Number(self.checkpoint.array(bias.name), bias.dtype)

@@ -24,6 +24,7 @@ from tpack.dialects.gguf_types import I2_S_TAIL, PLAIN, TERNARY, why_unsupported
 from tpack.dialects.gguf_values import DTYPES, MAX_NESTING, TYPES, Array, Value, alignment_of
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, locate
+from tpack.sources.archive import AGAIN
 
 MAGIC = b"GGUF"
 #: Of everything before the data; the largest vocabularies take a fifth.
@@ -100,16 +101,22 @@ class GgufFile:
             )
         self.version = header.integer("I")
         if not self.version & 0xFFFF:
-            raise UnsupportedError("is big-endian, expected a little-endian GGUF file.")
+            raise UnsupportedError(
+                "is big-endian, expected a little-endian GGUF file. Convert it with llama.cpp's "
+                "gguf_convert_endian.py."
+            )
         if self.version not in (2, 3):
-            raise UnsupportedError(f"has GGUF version {self.version}, expected 2 or 3.")
+            raise UnsupportedError(
+                f"has GGUF version {self.version}, expected 2 or 3. Convert the original model "
+                "again with a newer llama.cpp."
+            )
         tensors = header.count("Q", 24, MAX_TENSORS, "tensors")
         keys = header.count("Q", 13, MAX_KEYS, "metadata keys")
         self.metadata: dict[str, Value] = {}
         for _ in range(keys):
             key = header.name("metadata key")
             if key in self.metadata:
-                raise InputError(f"has the metadata key {key!r:.80} twice.")
+                raise InputError(f"has the metadata key {key!r:.80} twice. {AGAIN}")
             self.metadata[key] = header.value(key)
         described = [header.tensor() for _ in range(tensors)]
         alignment = alignment_of(self.metadata)
@@ -159,18 +166,19 @@ class _Header:
         stop = start + count
         if stop > self.size:
             raise InputError(
-                f"ends at byte {self.size}, expected {count} more from byte {start}. The file is "
-                "truncated or damaged."
+                f"ends at byte {self.size}, expected {count} more from byte {start}. {AGAIN}"
             )
         if stop > MAX_METADATA:
-            raise InputError(f"has metadata beyond {MAX_METADATA} bytes. The file is damaged.")
+            raise InputError(f"has metadata beyond {MAX_METADATA} bytes. {AGAIN}")
         if stop > len(self.buffer):
             # twice as much each time, so that all copies together stay linear
             wanted = min(max(stop, 2 * len(self.buffer), _ROOM), self.size) - len(self.buffer)
             more = os.pread(self.descriptor, wanted, len(self.buffer))
             self.buffer += more
             if len(self.buffer) < stop:
-                raise InputError("became shorter while it was read.")
+                raise InputError(
+                    "became shorter while it was read. Read it when nothing writes to it."
+                )
         self.position = stop
         return start
 
@@ -188,8 +196,7 @@ class _Header:
         room = (self.size - self.position) // least if least else most
         if number > min(room, most):
             raise InputError(
-                f"announces {number} {what}, expected at most {min(room, most)}. The file is "
-                "truncated or damaged."
+                f"announces {number} {what}, expected at most {min(room, most)}. {AGAIN}"
             )
         return number
 
@@ -201,7 +208,7 @@ class _Header:
         try:
             return text.decode()
         except UnicodeDecodeError as error:
-            raise InputError(f"has a {what} that is not UTF-8: {text!r:.60}.") from error
+            raise InputError(f"has a {what} that is not UTF-8: {text!r:.60}. {AGAIN}") from error
 
     # ---- metadata
 
@@ -213,7 +220,8 @@ class _Header:
         number = self.integer("I")
         if number not in TYPES:
             raise InputError(
-                f"has a value of type {number} under {key!r:.80}, expected 0 to {max(TYPES)}."
+                f"has a value of type {number} under {key!r:.80}, expected 0 to {max(TYPES)}. "
+                f"{AGAIN}"
             )
         return TYPES[number]
 
@@ -226,7 +234,7 @@ class _Header:
 
     def array(self, key: str, depth: int) -> Array:
         if not depth:
-            raise InputError(f"nests arrays deeper than {MAX_NESTING} under {key!r:.80}.")
+            raise InputError(f"nests arrays deeper than {MAX_NESTING} under {key!r:.80}. {AGAIN}")
         kind = self.kind(key)
         least = DTYPES[kind].itemsize if kind in DTYPES else 8 if kind == "string" else 12
         most = MAX_VALUES - self.values if kind != "array" else MAX_KEYS
@@ -254,7 +262,7 @@ class _Header:
             rank = self.count("I", 8, MAX_DIMS, "dimensions")
             shape = tuple(self.integer("Q") for _ in range(rank))[::-1]
             if math.prod(shape) >= 2**62 or max(shape, default=0) >= 2**62:
-                raise InputError(f"has shape {shape!r:.100}, beyond any file.")
+                raise InputError(f"has shape {shape!r:.100}, beyond any file. {AGAIN}")
             number = self.integer("I")
             if number not in PLAIN and number not in TERNARY and number not in QUANTS:
                 raise UnsupportedError(why_unsupported(number))
@@ -273,7 +281,7 @@ def _sized(info: TensorInfo) -> TensorInfo:
     if not count or columns % kind.weights:
         raise InputError(
             f"has shape {info.shape}, expected rows of a multiple of {kind.weights} columns in "
-            f"{kind.name}."
+            f"{kind.name}. {AGAIN}"
         )
     tail = I2_S_TAIL if info.blocks is not None and info.blocks.scale_at is None else 0
     return replace(info, nbytes=kind.row_bytes(count) + tail)
@@ -285,7 +293,7 @@ def _placed(
     """Return tensors with their place in the file; refuse places that overlap or leave the file."""
     seen = {info.name for info in described}
     if len(seen) != len(described):
-        raise InputError("has two tensors of one name.")
+        raise InputError(f"has two tensors of one name. {AGAIN}")
     order = sorted(range(len(described)), key=lambda i: described[i].start)
     limits = [*(described[i].start for i in order[1:]), max(size - data, 0)][: len(order)]
     rooms = {i: limit - described[i].start for i, limit in zip(order, limits, strict=True)}
@@ -298,11 +306,13 @@ def _placed(
             if wide and info.blocks is Q2_0:
                 info = _sized(replace(info, blocks=PQ2_0))  # noqa: PLW2901
             if info.start % alignment:
-                raise InputError(f"starts at {info.start}, expected a multiple of {alignment}.")
+                raise InputError(
+                    f"starts at {info.start}, expected a multiple of {alignment}. {AGAIN}"
+                )
             if info.nbytes > rooms[i]:
                 raise InputError(
                     f"takes {info.nbytes} bytes from byte {data + info.start}, but "
-                    f"{max(rooms[i], 0)} are there. The file is truncated or damaged."
+                    f"{max(rooms[i], 0)} are there. {AGAIN}"
                 )
             found.append(replace(info, start=data + info.start))
     return tuple(found)

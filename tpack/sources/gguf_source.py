@@ -98,7 +98,8 @@ def _carried(file: GgufFile, names: Naming) -> str:
     )
     if len(text) > MAX_JSON:
         raise UnsupportedError(
-            f"has metadata of {len(text)} characters as JSON, expected at most {MAX_JSON}."
+            f"has metadata of {len(text)} characters as JSON, expected at most {MAX_JSON}. "
+            "Remove from it what the model does not need, with llama.cpp's gguf_new_metadata.py."
         )
     return text
 
