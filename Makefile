@@ -55,6 +55,7 @@ docs: $(INSTALLED)
 	$(BIN)/python examples/quantization_errors.py docs/quantization.md
 	$(BIN)/python tests/weight_kinds.py docs/checkpoints.md
 	$(BIN)/python tests/troubleshooting.py
+	$(BIN)/python tests/formats.py docs/why.md
 
 # What surprised us about other packages, each still as stated? Downloads for half an hour; no part of
 # the tests. See findings/README.md.

@@ -1,11 +1,11 @@
-"""The comparison with other formats in the README is what their libraries give."""
+"""The comparison with other formats in the manual is what their libraries give."""
 
 from pathlib import Path
 
-import formats
+from formats import BEGIN, END, table
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "why.md"
 
 
 def test_the_comparison_is_up_to_date():
-    assert formats.table() in README.read_text()
+    assert f"{BEGIN}{table()}{END}" in PAGE.read_text()
