@@ -316,9 +316,11 @@ def tables(folder: Path) -> tuple[str, str]:
             if system.by_hand:
                 trits, scale = matrix(system.dtype)
                 exact = np.array_equal(result["by_hand"], trits * scale)
-                hands[system.by_hand] = hand_line(system, "exact" if exact else "not exact")
+                hands[system.name, system.dtype] = hand_line(
+                    system, "exact" if exact else "not exact"
+                )
     ordered = [lines[s.begins(words)] for s in SYSTEMS for words in s.modes.values()]
-    by_hand = [hands[s.by_hand] for s in SYSTEMS if s.by_hand]
+    by_hand = [hands[s.name, s.dtype] for s in SYSTEMS if s.by_hand]
     return "\n".join([HEAD, *own_lines(), *ordered]), "\n".join([HAND_HEAD, *by_hand])
 
 
