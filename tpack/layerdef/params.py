@@ -15,7 +15,7 @@ from tpack.layerdef.names import check_attribute, check_identifier, is_position
 from tpack.layerdef.nodes import Arg, Param, Sizes
 from tpack.layerdef.ops import REQUIRED, OpParam
 from tpack.layerdef.serialization import MAX_DEPTH, MAX_INT
-from tpack.wording import either
+from tpack.wording import either, nearest
 
 #: Modules that a program may unfold to, and copies that a layer may have.
 MAX_INSTANCES = 100_000
@@ -103,7 +103,7 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
             f"param_type {kind!r:.40} is unknown, expected {', '.join(PARAM_TYPES)}.", node=path
         )
     if param.sizes is not None and not param.is_input:
-        raise LayerDefError("has sizes, but is no argument of forward.", node=path)
+        raise LayerDefError("has sizes, but is not an argument of forward. Remove them.", node=path)
     check_sizes(param.sizes, f"{path}.sizes")
     if kind == "Layer":
         check_child_name(param.name, path)
@@ -111,19 +111,23 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
         return
     check_identifier(param.name, path)
     if param.layer is not None or param.repeat is not None:
-        raise LayerDefError(f"has fields of a Layer, but is a {kind}.", node=path)
+        raise LayerDefError(f"has fields of a Layer, but is a {kind}. Remove them.", node=path)
     if kind == "Constant":
         _check_formula(param, path)
     elif param.args or param.formula is not None:
-        raise LayerDefError(f"has fields of a Constant, but is a {kind}.", node=path)
+        raise LayerDefError(f"has fields of a Constant, but is a {kind}. Remove them.", node=path)
     if kind == "TernaryTensor":
         _check_ternary(param, path)
     elif (param.scale, param.layout, param.split) != ("tensor", "t2", None):
-        raise LayerDefError(f"has fields of a TernaryTensor, but is a {kind}.", node=path)
+        raise LayerDefError(
+            f"has fields of a TernaryTensor, but is a {kind}. Remove them.", node=path
+        )
     elif param.dtype not in BY_NAME:
-        raise LayerDefError(f"dtype {param.dtype!r:.40} is unknown.", node=path)
+        raise LayerDefError(
+            f"dtype {param.dtype!r:.40} is unknown, expected {either(BY_NAME)}.", node=path
+        )
     elif kind == "Buffer" and param.shape is None:
-        raise LayerDefError("a Buffer needs a shape.", node=path)
+        raise LayerDefError("a Buffer has no shape, expected one. Add it.", node=path)
     elif kind == "Tensor" and param.shape is not None and not BY_NAME[param.dtype].is_float:
         raise LayerDefError(f"a stored Tensor is float, not {param.dtype}. Use Buffer.", node=path)
     _check_shape(param.shape or (), path, lowest=1 if kind == "TernaryTensor" else 0)
@@ -138,12 +142,20 @@ def _check_formula(param: Param, path: str) -> None:
             node=path,
         )
     if set(args) != {item.name for item in row.params}:
-        raise LayerDefError(f"formula {row.name} takes other arguments.", node=path)
+        raise LayerDefError(
+            f"formula {row.name} has arguments {', '.join(sorted(args)) or 'none'}, expected "
+            f"{', '.join(item.name for item in row.params)}.",
+            node=path,
+        )
     for item in row.params:
         check_constant(item, args[item.name], path)
-    shape = param.shape
-    if shape is None or shape != constant_shape(row.name, args, shape):
-        raise LayerDefError(f"shape {shape!r:.60} is not that of its formula.", node=path)
+    shape = param.shape or ()
+    if shape != constant_shape(row.name, args, shape):
+        raise LayerDefError(
+            f"shape {shape!r:.60} is not that of its formula, expected "
+            f"{constant_shape(row.name, args, shape)}.",
+            node=path,
+        )
     _check_shape(shape, path, lowest=1)
     count, listed = math.prod(shape), args.get("values")
     if count > MAX_VALUES or (isinstance(listed, tuple) and len(listed) != count):
@@ -180,7 +192,7 @@ def _check_ternary(param: Param, path: str) -> None:
 
 def _check_shape(shape: tuple[int, ...], path: str, lowest: int) -> None:
     if len(shape) > MAX_RANK:
-        raise LayerDefError(f"shape has over {MAX_RANK} dims.", node=path)
+        raise LayerDefError(f"shape has {len(shape)} dims, expected at most {MAX_RANK}.", node=path)
     for size in shape:
         if type(size) is not int or size < lowest:
             raise LayerDefError(
@@ -201,7 +213,9 @@ def check_child_name(name: str, path: str) -> None:
     if len(parts) > MAX_DEPTH:
         raise LayerDefError(f"name {name!r:.60} is nested deeper than {MAX_DEPTH}.", node=path)
     if len(parts) > 1 and is_position(parts[0]):
-        raise LayerDefError(f"name {name!r:.60} begins with a position.", node=path)
+        raise LayerDefError(
+            f"name {name!r:.60} begins with a position, expected a name. Rename it.", node=path
+        )
     for part in parts:
         if not is_position(part):
             check_attribute(part, path)
@@ -209,19 +223,24 @@ def check_child_name(name: str, path: str) -> None:
 
 def _check_child(param: Param, path: str, layers: set[str]) -> None:
     if param.shape is not None or param.split is not None or param.formula is not None:
-        raise LayerDefError("a Layer has no shape and no formula.", node=path)
+        raise LayerDefError(
+            "is a Layer with a shape, split or formula, expected none. Remove them.", node=path
+        )
     if param.repeat is not None and not (
         type(param.repeat) is int and 1 <= param.repeat <= MAX_INSTANCES
     ):
-        raise LayerDefError(f"repeat {param.repeat!r:.20} is out of range.", node=path)
+        raise LayerDefError(
+            f"repeat is {param.repeat!r:.20}, expected 1 to {MAX_INSTANCES}.", node=path
+        )
     if param.layer in layers:
         if param.args:
-            raise LayerDefError(f"LayerDef {param.layer!r} takes no args.", node=path)
+            raise LayerDefError(f"LayerDef {param.layer!r} takes no args. Remove them.", node=path)
     elif param.layer in BUILTIN:
         _check_args(BUILTIN[param.layer], dict(param.args), path)
     else:
         raise LayerDefError(
-            f"layer {param.layer!r:.60} is neither a LayerDef of the program nor built in.",
+            f"layer {param.layer!r:.60} is neither a LayerDef of the program nor built in."
+            f"{nearest(str(param.layer), [*layers, *BUILTIN])}",
             node=path,
         )
 
@@ -230,16 +249,18 @@ def _check_args(row: Builtin, args: Mapping[str, Arg], path: str) -> None:
     declared = {item.name: item for item in row.params}
     for name, value in args.items():
         if name not in declared:
-            raise LayerDefError(f"{row.name} takes no argument {name!r:.60}.", node=path)
+            raise LayerDefError(
+                f"{row.name} takes no argument {name!r:.60}.{nearest(name, declared)}", node=path
+            )
         check_constant(declared[name], value, f"{path}.args.{name}")
     for item in row.params:
         if item.default is REQUIRED and item.name not in args:
-            raise LayerDefError(f"{row.name} needs argument {item.name!r}.", node=path)
+            raise LayerDefError(f"{row.name} lacks argument {item.name!r}. Add it.", node=path)
     groups = args.get("groups", 1)
     sizes = [args.get(name) for name in ("in_channels", "out_channels", "num_channels")]
     divisor = args.get("num_groups", groups)
     if type(divisor) is not int or divisor < 1:
-        raise LayerDefError(f"groups {divisor!r:.20} must be positive.", node=path)
+        raise LayerDefError(f"groups is {divisor!r:.20}, expected 1 or more.", node=path)
     if any(isinstance(size, int) and size % divisor for size in sizes):
         raise LayerDefError(f"channels are not divisible by groups {divisor}.", node=path)
     given = {item.name: args.get(item.name, item.default) for item in row.params}

@@ -46,6 +46,7 @@ from tpack.layerdef.params import (
 from tpack.layerdef.serialization import MAX_DEPTH
 from tpack.layerdef.tensors import tensor_of
 from tpack.layerdef.walking import results
+from tpack.wording import nearest
 
 #: LayerDefs a program may have.
 MAX_LAYERS = 20_000
@@ -78,7 +79,7 @@ def validate(program: Program) -> None:
     for i, layer in enumerate(program.layers):
         check_class_name(layer.name, f"program.layers[{i}].name")
         if layer.name in names:
-            raise LayerDefError("is defined twice.", node=layer.name)
+            raise LayerDefError("is defined twice. Rename one.", node=layer.name)
         names.add(layer.name)
     if program.root not in names:
         raise LayerDefError(f"root {program.root!r:.60} is not defined.", node="program")
@@ -167,7 +168,7 @@ class _Checker:
                     raise LayerDefError("name '_' would be stored as '__packed'.", node=node)
             for name in names:
                 if name in self.taken:
-                    raise LayerDefError(f"name {name!r} is taken already.", node=node)
+                    raise LayerDefError(f"name {name!r} is taken already. Rename it.", node=node)
                 self.taken.add(name)
 
     def check_containers(self) -> None:
@@ -217,7 +218,7 @@ class _Checker:
     def check_unpack(self, targets: tuple[str, ...], value: Expression, node: str) -> None:
         names = [target for target in targets if target != "_"]
         if not names or len(targets) < 2 or len(set(names)) < len(names):
-            raise LayerDefError("unpacks to fewer than two names.", node=node)
+            raise LayerDefError("unpacks to fewer than two names. Assign instead.", node=node)
         for target in names:
             check_identifier(target, node)
             if target in self.taken and target not in self.inputs:
@@ -236,7 +237,7 @@ class _Checker:
         if depth > MAX_DEPTH:
             raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=path[:200])
         if not value.items:
-            raise LayerDefError("returns nothing.", node=path)
+            raise LayerDefError("returns nothing, expected a value.", node=path)
         for i, item in enumerate(value.items):
             if isinstance(item, tuple):
                 check_word(item[0], path)
@@ -268,7 +269,8 @@ class _Checker:
             case FunctionCall(function):
                 if function not in OPS:
                     raise LayerDefError(
-                        f"op {function!r:.60} is unknown. The manual lists the ops.",
+                        f"op {function!r:.60} is unknown. The manual lists the ops."
+                        f"{nearest(function, OPS)}",
                         node=path,
                     )
                 if has_trait(function, "several") and not several:
