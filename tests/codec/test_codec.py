@@ -286,7 +286,7 @@ def test_the_shape_of_a_scale_tells_its_granularity(text, shape):
 
 @pytest.mark.parametrize("shape", [(6, 3), (5, 1), (2,), (6, 81), (7, 2)])
 def test_a_scale_that_fits_no_granularity_is_refused(shape):
-    with pytest.raises(UsageError, match=r"tells no group size for a weight of shape \(6, 80\)"):
+    with pytest.raises(UsageError, match=r"shows no group size for a weight of shape \(6, 80\)"):
         Scale.of(shape, (6, 80), 1, 48)
 
 

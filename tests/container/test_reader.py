@@ -134,8 +134,8 @@ def test_shards_that_are_missing_or_doubled(tmp_path, changed, numbers):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"y": (None, None, "b")}, "y.safetensors is a whole checkpoint, no shard."),
-        ({"x": (None, None, "c")}, "x.safetensors is a whole checkpoint, no shard."),
+        ({"y": (None, None, "b")}, "y.safetensors is a whole checkpoint, not a shard."),
+        ({"x": (None, None, "c")}, "x.safetensors is a whole checkpoint, not a shard."),
         ({"x": (Shard(3, 4, DIGEST), None, "c")}, "x.safetensors belongs to another model."),
         ({"y": (Shard(2, 4, DIGEST), None, "b")}, "y.safetensors belongs to another model."),
         ({"y": (Shard(2, 3, HEX), None, "b")}, "y.safetensors belongs to another model."),

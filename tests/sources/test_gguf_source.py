@@ -325,7 +325,7 @@ def test_a_changed_file_is_found(tmp_path):
     ],
 )
 def test_json_that_is_no_value(data):
-    with pytest.raises(InputError, match="no value of GGUF metadata"):
+    with pytest.raises(InputError, match="not a value of GGUF metadata"):
         gguf_values.from_json(data)
 
 

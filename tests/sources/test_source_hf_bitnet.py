@@ -257,7 +257,7 @@ def test_shapes_agree_with_the_config():
 
 
 def test_rows_that_do_not_fill_a_byte_are_refused():
-    with pytest.raises(InputError, match=r"22 rows by config\.json, which is no multiple of 4"):
+    with pytest.raises(InputError, match=r"22 rows by config\.json, which is not a multiple of 4"):
         read(packed(WEIGHT[:22]), config(**SHAPES | {"intermediate_size": 22}))
 
 

@@ -155,7 +155,7 @@ def constant_param(data: torch.Tensor, name: str) -> Param:
         return Param(name, "Constant", shape, dtype=dtype, formula="rotary_frequencies", args=args)
     if data.numel() > MAX_VALUES:
         raise LayerDefError(
-            f"holds {data.numel()} numbers that are in no state dict, expected at most "
+            f"holds {data.numel()} numbers that are not in the state dict, expected at most "
             f"{MAX_VALUES}. Register the buffer as persistent.",
             node=name,
         )

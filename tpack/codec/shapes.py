@@ -120,7 +120,7 @@ class Scale:
             if found.shape(shape, split) == tuple(scale_shape):
                 return found
         raise UsageError(
-            f"scale has shape {tuple(scale_shape)}, which tells no group size for a weight of "
+            f"scale has shape {tuple(scale_shape)}, which shows no group size for a weight of "
             f"shape {tuple(shape)}. Name the group size."
         )
 

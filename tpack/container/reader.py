@@ -112,7 +112,9 @@ class Checkpoint:
         for file in self.files:
             shard = file.document.shard
             if shard is None:
-                raise FormatError(f"{file.path.name} is a whole checkpoint, no shard.", rule="R19")
+                raise FormatError(
+                    f"{file.path.name} is a whole checkpoint, not a shard.", rule="R19"
+                )
             described.append((shard, file))
         described.sort(key=lambda pair: pair[0].number)
         self.files = tuple(file for _, file in described)

@@ -171,7 +171,7 @@ def from_json(data: Any) -> Value:
         kind, content = data
         return Value(kind, _from_json(kind, content, MAX_NESTING))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
-        raise InputError(f"{data!r:.80} is no value of GGUF metadata.") from error
+        raise InputError(f"{data!r:.80} is not a value of GGUF metadata.") from error
 
 
 def _from_json(kind: str, data: Any, depth: int) -> Any:

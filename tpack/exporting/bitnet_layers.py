@@ -118,7 +118,7 @@ def _other_layer(name: str, model: Any, *, experts: bool) -> tuple[str, str] | N
     if _EXPERT.fullmatch(name):
         return "is one of several experts, which transformers merges", "*experts.*"
     if experts and _ROUTER.fullmatch(name):
-        return "chooses experts, which is no linear layer in transformers", name
+        return "chooses experts, and is not a linear layer in transformers", name
     if model in _CONV1D_MODELS and _CONV1D.fullmatch(name):
         return f"is a Conv1D in {model}", name
     if model in _FLOAT32_MODELS and _FLOAT32.fullmatch(name):

@@ -41,7 +41,7 @@ def tokenizer_metadata(
     data = _read(path) if path.is_file() else None
     rules = _rules(data) if data is not None else None
     if data is None or rules is None:
-        found = "is none that tpack knows" if data is not None else "has no tokenizer.json"
+        found = "is not one that tpack knows" if data is not None else "has no tokenizer.json"
         note = (
             f"the tokenizer is left out ({found}): a model of the file takes and gives numbers of "
             "tokens only"

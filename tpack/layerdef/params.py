@@ -171,7 +171,7 @@ def _check_ternary(param: Param, path: str) -> None:
         raise LayerDefError("a TernaryTensor needs a shape of at least one dim.", node=path)
     if param.dtype not in SCALE_DTYPES:
         raise LayerDefError(
-            f"dtype {param.dtype!r:.40} is no dtype of a scale, expected "
+            f"dtype {param.dtype!r:.40} is not a dtype of scales, expected "
             f"{', '.join(SCALE_DTYPES)}.",
             node=path,
         )

@@ -204,7 +204,7 @@ class _Body:
                 if isinstance(op, PackedOp):
                     return self.packed_call(op, node)
                 return self.call(op, node)
-        raise LayerDefError(f"{node.target} is no op of LayerDef.", node=self.name)
+        raise LayerDefError(f"{node.target} is not an op of LayerDef.", node=self.name)
 
     def child(self, path: str) -> str:
         """Return the parameter that describes a module, itself or as one of its copies."""
@@ -224,7 +224,7 @@ class _Body:
         if len(parts_) == len(items):
             return FunctionCall(self.ops["[]"].name, [self.value(x), self.value(tuple(items))])
         raise LayerDefError(
-            f"indexes by {index!r:.60}, which is no op of LayerDef.", node=self.name
+            f"indexes by {index!r:.60}, which is not an op of LayerDef.", node=self.name
         )
 
     def bound(self, op: Op, node: fx.Node) -> dict[str, Any]:
@@ -280,7 +280,7 @@ class _Body:
             return Literal(str(arg).removeprefix("torch."))
         if arg is None or isinstance(arg, bool | int | float | str):
             return Literal(arg)
-        raise LayerDefError(f"{arg!r:.60} is no value of LayerDef.", node=self.name)
+        raise LayerDefError(f"{arg!r:.60} is not a value of LayerDef.", node=self.name)
 
 
 #: Nested operations that a reader can still follow in one statement.

@@ -204,8 +204,8 @@ def _layout(
         rows = partial(_packed_rows, tensor)
         if wanted is not None and wanted[0] % STRIPES:
             raise InputError(
-                f"has {wanted[0]} rows by config.json, which is no multiple of {STRIPES}: the rows "
-                "that fill up the last byte look like any others. Convert the original model."
+                f"has {wanted[0]} rows by config.json, which is not a multiple of {STRIPES}: the "
+                "rows that fill up the last byte look like any others. Convert the original model."
             )
     if len(shape) != 2 or 0 in shape or wanted not in (None, shape):
         raise InputError(
