@@ -39,10 +39,11 @@ def stack(path: Path, layers: int = 4) -> Path:
     return path
 
 
-def transformer(path: Path, *, lossless: bool = False) -> Path:
+def transformer(path: Path, *, source: Path | None = None) -> Path:
     """Thirty layers as trained models have them, small: heavier tails further down.
 
-    With ``lossless``, each weight was rounded with one scale before: it is ternary already.
+    With ``source``, each weight was rounded with one scale before, so that it is ternary already,
+    and the floats are saved there.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = {
@@ -64,7 +65,7 @@ def transformer(path: Path, *, lossless: bool = False) -> Path:
             spread = 1 + 0.2 * torch.randn(rows, 1, generator=generator)
             scale = 0.012 * (1 + number / 8) * (0.7 + (depth / 20 - 0.6) ** 2) * spread.abs()
             weight *= scale
-            if lossless:
+            if source:
                 scale = weight.abs().mean().bfloat16()
                 weight = (weight / scale).round().clamp(-1, 1) * scale
             state[f"model.layers.{depth}.{name}.weight"] = weight
@@ -74,7 +75,9 @@ def transformer(path: Path, *, lossless: bool = False) -> Path:
     state = {name: tensor.bfloat16() for name, tensor in state.items()}
     # an export tied to the embedding, as most models of this size
     state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    convert(state, path, scale="auto" if lossless else "row")
+    if source:
+        torch.save(state, source)
+    convert(state, path, scale="auto" if source else "row")
     return path
 
 

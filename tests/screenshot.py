@@ -36,7 +36,8 @@ def take(page: str, target: Path, *, height: int, width: int = 1240) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        model = transformer(Path(folder, "transformer-30.tpack.safetensors"), lossless=True)
+        source = Path(folder, "transformer-30.pt")
+        model = transformer(Path(folder, "transformer-30.tpack.safetensors"), source=source)
         later = tuned(model, Path(folder, "tuned.tpack.safetensors"))
-        take(html_report(model), DOCS / "report.png", height=1310)
+        take(html_report(model, source), DOCS / "report.png", height=1310)
         take(render_comparison(diff(model, later)), DOCS / "diff.png", width=1040, height=1440)

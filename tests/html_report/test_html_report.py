@@ -199,13 +199,12 @@ def source_of(path):
 def test_green_is_only_what_was_proven_and_the_page_says_how(made, tmp_path):
     intact = ("plain", "File intact: 4 tensors, every code, digest and byte of padding")
     path, text = made["exact"]
-    good = ("good", "4 of 4 weights exact: equal to the source")
-    assert verdicts(text) == [good, intact]
+    assert verdicts(text) == [("plain", "4 of 4 weights exact, by the record in the file"), intact]
     assert "Recorded by the conversion" in text
     source = source_of(path)
     torch.save(source, tmp_path / "source.pt")
     text = html_report(path, tmp_path / "source.pt")
-    assert verdicts(text) == [good, intact]
+    assert verdicts(text) == [("good", "4 of 4 weights exact: equal to the source"), intact]
     assert "Compared with <code>source.pt</code>" in text
     assert "Recorded" not in text
     source["0.weight"] = -source["0.weight"]

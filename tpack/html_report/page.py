@@ -73,7 +73,7 @@ def render(facts: Facts) -> str:
 
 
 def _proof(facts: Facts) -> str:
-    """Say how many weights are exact and what proves it; green only if all are."""
+    """Say how many weights are exact, and why; green if all were compared with their source."""
     tensors, found = facts.inspection.tensors, facts.verification
     if not tensors or not found.ok:
         return ""
@@ -92,6 +92,8 @@ def _proof(facts: Facts) -> str:
     others = [t for t in tensors if t.name not in equal]
     words = f"{len(tensors) - len(others)} of {plural(len(tensors), 'weight')} exact"
     if not others:
+        if facts.against is None:
+            return verdict("plain", "✓", f"{words}, by the record in the file", told)
         return verdict("good", "✓", f"{words}: equal to the source", told)
     unknown = sum(t.method == UNKNOWN for t in others)
     if rounded := [t.relative_error for t in others if t.relative_error is not None]:
