@@ -1,7 +1,7 @@
 """The families of transformers that tpack is tried with, and the table of ``docs/models.md``.
 
 ``tests/hf/test_families.py`` tries what is said here, with a small random model of each.
-``python tests/families.py`` writes the table.
+``python tests/families.py`` writes the table, and prints the short one of the README.
 """
 
 from __future__ import annotations
@@ -39,6 +39,15 @@ FAMILIES: dict[str, str] = dict.fromkeys(_CAPTURED.split(), "") | {
     "xglm": "a long buffer that no state dict holds",
     "xlm": "an empty tensor",
 }
+#: What the README calls them, in rows of families for which the same is true.
+ROWS = {
+    "Llama": "llama",
+    "BitNet b1.58": "bitnet",
+    "Qwen2, Qwen3, Mistral, Gemma 1 to 3": "qwen2 qwen3 mistral gemma gemma2 gemma3_text",
+    "Phi, Phi-3, OLMo 1 to 3, Granite, SmolLM3": "phi phi3 olmo olmo2 olmo3 granite smollm3",
+    "GPT-2, GPT-NeoX, OPT, BERT": "gpt2 gpt_neox opt bert",
+    "Mamba, RWKV, Falcon-H1, BLOOM, MPT": "mamba rwkv falcon_h1 bloom mpt",
+}
 #: Those that llama.cpp runs from an exported GGUF file (tests/exporting/test_llama_cpp.py).
 IN_LLAMA_CPP = ("llama", "bitnet")
 #: Those whose test is part of the fast suite.
@@ -56,6 +65,19 @@ def table() -> str:
     )
 
 
+def short_table() -> str:
+    """The rows of the README: a mark where it is true of every family of the row."""
+    lines = ["| family | converted, runs packed in transformers | whole source | llama.cpp |"]
+    for title, names in ROWS.items():
+        families = names.split()
+        assert all(name in FAMILIES for name in families)
+        whole = not any(FAMILIES[name] for name in families)
+        ran = all(name in IN_LLAMA_CPP for name in families)
+        lines.append(f"| {title} | ✓ | {'✓' if whole else ''} | {'✓' if ran else ''} |")
+    return "\n".join([lines[0], "|---|---|---|---|", *lines[1:]])
+
+
 if __name__ == "__main__":
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(before + BEGIN + table() + END + rest.partition(END)[2])
+    print(short_table())

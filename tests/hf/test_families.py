@@ -3,8 +3,9 @@
 import pytest
 import torch
 import transformers
-from families import FAMILIES, FAST, PAGE, table
-from hf_folders import IDS, SIZES, close, load, logits, make, packed_folder
+from families import FAMILIES, FAST, PAGE, short_table, table
+from hf_folders import IDS, SIZES, close, load, logits, packed_folder
+from transformers.pytorch_utils import Conv1D
 
 import tpack
 from tpack.errors import LayerDefError
@@ -23,8 +24,17 @@ def tried(names):
 
 
 def model_of(family):
+    """Random weights, ternary in every linear layer but the output head."""
+    torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(family, **SIZES | TOKENS)
-    return make(config)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D)]
+    with torch.no_grad():
+        for layer in layers:
+            if layer is not model.get_output_embeddings():
+                trits = torch.randint(-1, 2, layer.weight.shape)
+                layer.weight.copy_(trits * (torch.rand(1) / 4 + 0.125))
+    return model
 
 
 def generate(model):
@@ -53,8 +63,9 @@ def test_is_captured_whole(family, tmp_path):
             close(loaded(ids)["logits"], model(ids).logits)
 
 
-def test_the_page_has_every_family():
+def test_the_pages_say_what_is_tested():
     assert table() in PAGE.read_text()
+    assert short_table() in (PAGE.parents[1] / "README.md").read_text()
 
 
 def test_a_cache_is_refused_with_what_to_do(tmp_path):
