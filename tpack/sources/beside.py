@@ -151,8 +151,8 @@ def look_beside(folder: Path, taken: Collection[Path]) -> Beside:
     if adapter:
         found.warnings.append(
             f"left out an adapter, with which the model computes something else: "
-            f"{_listed(adapter)}. To have it in the output, merge it first (merge_and_unload of "
-            "peft) and convert what that gives."
+            f"{_listed(adapter)}. To have it in the output, merge it into the masters (peft's "
+            "merge_and_unload) and convert what that gives: ternary weights would not stay ternary."
         )
     for name in unknown:
         found.warnings.append(
