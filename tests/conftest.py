@@ -24,3 +24,5 @@ def plain_torch():
 
 #: They are loaded, but have no doctests: collecting several of one name would fail.
 collect_ignore_glob = ["conftest.py", "*/conftest.py"]
+#: Each imports the system that it calls, which only its own environment has.
+collect_ignore = ["other_quantizers"]

@@ -168,7 +168,7 @@ def test_an_index_that_leads_elsewhere_is_refused(folder, tmp_path, name, count)
 
 def test_a_plain_folder_is_not_packed_while_it_loads(tmp_path):
     llama().save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="tpack convert FOLDER"):
+    with pytest.raises(UsageError, match=r"Convert its folder first: tpack\.convert\."):
         load(tmp_path, quantization_config=tpack.hf.TpackConfig())
 
 

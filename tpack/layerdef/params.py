@@ -15,6 +15,7 @@ from tpack.layerdef.names import check_attribute, check_identifier, is_position
 from tpack.layerdef.nodes import Arg, Param, Sizes
 from tpack.layerdef.ops import REQUIRED, OpParam
 from tpack.layerdef.serialization import MAX_DEPTH, MAX_INT
+from tpack.text import printable
 from tpack.wording import either, nearest
 
 #: Modules that a program may unfold to, and copies that a layer may have.
@@ -143,8 +144,8 @@ def _check_formula(param: Param, path: str) -> None:
         )
     if set(args) != {item.name for item in row.params}:
         raise LayerDefError(
-            f"formula {row.name} has arguments {', '.join(sorted(args)) or 'none'}, expected "
-            f"{', '.join(item.name for item in row.params)}.",
+            f"formula {row.name} has arguments {printable(', '.join(sorted(args)) or 'none')}, "
+            f"expected {', '.join(item.name for item in row.params)}.",
             node=path,
         )
     for item in row.params:
