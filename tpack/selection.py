@@ -245,9 +245,26 @@ def _reason_by_name(
             return rule.reason
     if len(modules) <= 1 and direct in modules and _is_unembedding(shape, others):
         return "output head"
-    if last != "weight" and len(shape) > 2 and math.prod(shape) == max(shape):
-        return "a vector"  # of a weight norm, of RWKV
+    if math.prod(shape) == 1:
+        return "a single number"
+    if last != "weight" and math.prod(shape) == max(shape):
+        if len(shape) > 2:
+            return "a vector"  # of a weight norm, of RWKV
+        if _scales_another(name, shape, others):
+            return "a scale by its shape"  # learned, beside the weight that it multiplies
     return None
+
+
+def _scales_another(name: str, shape: Shape, others: Mapping[str, Shape]) -> bool:
+    """Return whether a vector has one number for each row or column of a matrix beside it."""
+    module = name.rpartition(".")[0]
+    return any(
+        other.rpartition(".")[0] == module
+        and len(found) == len(shape)
+        and math.prod(found) > max(found)
+        and all(size in (1, whole) for size, whole in zip(shape, found, strict=True))
+        for other, found in others.items()
+    )
 
 
 def _heads(name: str, others: Mapping[str, Shape], rule: Rule) -> Iterator[str]:

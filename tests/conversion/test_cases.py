@@ -213,7 +213,7 @@ def test_what_is_cast_is_not_called_bit_for_bit(tmp_path):
     assert "not packed, but cast (keep_dtype='f16'): model.vis" in report.warnings[0]
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (64, 1), (64, 2)])
+@pytest.mark.parametrize("shape", [(), (1,), (64,), (64, 1), (64, 2)])
 def test_a_scale_that_nobody_calls_so_is_not_rounded_and_is_told_of(shape, tmp_path):
     state = {"a.weight": ternary(64, 96, scale=1).to(torch.int8), "a.alpha": noise(*shape)}
     report = tpack.convert(state | MASTERS, tmp_path / "out", quantize="absmean")

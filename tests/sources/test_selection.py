@@ -99,6 +99,11 @@ FAMILIES = [
     ("conv.parametrizations.weight.original0", (128, 1, 1), "a vector"),
     ("conv.parametrizations.weight.original1", (128, 64, 3), None),
     ("flow.log_scale", (2, 1), "no matrix by its name"),  # VITS
+    ("own.up.weight", (64, 32), None),  # with learned scales beside it
+    ("own.up.alpha", (64, 1), "a scale by its shape"),
+    ("own.up.beta", (1, 32), "a scale by its shape"),
+    ("own.up.gamma", (1, 1), "a single number"),
+    ("own.gain", (64, 1), None),
     ("perceiver.embeddings.latents", (8, 64), "embedding"),
     ("base.layers.0.q_proj.lora_A.default.weight", (8, 64), "adapter"),  # PEFT
     ("resampler.latents", (8, 64), "no matrix by its name"),  # Idefics

@@ -220,7 +220,7 @@ def nameless_scales(codes: SourceTensor | PackedTensor, tensors: Tensors) -> lis
         and name != codes.name
         and BY_NAME[tensor.dtype].is_float
         and "bias" not in name.rpartition(".")[2]
-        and (tensor.numel == 1 or (tensor.shape[0] == rows and len(tensor.shape) == 2))
+        and (tensor.numel == 1 or (tensor.shape[0] == rows and len(tensor.shape) <= 2))
     ]
 
 
