@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import tpack
 from tpack.build import build_module
 from tpack.capturing import trace_module
-from tpack.errors import UsageError
+from tpack.errors import TpackError, UsageError
 from tpack.quantize import Rounding
 
 TENSOR, ROW = Rounding("absmean", "tensor"), Rounding("absmean", "row")
@@ -163,6 +163,17 @@ def test_another_rule_stays_in_forward(name, tmp_path):
     rows, loaded = converted(model, tmp_path / "m", x)
     assert rows["0.weight"].action == "kept"
     close(loaded, model, x)
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": True}, {"include": ["0.weight"]}])
+def test_beside_another_rule_nothing_is_rounded_unasked(options, tmp_path):
+    """The floats of such a model are not masters of the default's rule."""
+    model = net(OTHER[next(iter(OTHER))])
+    with torch.no_grad():
+        model[2].weight.normal_()
+    model.append(nn.Linear(4, 2))  # an output head
+    with pytest.raises(TpackError, match=r"rounds 0\.weight as it runs, by a rule that tpack does"):
+        converted(model.eval(), tmp_path / "m", torch.randn(3, 16), **options)
 
 
 def test_bfloat16_is_known_only_where_float32_computes():

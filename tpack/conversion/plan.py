@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
+from tpack.conversion.captures import OWN_RULE
 from tpack.conversion.others import Others, sort_others, weight_of
 from tpack.dtypes import BY_NAME, KEEP_DTYPES
 from tpack.errors import InputError, UnsupportedError
@@ -80,6 +81,21 @@ class Plan:
                 self.kept[kept.name], self.reasons[kept.name] = kept, reason
             del self.weights[name]
 
+    @property
+    def own_rules(self) -> list[str]:
+        """Names of weights that the model rounds as it runs, by a rule that tpack does not know."""
+        return [name for name, reason in self.reasons.items() if reason == OWN_RULE]
+
+    def say_own_rules(self) -> str:
+        """Return a sentence for the end of an error, about weights rounded by rules unknown."""
+        if not self.own_rules:
+            return ""
+        return (
+            f" The model rounds {listed(self.own_rules)} as it runs, by a rule that tpack does not "
+            "know: give the layers the rounded weights, let forward not round them again, and "
+            f"convert that with {spell(exact=True)}."
+        )
+
     def as_kept(self, name: str, reason: str) -> Iterator[tuple[SourceTensor, str]]:
         """Yield the tensors that are stored if a weight is kept, each with the reason."""
         if parts := self.companions.get(name):
@@ -150,9 +166,10 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
         raise InputError(
             f"holds no weight to pack: {plural(len(plan.kept), 'tensor')} to keep "
             f"({_counted(plan)}). Name what to pack with {spell(include=[...])}."
+            f"{plan.say_own_rules()}"
         )
     _check_names(plan, source.aliases)
-    _say_of_rules(plan, source)
+    _say_of_rules(plan)
     _spare_scales(plan, source)
     plan.notes += _idle_patterns(source, options)
     return plan
@@ -207,17 +224,23 @@ def _counted(plan: Plan) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common(4))
 
 
-def _say_of_rules(plan: Plan, source: Source) -> None:
+def listed(names: Sequence[str]) -> str:
+    """Join a few names; of many, the first four."""
+    return f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
+
+
+def _say_of_rules(plan: Plan) -> None:
     """Note weights that the model rounds by a rule that was not asked for, or is unknown."""
     if plan.rounded and plan.options.quantize != "auto":
         plan.notes.append(
             f"{plural(len(plan.rounded), 'weight')} packed by the rule by which the model rounds "
             f"them as it runs, not by {spell(quantize=plan.options.quantize)}"
         )
-    if own := [name for name in source.floats if plan.reasons.get(name) == source.floats[name]]:
+    if own := plan.own_rules:
         plan.warnings.append(
-            f"{plural(len(own), 'weight')} kept as floats, since the {source.floats[own[0]]}: "
-            f"{', '.join(own[:4])}{' and others' if len(own) > 4 else ''}."
+            f"{plural(len(own), 'weight')} kept as floats, though the model rounds them as it "
+            f"runs, by a rule that tpack does not know: {listed(own)}. To pack them, give the "
+            "layers the rounded weights, and let forward not round them again."
         )
 
 

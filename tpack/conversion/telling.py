@@ -92,7 +92,7 @@ def check_refused(batches: Sequence[Batch], plan: Plan) -> None:
         raise _refusal(refused, plan)
     if plan.weights and not any(batch.packed for batch in batches):
         left = {name: why for batch in batches for name, why in batch.left.items()}
-        raise _nothing_packed(left)
+        raise _nothing_packed(left, plan)
 
 
 def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
@@ -104,7 +104,8 @@ def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
         value, index = error.value, error.index
         if len(refused) == 1 and not refused[first].text:
             return NotTernaryError(
-                f"{error.message} {advice}, or convert without {spell(exact=True)}.",
+                f"{error.message} {advice}, or convert without {spell(exact=True)}."
+                f"{plan.say_own_rules()}",
                 tensor=first, index=index, value=value,
             )  # fmt: skip
         detail = " ".join(_recognised(refused)) or f"The first, {first}, {error.message}"
@@ -124,18 +125,19 @@ def _refusal(refused: Mapping[str, Left], plan: Plan) -> NotTernaryError:
     count = len(refused)
     message = (
         f"{count} of {plural(len(plan.weights), 'weight')} {'is' if count == 1 else 'are'} not "
-        f"ternary: {_names(refused, most=None)}. {detail} {advice}."
+        f"ternary: {_names(refused, most=None)}. {detail} {advice}.{plan.say_own_rules()}"
     )
     return NotTernaryError(message, index=index, value=value, tensors=tuple(refused))
 
 
-def _nothing_packed(left: Mapping[str, Left]) -> NotTernaryError:
+def _nothing_packed(left: Mapping[str, Left], plan: Plan) -> NotTernaryError:
     """Return the error that no weight is ternary, and none may be rounded unasked."""
     kinds = ", ".join(dict.fromkeys(why.kind for why in left.values()))
     sentences = [
         f"holds no ternary weight among those to pack: {_names(left)} ({kinds}).",
         *_recognised(left),
-        f"Round with {_rounding()}, or name others with {spell(include=[...])}.",
+        f"Round with {_rounding()}, or name others with {spell(include=[...])}."
+        f"{plan.say_own_rules()}",
     ]
     return NotTernaryError(" ".join(sentences), tensors=tuple(left))
 
