@@ -207,3 +207,6 @@ def test_the_summary_tells_masters_from_weights_that_were_rounded(tmp_path, caps
     assert "0 ternary weights, 14 masters of ternary weights, 0 others" in summary
     assert "each master is packed as its model rounds it whenever it runs\n" in summary
     assert "quantized with relative error" not in summary
+    card = (tmp_path / "plain.tpack" / "README.md").read_text()
+    assert "0 packed losslessly, 14 as the model rounds them, 0 quantized" in card
+    assert "changes the model" not in card

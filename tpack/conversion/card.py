@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
@@ -13,6 +14,7 @@ from tpack.grouping import Place
 from tpack.modelcard import FOLLOWS, TAGS, split_card, tags_of
 from tpack.report import TensorReport
 from tpack.sources import Source
+from tpack.text import plural
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -25,13 +27,12 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
     """
     front, text = split_card(source.card)
     lines = ["---", *_front_matter(source, front), "---", "", "# Ternary weights, packed", ""]
-    counts = {a: sum(r.action == a for r in reports) for a in ("packed", "quantized", "kept")}
     lines += [
         "Packed by tpack: ternary weights in two bits, in safetensors that describe themselves.",
         "",
-        f"{counts['packed']} tensors packed losslessly, {counts['quantized']} quantized, "
-        f"{counts['kept']} kept as they were: {source.nbytes / 1e6:.1f} MB → {size / 1e6:.1f} MB.",
+        f"Tensors: {_counts(reports)}: {source.nbytes / 1e6:.1f} MB → {size / 1e6:.1f} MB.",
         "",
+        *_rounding(reports),
         "| tensors | count | shape | what was done | error | bits per weight |",
         "|---|---|---|---|---|---|",
         *_rows(reports),
@@ -42,6 +43,36 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
     if text.strip():
         lines += [FOLLOWS, text.strip("\n"), ""]
     return "\n".join(lines)
+
+
+def _done(report: TensorReport) -> str:
+    """Return what was done to a tensor: its action, or that its model rounds it as it runs."""
+    return report.reason if report.action == "quantized" and report.reason else report.action
+
+
+def _counts(reports: Sequence[TensorReport]) -> str:
+    """Return how many tensors were packed, quantized and kept."""
+    count = Counter(map(_done, reports))
+    packed, quantized, kept = (count.pop(each, 0) for each in ("packed", "quantized", "kept"))
+    masters = f"{count.total()} as the model rounds them, " if count else ""
+    return f"{packed} packed losslessly, {masters}{quantized} quantized, {kept} kept as they were"
+
+
+def _rounding(reports: Sequence[TensorReport]) -> Iterator[str]:
+    """Yield what rounding means for the model, where weights were rounded."""
+    done = set(map(_done, reports))
+    if done - {"packed", "quantized", "kept"}:
+        yield (
+            "The source has masters, which its model rounds whenever it runs: the packed model "
+            "computes with the same weights.\n"
+        )
+    if "quantized" in done:
+        errors = [report.relative_error for report in reports if _done(report) == "quantized"]
+        yield (
+            f"The weights of {plural(len(errors), 'quantized tensor')} were rounded, with a "
+            f"relative error of at most {max(errors):.3f}: this changes the model. Compare its "
+            "answers with those of the source before you use it.\n"
+        )
 
 
 def _use(source: Source, reports: Sequence[TensorReport]) -> list[str]:
@@ -109,14 +140,12 @@ def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:
     for report in reports:
         how = f"{report.method}, {report.scale}" if report.scale else report.reason
         shape = "×".join(map(str, report.shape)) or "()"
-        key = (Place.of(report.name).role, shape, report.action, how)
+        key = (Place.of(report.name).role, shape, _done(report), how)
         groups.setdefault(key, []).append(report)
-    for (name, shape, action, how), members in groups.items():
+    for (name, shape, done, how), members in groups.items():
         error = max(member.relative_error for member in members)
         weights = sum(math.prod(member.shape) for member in members)
         bits = sum(member.bpw * math.prod(member.shape) for member in members) / max(weights, 1)
         escaped = name.replace("|", "\\|")
-        lost = f"{error:.4f}" if action == "quantized" else ""
-        yield (
-            f"| `{escaped}` | {len(members)} | {shape} | {action}: {how} | {lost} | {bits:.2f} |"
-        )
+        lost = f"{error:.4f}" if done == "quantized" else ""
+        yield (f"| `{escaped}` | {len(members)} | {shape} | {done}: {how} | {lost} | {bits:.2f} |")
