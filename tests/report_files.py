@@ -110,6 +110,16 @@ def exact(path: Path) -> Path:
     return path
 
 
+def partly_kept(path: Path) -> Path:
+    """Two layers of two weights, of which one was kept as floats."""
+    trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
+    state = {
+        f"layers.{i}.{name}.weight": trits * (i + 1) for i in (0, 1) for name in ("up", "down")
+    }
+    convert(state | {"layers.1.up.weight": trits + 0.5}, path, exclude=["*.1.up.*"])
+    return path
+
+
 def trained(path: Path) -> Path:
     """Two exact layers, of which none is what it was."""
     trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
@@ -202,7 +212,8 @@ def same(folder: Path) -> tuple[Path, Path]:
 
 PAIRS = {f.__name__: f for f in (trained_stack, hostile_pair, other_forms, kept_pair, same)}
 CHECKPOINTS = {
-    f.__name__: f for f in (stack, hostile, one, kept_only, exact, trained, partly_trained)
+    f.__name__: f
+    for f in (stack, hostile, one, kept_only, exact, partly_kept, trained, partly_trained)
 }
 
 

@@ -133,6 +133,21 @@ def test_there_is_no_empty_section(made):
     assert ("plain", "1 of 1 tensor in both differs") in verdicts(made["kept_pair"][2])
 
 
+def test_tensors_in_another_form_are_counted_at_the_top(made, tmp_path):
+    trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
+    state = {f"{i}.weight": trits * (i + 1) for i in range(4)}
+    tpack.convert(state, tmp_path / "one")
+    state["0.weight"] = torch.rand(8, 8)
+    state["1.weight"] = trits[:4].clone()
+    tpack.convert(state, tmp_path / "two", exclude=["0.*", "2.*"])
+    text = render_comparison(tpack.diff(tmp_path / "one", tmp_path / "two"))
+    assert verdicts(text) == [("plain", "3 of 4 tensors in both differ")]
+    totals = dict(zip(Page(text).text_of("dt"), Page(text).text_of("dd"), strict=True))
+    assert totals["tensors in another form: 2 packed in one, kept in the other"] == "3"
+    assert "in another form" not in made["kept_pair"][2]
+    assert "tensors in another form" in Page(made["other_forms"][2]).text_of("dt")
+
+
 # ---- the command
 
 

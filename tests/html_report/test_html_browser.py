@@ -36,7 +36,7 @@ def test_every_page_draws_without_a_complaint(opened, name, mode):
         "return [...document.querySelectorAll('.chart')].map((c) => [c.id, c.childElementCount])"
     )
     missing = {"kept_only": {"zeros", "error", "scales", "worst"}}
-    missing |= {lossless: {"error", "worst"} for lossless in ("exact", "trained")}
+    missing |= {lossless: {"error", "worst"} for lossless in ("exact", "partly_kept", "trained")}
     wanted = {"zeros", "error", "scales", "bytes", "worst"} - missing.get(name, set())
     assert {chart for chart, _ in charts} == wanted
     assert all(children for _, children in charts)
@@ -64,6 +64,13 @@ def test_maps_state_the_range_of_their_colours(opened):
     assert "unknown" in opened("partly_trained").execute_script(
         "return document.querySelector('#error .values').textContent"
     )
+
+
+def test_a_map_explains_the_blank_cells_of_weights_that_were_kept(opened):
+    browser = opened("partly_kept")
+    assert find(browser, "#zeros .legend").text.split("\n")[-1] == "blank: not packed"
+    assert count(browser, "#zeros rect") == 3
+    assert "blank" not in find(opened("stack"), "#zeros .legend").text
 
 
 def test_the_only_scale_of_a_weight_is_a_dot(opened):

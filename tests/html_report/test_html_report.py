@@ -183,6 +183,9 @@ def test_totals_compare_weights_with_weights_and_account_for_the_file(made):
         f"{8 * sum(now.values()) / elements:.2f}",
         f"{kept / whole:.0%}",
     ]
+    in_all = 8 * sum(tensor.nbytes for tensor in stored.values())
+    numbers = sum(tensor.numel() for tensor in plain.values())
+    assert f"of it scales; {in_all / numbers:.2f} in all" in text
     shares = [float(share) for share in re.findall(r"</b> [^<]*?([\d.]+)%", text)]
     rest = whole - sum(now.values()) - kept
     wanted = [100 * part / whole for part in (*now.values(), kept, rest)]
@@ -199,12 +202,15 @@ def source_of(path):
 def test_green_is_only_what_was_proven_and_the_page_says_how(made, tmp_path):
     intact = ("plain", "File intact: 4 tensors, every code, digest and byte of padding")
     path, text = made["exact"]
-    assert verdicts(text) == [("plain", "4 of 4 weights exact, by the record in the file"), intact]
+    assert verdicts(text) == [
+        ("plain", "4 of 4 packed weights exact, by the record in the file"),
+        intact,
+    ]
     assert "Recorded by the conversion" in text
     source = source_of(path)
     torch.save(source, tmp_path / "source.pt")
     text = html_report(path, tmp_path / "source.pt")
-    assert verdicts(text) == [("good", "4 of 4 weights exact: equal to the source"), intact]
+    assert verdicts(text) == [("good", "4 of 4 packed weights exact: equal to the source"), intact]
     assert "Compared with <code>source.pt</code>" in text
     assert "Recorded" not in text
     source["0.weight"] = -source["0.weight"]
@@ -214,21 +220,45 @@ def test_green_is_only_what_was_proven_and_the_page_says_how(made, tmp_path):
     assert "<li>tensor &#x27;0.weight&#x27;" in text
 
 
+def test_a_recorded_rounding_of_the_source_is_proven_and_named(tmp_path):
+    path, source = tmp_path / "packed", tmp_path / "source.pt"
+    trits = (torch.arange(64) % 3 - 1).reshape(8, 8).float()
+    floats = {f"{i}.weight": torch.arange(64.0).reshape(8, 8) - 9 * i for i in (1, 2)}
+    torch.save(floats, source)
+    tpack.convert(source, path)
+    errors = [f"{t.relative_error:.3g}" for t in tpack.inspect(path).tensors]
+    assert verdicts(html_report(path))[0] == (
+        "plain",
+        f"0 of 2 packed weights exact, 2 quantized with a relative error of {' to '.join(errors)}",
+    )
+    text = html_report(path, source)
+    assert verdicts(text)[0] == ("good", "2 of 2 packed weights equal absmean of the source")
+    assert f"The rounding has a relative error of {' to '.join(errors)}" in text
+    torch.save(floats | {"0.weight": trits}, source)
+    tpack.convert(source, path, quantize="absmean", force=True)
+    text = html_report(path, source)
+    assert verdicts(text)[0] == (
+        "good",
+        "1 of 3 packed weights exact, 2 equal absmean of the source",
+    )
+
+
 def test_weights_that_are_not_exact_are_counted_at_the_top(made):
     errors = [t.relative_error for t in tpack.inspect(made["stack"][0]).tensors]
     low, high = min(e for e in errors if e), max(errors)
     assert verdicts(made["stack"][1])[0] == (
         "plain",
-        f"16 of 28 weights exact, 12 quantized with a relative error of {low:.3g} to {high:.3g}",
+        "16 of 28 packed weights exact, 12 quantized with a relative error of "
+        f"{low:.3g} to {high:.3g}",
     )
-    assert verdicts(made["one"][1])[0][1].startswith("0 of 1 weight exact, 1 quantized")
+    assert verdicts(made["one"][1])[0][1].startswith("0 of 1 packed weight exact, 1 quantized")
     assert verdicts(made["trained"][1])[0] == (
-        "plain", "0 of 2 weights exact, 2 saved from a module",
+        "plain", "0 of 2 packed weights exact, 2 saved from a module",
     )  # fmt: skip
     assert "no source is known" in made["trained"][1]
     found = verdicts(made["partly_trained"][1])[0][1]
     assert re.fullmatch(
-        r"1 of 3 weights exact, 1 quantized with a relative error of 0\.\d+, "
+        r"1 of 3 packed weights exact, 1 quantized with a relative error of 0\.\d+, "
         "1 saved from a module",
         found,
     )

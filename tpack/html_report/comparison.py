@@ -95,6 +95,10 @@ def _totals(report: DiffReport) -> str:
         (f"{kept:,}", "kept tensors with changes"),
         (f"{lonely:,}", "tensors in one only"),
     ]
+    if forms := sum(bool(t.form) for t in report.tensors):
+        either = sum("kind" in t.form for t in report.tensors)
+        more = f": {either:,} packed in one, kept in the other" if either else ""
+        cards.append((f"{forms:,}", f"tensors in another form{more}"))
     return totals(cards)
 
 

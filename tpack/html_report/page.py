@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from tpack.container.document import UNKNOWN
@@ -73,38 +74,61 @@ def render(facts: Facts) -> str:
 
 
 def _proof(facts: Facts) -> str:
-    """Say how many weights are exact, and why; green if all were compared with their source."""
-    tensors, found = facts.inspection.tensors, facts.verification
-    if not tensors or not found.ok:
+    """Say how many packed weights are exact, and how that is known."""
+    tensors = facts.inspection.tensors
+    if not tensors or not facts.verification.ok:
         return ""
-    if facts.against is None:
-        equal = {t.name for t in tensors if t.method == "exact"}
-        told = (
-            "Recorded by the conversion that wrote the file, not compared again for this page. To "
-            "prove it: <code>tpack inspect FILE --html PAGE --against SOURCE</code>."
-        )
-    else:
-        equal = {row.name for row in found.tensors if row.equals == SOURCE}
-        kept = [t.name in equal for t in facts.inspection.kept]
-        told = f"Compared with <code>{text(facts.against)}</code> for this page, value by value" + (
-            f". Of the kept tensors, {sum(kept)} of {len(kept)} equal it." if kept else "."
-        )
-    others = [t for t in tensors if t.name not in equal]
-    words = f"{len(tensors) - len(others)} of {plural(len(tensors), 'weight')} exact"
+    if facts.against is not None:
+        return _comparison(facts, facts.against)
+    others = [t for t in tensors if t.method != "exact"]
+    words = f"{len(tensors) - len(others)} of {plural(len(tensors), 'packed weight')} exact"
+    told = (
+        "Recorded by the conversion that wrote the file, not compared again for this page. To "
+        "prove it: <code>tpack inspect FILE --html PAGE --against SOURCE</code>."
+    )
     if not others:
-        if facts.against is None:
-            return verdict("plain", "✓", f"{words}, by the record in the file", told)
-        return verdict("good", "✓", f"{words}: equal to the source", told)
+        return verdict("plain", "✓", f"{words}, by the record in the file", told)
     unknown = sum(t.method == UNKNOWN for t in others)
-    if rounded := [t.relative_error for t in others if t.relative_error is not None]:
-        low, high = f"{min(rounded):.3g}", f"{max(rounded):.3g}"
-        errors = low if low == high else f"{low} to {high}"
-        words += f", {len(rounded)} quantized with a relative error of {errors}"
+    if rounded := len(others) - unknown:
+        words += f", {rounded} quantized with a relative error of {_errors(others)}"
     if unknown:
         words += f", {unknown} saved from a module"
     if unknown == len(tensors):
         told = "For example after training: no source is known that they could equal."
     return verdict("plain", "≠", words, told)
+
+
+def _comparison(facts: Facts, source: str) -> str:
+    """Say what the packed weights were found to equal: the source, or a rounding of it."""
+    tensors, kept = facts.inspection.tensors, facts.inspection.kept
+    equals = {row.name: row.equals for row in facts.verification.tensors}
+    told = f"Compared with <code>{text(source)}</code> for this page, value by value"
+    if kept:
+        same = sum(equals[t.name] == SOURCE for t in kept)
+        told += f". Of the kept tensors, {same} of {len(kept)} equal it"
+    found = Counter(equals[t.name] for t in tensors)
+    parts: list[str] = []
+    for what in sorted(found, key=lambda each: (each != SOURCE, each)):
+        verb = "equals" if found[what] == 1 else "equal"
+        of = "" if parts else f" of {plural(len(tensors), 'packed weight')}"
+        parts.append(f"{found[what]}{of} {'exact' if what == SOURCE else f'{verb} {what}'}")
+    words = ", ".join(parts)
+    if rounded := [t for t in tensors if equals[t.name] != SOURCE]:
+        told += (
+            ". Rounded again as the file records it, the source gives the same trits and scales. "
+            f"The rounding has a relative error of {_errors(rounded)}: a model that rounds these "
+            "weights itself whenever it runs computes with the same values, any other is changed"
+        )
+    else:
+        words += ": equal to the source"
+    return verdict("good", "✓", words, f"{told}.")
+
+
+def _errors(tensors: Sequence[TernaryInfo]) -> str:
+    """Return the relative errors of weights that were rounded: one number, or two ends."""
+    errors = [t.relative_error for t in tensors if t.relative_error is not None]
+    low, high = f"{min(errors):.3g}", f"{max(errors):.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _health(facts: Facts) -> str:
@@ -146,7 +170,11 @@ def _totals(facts: Facts) -> str:
     dtypes = " and ".join(sorted({t.source_dtype for t in report.tensors}))
     cards += [
         (f"{before / now:.1f}×", f"smaller weights: {size(before)} in {dtypes}, {size(now)} now"),
-        (f"{8 * now / weights:.2f}", f"bits per weight, {8 * scales / weights:.2f} of it scales"),
+        (
+            f"{8 * now / weights:.2f}",
+            f"bits per packed weight, {8 * scales / weights:.2f} of it scales; "
+            f"{report.bpw_total:.2f} in all, kept tensors included",
+        ),
         (
             f"{kept / report.file_bytes:.0%}",
             f"of the file kept: {plural(len(report.kept), 'tensor')}",

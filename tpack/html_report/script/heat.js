@@ -16,12 +16,12 @@ const MAPS = {
       const start = Math.max(0, Math.min(0.8, Math.floor((low - spare) * 20 + 1e-6) / 20));
       return [start, Math.min(1, Math.max(start + 0.2, Math.ceil((high + spare) * 20 - 1e-6) / 20))];
     },
-    unit: "of the trits; the colours span 20 points or more",
+    unit: "of the trits; the colours span 20 points or more", blank: "blank: not packed",
   },
   error: {
     title: "Relative error", values: data.error, format: errorText, hue: "orange",
     ends: ([, high]) => [0, Math.max(0.1, Math.ceil(high * 10 - 1e-6) / 10)],
-    unit: "of the norm of the weight; 0 is no colour",
+    unit: "of the norm of the weight; 0 is no colour", blank: "blank: not packed",
   },
   changed: {
     title: "Changed trits", values: data.changed, format: shareText, hue: "orange", log: true,
@@ -36,13 +36,14 @@ const MAPS = {
 };
 
 function heat(id) {
-  const { title, values, format, hue, ends, unit, log, fold = mean } = MAPS[id];
+  const { title, values, format, hue, ends, unit, blank, log, fold = mean } = MAPS[id];
   const value = new Map(cells.map((cell) => [cell, fold(cell.ids, values)]));
   const domain = ends(d3.extent(value.values()));
   const tint = (log ? d3.scaleLog : d3.scaleLinear)(domain, [0.1, 1]).clamp(true);
   const height = roles.length * ROW + 22;
   const { svg, width, holder } = canvas(id, height);
-  legend(holder, domain.map(d3.format(format === errorText ? ".3~r" : ".3~p")), hue, unit);
+  legend(holder, domain.map(d3.format(format === errorText ? ".3~r" : ".3~p")), hue,
+    blank && blanks.length ? [unit, blank] : [unit]);
   const longest = d3.max(roles, (role) => measure(data.roles[role])) + 14;
   const margin = Math.min(longest, width * 0.36);
   const numbers = (width - margin) / depths.length > 46; // a cell has room for its own
@@ -162,12 +163,12 @@ function heat(id) {
 }
 
 /** Say which colour is which number, and of what. */
-function legend(holder, [low, high], hue, unit) {
+function legend(holder, [low, high], hue, words) {
   const row = d3.select(holder).insert("p", "svg").attr("class", `legend ${hue}`);
   row.append("span").text(low);
   row.append("i");
   row.append("span").text(high);
-  row.append("span").text(unit);
+  for (const each of words) row.append("span").text(each);
 }
 
 function cellTip(event, cell) {

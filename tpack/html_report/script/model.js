@@ -55,6 +55,11 @@ const cells = [...d3.group(ternary, (i) => `${data.role[i]} ${data.depth[i]}`).v
   }),
 );
 
+// Tensors of a row and a column of the maps that have no cell there.
+const there = new Set(cells.map((cell) => `${cell.role} ${cell.depth}`));
+const blanks = tensors.filter((i) => roles.includes(data.role[i]) && depths.includes(data.depth[i])
+  && !there.has(`${data.role[i]} ${data.depth[i]}`));
+
 // ---- what is chosen
 
 let chosen = new Set();
