@@ -70,8 +70,9 @@ def _rounding(reports: Sequence[TensorReport]) -> Iterator[str]:
         errors = [report.relative_error for report in reports if _done(report) == "quantized"]
         yield (
             f"The weights of {plural(len(errors), 'quantized tensor')} were rounded, with a "
-            f"relative error of at most {max(errors):.3f}: this changes the model. Compare its "
-            "answers with those of the source before you use it.\n"
+            f"relative error of at most {max(errors):.3f}: this changes the model, unless its own "
+            "code rounds them in the same way whenever it runs. Compare its answers with those of "
+            "the source before you use it.\n"
         )
 
 
