@@ -13,7 +13,7 @@ from tpack.cli.usage import Command
 
 @click.command(cls=Command)
 @click.argument("file", type=options.checkpoint)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: stdout.")
+@click.option("-o", "--output", type=options.output, help="Default: stdout.")
 @click.option("--standalone", is_flag=True, help="Source that imports nothing but torch.")
 @options.force
 @options.as_json
@@ -29,6 +29,8 @@ def codegen(file: Path, output: Path | None, standalone: bool, force: bool, as_j
     from tpack.container.atomic import check_not_input
     from tpack.errors import LayerDefError, locate
 
+    if output is not None:
+        check_not_input(output, file)
     with Checkpoint(file) as checkpoint:
         program = checkpoint.document.program
     if program is None:
@@ -36,7 +38,6 @@ def codegen(file: Path, output: Path | None, standalone: bool, force: bool, as_j
     with locate(file=file):
         source = generate_pytorch_code(program, standalone=standalone)
     if output is not None:
-        check_not_input(output, file)
         with new_file(output, force=force) as handle:
             handle.write(source.encode())
     if as_json:

@@ -40,7 +40,7 @@ def _fields() -> tuple[Field[Any], ...]:
 
 @click.command(cls=options.Described, described=_fields)
 @click.argument("source")
-@click.option("-o", "--output", metavar="PATH", help="Default: beside SOURCE.")
+@click.option("-o", "--output", type=options.OutputPath(), help="Default: beside SOURCE.")
 @click.option("--layerdef", type=click.Path(path_type=Path), help="JSON: the model's LayerDefs.")
 @options.as_json
 @options.quiet

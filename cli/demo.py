@@ -13,9 +13,7 @@ from tpack.cli.usage import Command
 
 
 @click.command(cls=Command)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder for the files that it makes."
-)
+@click.option("-o", "--output", type=options.output, help="Folder for the files that it makes.")
 @options.force
 @options.as_json
 @options.quiet

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 @click.command(cls=Command)
 @click.argument("first", type=options.checkpoint)
 @click.argument("second", type=options.checkpoint)
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="Write a page: which trits changed, where."
-)
+@click.option("--html", type=options.output, help="Write a page: which trits changed, where.")
 @options.force
 @options.as_json
 @options.quiet

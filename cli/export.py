@@ -27,7 +27,7 @@ def _fields() -> list[Field[Any]]:
 
 @click.command(cls=options.Described, described=_fields)
 @click.argument("file", type=options.checkpoint)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("-o", "--output", type=options.output, required=True)
 @options.force
 @options.as_json
 @options.quiet

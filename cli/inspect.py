@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("file", type=options.checkpoint)
-@click.option(
-    "--html", type=click.Path(path_type=Path), help="Write a page of charts; verifies too."
-)
+@click.option("--html", type=options.output, help="Write a page of charts; verifies too.")
 @click.option(
     "--against", metavar="SOURCE", help="With --html: compare with the source of FILE too."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, Field
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from tpack.cli.usage import Choice, Command
+from tpack.cli.usage import Choice, Command, name_of
 from tpack.errors import UsageError
 from tpack.wording import option_name
 
@@ -30,6 +31,15 @@ class CheckpointPath(click.Path):
                     f"{scheme[0]}. Copy it here first."
                 )
             value = str(value).removeprefix(scheme[0])
+        return super().convert(value, param, ctx)
+
+
+class OutputPath(click.Path):
+    """A path to write to; an empty one, of a variable that is not set, would be this folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not os.fspath(value):
+            raise UsageError(f"{name_of(param)} is empty, expected a path.")
         return super().convert(value, param, ctx)
 
 
@@ -77,6 +87,7 @@ def _option(each: Field[Any]) -> click.Option:
 
 
 checkpoint = CheckpointPath()
+output = OutputPath(path_type=Path)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print results only.")
 verbose = click.option("-v", "--verbose", is_flag=True, help="Print every tensor.")

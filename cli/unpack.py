@@ -13,7 +13,7 @@ from tpack.cli.usage import Command
 
 @click.command(cls=Command)
 @click.argument("file", type=options.checkpoint)
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
+@click.option("-o", "--output", type=options.output, required=True)
 @options.force
 @options.as_json
 @options.quiet

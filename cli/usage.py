@@ -39,7 +39,7 @@ class Choice(click.Choice[str]):
     def convert(self, value: Any, param: Any, ctx: Any) -> str:
         """Return the value; raises UsageError if it is none of the names."""
         if value not in self.choices:
-            raise unknown(_name(param), value, self.choices)
+            raise unknown(name_of(param), value, self.choices)
         return super().convert(value, param, ctx)
 
 
@@ -52,7 +52,7 @@ class Number(click.IntRange):
             return super().convert(value, param, ctx)
         except click.BadParameter:
             raise UsageError(
-                f"{_name(param)} is {value!r}, expected a whole number from {self.min} to "
+                f"{name_of(param)} is {value!r}, expected a whole number from {self.min} to "
                 f"{self.max}."
             ) from None
 
@@ -73,17 +73,17 @@ def explain(error: click.ClickException) -> str:
         needs = "takes no value" if option.is_flag else f"has no value{_expected(option, context)}"
         told = f"{error.option_name} {needs}."
     elif isinstance(error, click.MissingParameter) and param is not None:
-        told = f"{_name(param)} is missing{_expected(param, context)}."
+        told = f"{name_of(param)} is missing{_expected(param, context)}."
         if example := _EXAMPLE.search(context.command.help or ""):
             told += f" For example: {example[1]}."
     elif isinstance(error, click.BadParameter) and param is not None:
-        told = f"{_name(param)}: {_sentence(error.message)}"
+        told = f"{name_of(param)}: {_sentence(error.message)}"
     else:
         told = _sentence(error.format_message())
     return f"{told} See '{context.command_path} --help'."
 
 
-def _name(param: click.Parameter) -> str:
+def name_of(param: click.Parameter) -> str:
     """Return the name that a user knows a parameter by: ``--output``, ``SOURCE``."""
     return (
         max(param.opts, key=len) if isinstance(param, click.Option) else param.human_readable_name

@@ -138,3 +138,22 @@ def test_every_error_of_click_is_one_line(kind):
     assert not text.startswith(("Error", "Invalid", "No such", "Missing"))
     if kind is click.MissingParameter:
         assert text == "--to is missing, expected a or b. See 'call --help'."
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        *((f"{line} -o", "--output") for line in ("convert x", "unpack x", "codegen x", "demo")),
+        ("export x --to gguf -o", "--output"),
+        ("inspect x --html", "--html"),
+        ("diff x x --html", "--html"),
+    ],
+)
+def test_an_empty_output_is_wrong_use(line, option, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x").touch()
+    with pytest.raises(SystemExit) as ended:
+        main([*line.split(), ""])
+    assert ended.value.code == 2
+    assert f"{option} is empty, expected a path" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
