@@ -135,7 +135,7 @@ class NotTernaryError(TpackError, ValueError):
 
 
 class ExistsError(TpackError):
-    """The output exists already, or is the input itself."""
+    """The output exists already, or is the input itself, or part of it."""
 
     code = 6
     kind = "exists"

@@ -101,6 +101,7 @@ def convert(
     with ExitStack() as stack:
         place = destination
         if isinstance(destination, str) and is_remote(destination):
+            check_not_input(destination, *paths)
             place = stack.enter_context(remote_target(destination, force=force or dry_run))
         opened = stack.enter_context(open_source(source))
         target = _target(source, opened, place)

@@ -72,7 +72,7 @@ def export_gguf(
         ExistsError, StorageError: as ``new_file``.
     """
     target = Path(destination)
-    check_not_input(target, *(file.path for file in checkpoint.files))
+    check_not_input(target, checkpoint.path, *(file.path for file in checkpoint.files))
     check_target(target, force=force)
     with locate(file=checkpoint.path):
         work = _Export(checkpoint, model_of(checkpoint), type, allow_inexact=allow_inexact)

@@ -67,6 +67,7 @@ def document(title: str, body: str, data: Mapping[str, Any] | None) -> str:
     return f"""<!doctype html>
 <html lang="en">
 <head>
+<meta name="generator" content="tpack">
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
