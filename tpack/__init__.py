@@ -62,6 +62,9 @@ _LAZY = {
     "verify": "tpack.verification",
 }
 
+#: Public packages, which need no import of their own: ``tpack.nn.freeze``.
+_PACKAGES = ("codec", "codegen", "layerdef", "nn", "parallel", "quantize")
+
 __all__ = [
     "LayerDef",
     "Param",
@@ -85,6 +88,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"tpack.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'tpack' has no attribute {name!r}")
     value = getattr(import_module(_LAZY[name]), name)

@@ -110,6 +110,11 @@ for line in sys.argv[1:]:
 """
 
 
+def test_public_packages_need_no_import_of_their_own():
+    code = "import tpack; tpack.layerdef.Identifier, tpack.nn.freeze, tpack.quantize.quantize"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_what_works_without_torch(tmp_path):
     (tmp_path / "m").mkdir()
     save_file({"up.weight": np.float32([[1, 0, -1, 1]] * 4)}, tmp_path / "m" / "model.safetensors")

@@ -90,6 +90,11 @@ def test_twice_nested():
     assert list(open_source({"model": {"state_dict": {"w": W}}}).tensors) == ["w"]
 
 
+def test_tensors_under_a_key_that_nobody_knows_are_named():
+    with pytest.raises(InputError, match=r"only inside of 'ema', .*contents\['ema'\]"):
+        open_source({"ema": {"fc.weight": W}, "step": 3})
+
+
 def test_nested_beside_a_tensor():
     source = open_source({"state_dict": {"fc.weight": W}, "best_accuracy": torch.tensor(0.9)})
     assert "fc.weight" in source.tensors

@@ -95,8 +95,9 @@ def _near(near: Near, weight: Weight) -> Recognised:
     return Recognised(
         "nearly ternary",
         f"{text}: at index {where} {number(value)} is found, expected ±{number(scale)} or 0",
-        "Set these values to the nearest level, or round with "
-        f"{spell(quantize='mse', scale=str(near.granularity))}, which hardly changes the scale.",
+        "Set these values to the nearest level; or, if every weight that is not ternary may be "
+        f"rounded, do it with {spell(quantize='mse', scale=str(near.granularity))}, which hardly "
+        "changes this one.",
     )
 
 

@@ -174,6 +174,11 @@ def state_dict_source(
             notes.append(f"left out {str(name)!r}: {type(value).__name__}, not a tensor")
             if not str(name).startswith(_OF_TRAINERS) and _holds_tensors(value):
                 lost.append(str(name))
+    if not tensors and lost:
+        raise InputError(
+            f"holds tensors only inside of {', '.join(map(repr, lost[:8]))}, expected a state "
+            f"dict. Save the one that you want: torch.save(contents[{lost[0]!r}], 'model.pt')."
+        )
     if not tensors:
         raise InputError("holds no tensors, expected a state dict.")
     names, stripped = naming(tensors)
