@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from io import TextIOWrapper
 from keyword import iskeyword
 from typing import Any, NoReturn
 
@@ -106,6 +107,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
     signal.signal(signal.SIGTERM, _interrupt)
+    _prepare_streams()
     try:
         with command_line(arguments):
             code = _run(arguments)
@@ -118,6 +120,20 @@ def main(args: list[str] | None = None) -> NoReturn:
             click.echo(f"tpack: {where}: cannot be written: {error.strerror}.", err=True)
         code = StorageError.code
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Give a stream that is closed a place to go, and one without our characters an escape.
+
+    The null device takes the number of what is closed: an output file would get it, and with it
+    what libraries print.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r+"))  # noqa: PTH123, SIM115
+        elif name == "stdout" and isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run(arguments: list[str]) -> int:

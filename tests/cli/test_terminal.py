@@ -185,6 +185,36 @@ def test_ascii_output_is_no_bug(packed):
     assert "30" in out
 
 
+@pytest.mark.parametrize("command", ["inspect", "codegen", "diff"])
+def test_another_encoding_of_the_output_is_no_bug(command, packed):
+    paths = (packed, packed) if command == "diff" else (packed,)
+    environment = {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tpack", command, *paths],
+        capture_output=True, timeout=60, check=False, env=os.environ | environment,
+    )  # fmt: skip
+    told = (done.stdout + done.stderr).decode("latin-1")
+    assert "a bug" not in told
+    assert command != "inspect" or "layers.0\\u201329." in told
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(
+    ("command", "code"), [("verify", 0), ("inspect", 0), ("convert -f", 0), ("verify gone", 2)]
+)
+def test_a_closed_stream_is_no_bug(command, code, closed, packed, source, tmp_path):
+    out = tmp_path / "out.safetensors"
+    paths = f"{source} -o {out}" if "convert" in command else f"{packed}"
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m tpack {command} {paths} {closed}"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    assert done.returncode == code
+    if "convert" in command:  # nothing that was printed went into it
+        assert in_a_pipe("verify", out)[0] == 0
+
+
 # ---- completion
 
 
