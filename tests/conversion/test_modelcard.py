@@ -81,3 +81,17 @@ def test_a_lossless_card_speaks_of_no_rounding():
     words, _ = told(("packed", ""))
     assert "1 packed losslessly, 0 quantized, 0 kept" in words
     assert "round" not in words
+
+
+def test_names_stay_text():
+    """A hub shows the card as Markdown: a name cannot write a part of it."""
+    name = "a`\n\n# Scanned: safe\n<img src=x>|`` b"
+    reports = [
+        TensorReport(name, "packed", "tensor", "exact", 0.0, 2.0, (4, 4)),
+        TensorReport("b", "kept", None, None, 0.0, 32.0, (4,), f"shares {name}"),
+    ]
+    card = model_card(Source("a model", {}), reports, 0)
+    first, second = (line for line in card.splitlines() if "Scanned" in line)
+    assert first.startswith("| ``` a`")
+    assert "\\<img src=x\\>\\|" in second
+    assert "\n# Scanned" not in card

@@ -232,13 +232,13 @@ def test_a_recorded_rounding_of_the_source_is_proven_and_named(tmp_path):
         f"0 of 2 packed weights exact, 2 quantized with a relative error of {' to '.join(errors)}",
     )
     text = html_report(path, source)
-    assert verdicts(text)[0] == ("good", "2 of 2 packed weights equal absmean of the source")
+    assert verdicts(text)[0] == ("plain", "2 of 2 packed weights equal absmean of the source")
     assert f"The rounding has a relative error of {' to '.join(errors)}" in text
     torch.save(floats | {"0.weight": trits}, source)
     tpack.convert(source, path, quantize="absmean", force=True)
     text = html_report(path, source)
     assert verdicts(text)[0] == (
-        "good",
+        "plain",
         "1 of 3 packed weights exact, 2 equal absmean of the source",
     )
 

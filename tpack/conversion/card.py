@@ -14,7 +14,7 @@ from tpack.grouping import Place
 from tpack.modelcard import FOLLOWS, TAGS, split_card, tags_of
 from tpack.report import TensorReport
 from tpack.sources import Source
-from tpack.text import plural
+from tpack.text import plural, printable
 
 _REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 
@@ -147,6 +147,18 @@ def _rows(reports: Sequence[TensorReport]) -> Iterator[str]:
         error = max(member.relative_error for member in members)
         weights = sum(math.prod(member.shape) for member in members)
         bits = sum(member.bpw * math.prod(member.shape) for member in members) / max(weights, 1)
-        escaped = name.replace("|", "\\|")
         lost = f"{error:.4f}" if done == "quantized" else ""
-        yield (f"| `{escaped}` | {len(members)} | {shape} | {done}: {how} | {lost} | {bits:.2f} |")
+        what = _prose(f"{done}: {how}")
+        yield f"| {_code(name)} | {len(members)} | {shape} | {what} | {lost} | {bits:.2f} |"
+
+
+def _code(name: str) -> str:
+    """Return a name as code in a table of Markdown, whatever is in it."""
+    text = printable(name).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def _prose(text: str) -> str:
+    """Return a text that may hold names for a table of Markdown, without markup."""
+    return re.sub(r"([\\`*\[\]<>|!&])", r"\\\1", printable(text))

@@ -119,9 +119,8 @@ def _comparison(facts: Facts, source: str) -> str:
             f"The rounding has a relative error of {_errors(rounded)}: a model that rounds these "
             "weights itself whenever it runs computes with the same values, any other is changed"
         )
-    else:
-        words += ": equal to the source"
-    return verdict("good", "✓", words, f"{told}.")
+        return verdict("plain", "✓", words, f"{told}.")
+    return verdict("good", "✓", f"{words}: equal to the source", f"{told}.")
 
 
 def _errors(tensors: Sequence[TernaryInfo]) -> str:
