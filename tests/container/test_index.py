@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import pytest
 
-from tpack.container import INDEX, index as index_module, read_index
+from tpack.container import INDEX, SINGLE, index as index_module, read_index
 from tpack.container.index import is_plain_name, write_index
 from tpack.errors import FormatError, InputError
 
@@ -141,7 +141,6 @@ def test_a_few_of_many_names_are_shown(folder, count):
         ("model-00001-to-00003.safetensors", False),
         ("model-x-of-00003.safetensors", False),
         ("model-00001-of-x.safetensors", False),
-        ("model.safetensors", False),
         ("extra", False),
     ],
 )
@@ -244,3 +243,12 @@ def test_a_tie_without_a_digest_of_its_own_still_ties(folder):
     tie = {"shards": dict.fromkeys(SHARDS, HEX)}
     data = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}, "metadata": {"tpack": tie}}
     assert read_index(write(folder, data)).described() == tie["shards"]
+
+
+def test_a_file_without_shards_beside_them(folder):
+    """Other libraries load it, and not the shards."""
+    (folder / SINGLE).touch()
+    path = write(folder, {"weight_map": dict(zip("ab", SHARDS, strict=True))})
+    with pytest.raises(InputError, match=r"model.safetensors beside model.safetensors.index") as e:
+        read_index(path)
+    assert e.value.file == str(folder)

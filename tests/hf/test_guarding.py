@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import tpack
 import tpack.hf
-from tpack.errors import InputError, TpackError, UsageError
+from tpack.errors import FormatError, InputError, TpackError, UsageError
 from tpack.hfconfig import packed_config, plain_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -179,3 +179,56 @@ def test_a_config_of_another_kind_is_refused(folder, tmp_path):
         tpack.hf.TpackConfig(bits=2)
     with pytest.raises(InputError, match=r"has \[3\] in its quantization_config"):
         tpack.hf.TpackConfig(replaced=[3])
+
+
+def test_files_that_verify_does_not_look_at_are_not_loaded(folder, tmp_path):
+    """Beside shards a single file, and files that options choose."""
+    mixed = tmp_path / "mixed"
+    load(folder).save_pretrained(mixed, max_shard_size="20KB")
+    close(logits(load(mixed)), logits(load(folder)))
+    other = packed_folder(llama(tie_word_embeddings=True), tmp_path) / "model.safetensors"
+    shutil.copy(other, mixed / "model.fp16.safetensors")
+    torch.save(llama().state_dict(), mixed / "pytorch_model.bin")
+    for options in ({"variant": "fp16"}, {"use_safetensors": False}):
+        with pytest.raises(InputError, match=r"transformers would load .* Leave out variant=") as e:
+            load(mixed, **options)
+        assert e.value.file == str(mixed)
+    shutil.copy(other, mixed / "model.safetensors")
+    for read in (load, tpack.verify, tpack.inspect, tpack.load, tpack.unpack):
+        with pytest.raises(InputError, match=r"holds model.safetensors beside model.safetensors.i"):
+            read(mixed)
+
+
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_shards_that_options_choose_are_not_loaded(folder, tmp_path, kind):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    names = [f"other-0000{number}-of-00002.{kind}" for number in (1, 2)]
+    for name in names:
+        if kind == "bin":
+            torch.save(tensors, copied / name)
+        else:
+            save_file(tensors, copied / name, metadata)
+    index = {"weight_map": {key: names[i % 2] for i, key in enumerate(tensors)}, "metadata": {}}
+    stem = "pytorch_model.bin" if kind == "bin" else "model.safetensors"
+    found = f"{stem}.index.json" if kind == "bin" else f"{stem}.index.x.json"
+    (copied / found).write_text(json.dumps(index))
+    options = {"use_safetensors": False} if kind == "bin" else {"variant": "x"}
+    with pytest.raises(InputError, match="transformers would load other-00001"):
+        load(copied, **options)
+
+
+def test_damage_noticed_at_the_first_call_is_located(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    name = "model.layers.1.mlp.up_proj.weight_packed"
+    with tpack.container.Checkpoint(copied) as file:
+        at = file.files[0].data_start + file.entries[name].start
+    blob = bytearray((copied / "model.safetensors").read_bytes())
+    blob[at] = 0xFF
+    (copied / "model.safetensors").write_bytes(blob)
+    model = load(copied)
+    with pytest.raises(FormatError, match="byte 0xff at index") as caught:
+        logits(model)
+    assert (caught.value.file, caught.value.tensor) == (str(copied), name)

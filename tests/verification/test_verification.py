@@ -291,3 +291,19 @@ def test_a_source_with_more_beside_it_is_not_called_equal(tmp_path, run):
     code, out, _ = run(tmp_path / "m", "--against", folder)
     assert (code, "equal to" in out) == (0, False)
     assert out.endswith(": 1 equal the source\n")
+
+
+def test_other_weights_and_code_of_a_folder_are_named(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tpack.convert(STATE, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    assert "notes" not in tpack.verify(folder).to_dict()
+    (folder / "onnx").mkdir()
+    for name in ("pytorch_model.bin", "modeling.py", "onnx/model.onnx"):
+        (folder / name).touch()
+    report = tpack.verify(folder)
+    assert report.ok
+    assert report.to_dict()["notes"] == [
+        "did not look at other weights and code: modeling.py, onnx/, pytorch_model.bin"
+    ]

@@ -10,7 +10,7 @@ from tpack.container.document import Document, Shard, TernaryEntry, digest, prog
 from tpack.container.header import Entry, TensorFile
 from tpack.container.index import INDEX, SINGLE, Index, read_index, write_index
 from tpack.container.origin import Origin
-from tpack.container.reader import Checkpoint, is_checkpoint
+from tpack.container.reader import Checkpoint, checkpoint_files, is_checkpoint
 from tpack.container.strictjson import parse_json
 from tpack.container.writer import Piece, write_checkpoint, write_plain_shards, write_tensors
 
@@ -26,6 +26,7 @@ __all__ = [
     "Shard",
     "TensorFile",
     "TernaryEntry",
+    "checkpoint_files",
     "digest",
     "is_checkpoint",
     "new_file",

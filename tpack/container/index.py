@@ -128,11 +128,12 @@ def _holds(data: Mapping[str, Any], text: bytes) -> bool:
 
 
 def read_index(path: Path) -> Index:
-    """Read an index; check that its files are there, and no other shards beside them.
+    """Read an index; check that its files are there, and no others of the same model.
 
     Raises:
         FormatError: rule R18: malformed, or an entry that leads out of the folder.
-        InputError: a shard is missing, or one is there that the index does not name.
+        InputError: a shard is missing, or one is there that the index does not name, or one file
+            without shards.
     """
     with locate(file=path):
         text = read_whole(path, MAX_INDEX, "R18")
@@ -168,6 +169,13 @@ def _check_files(index: Index) -> None:
     folder, named = index.path.parent, index.files
     if not named:
         raise FormatError("names no shard.", rule="R18")
+    single = index.path.name.removesuffix(".index.json")
+    if (folder / single).exists() and single not in named:  # which others load instead
+        raise InputError(
+            f"holds {single} beside {index.path.name}, which is about other files. Remove what is "
+            "old.",
+            file=folder,
+        )
     missing = [name for name in named if not (folder / name).exists()]
     if missing:
         raise InputError(f"names shards that are missing: {_some(missing)}. Download them again.")

@@ -90,7 +90,7 @@ class Checkpoint:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         with ExitStack() as resources, locate(file=self.path):
-            self.index, parts = _parts(self.path)
+            self.index, parts = checkpoint_files(self.path)
             self.files = tuple(resources.enter_context(CheckpointFile(part)) for part in parts)
             if self.index is not None:
                 _check_index(self.index, self.files)
@@ -238,7 +238,7 @@ def _codes_of_bytes(layout: str) -> npt.NDArray[np.int64]:
     return np.stack([(codes == code).sum(axis=1) for code in range(3)], axis=1)
 
 
-def _parts(path: Path) -> tuple[Index | None, list[Path]]:
+def checkpoint_files(path: Path) -> tuple[Index | None, list[Path]]:
     """Return the index of a folder, if it has one, and the files of the checkpoint.
 
     Raises:

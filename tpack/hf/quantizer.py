@@ -11,11 +11,12 @@ from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tpack.container import Checkpoint, Document, Origin
-from tpack.errors import InputError, UsageError
+from tpack.container import Checkpoint, Document, Origin, checkpoint_files
+from tpack.errors import InputError, UsageError, locate
 from tpack.hf.replacement import place
 from tpack.hf.saving import save_pretrained
 from tpack.hfconfig import METHOD
+from tpack.nn.code_check import remember
 from tpack.wording import spell_call
 
 
@@ -67,6 +68,8 @@ class TpackQuantizer(HfQuantizer):
         self.document: Document | None = None
         #: The entries of its weights in that checkpoint.
         self.origin = Origin()
+        #: The folder and the name there of the bytes of each packed weight, by the name here.
+        self._origins: dict[str, tuple[str, str]] = {}
         #: Whether tpack's ``save_pretrained`` is running.
         self.saving = False
 
@@ -86,18 +89,25 @@ class TpackQuantizer(HfQuantizer):
         if not paths:
             raise UsageError("from_pretrained needs the folder of a packed model.")
         _check_inside(paths, Path(model.config.name_or_path))
+        folder = paths[0].parent
+        _check_chosen(paths, folder)
         if all(is_packed(path) is False for path in paths):
             raise InputError(
                 "holds plain weights, but its config.json says that they are packed. Take "
                 "quantization_config and transformers_weights out of it: the config of a packed "
                 "model was saved with another model.",
-                file=paths[0].parent,
+                file=folder,
             )
-        with Checkpoint(paths[0] if len(paths) == 1 else paths[0].parent) as file:
-            place(model, file, self.quantization_config.to_dict())
+        with Checkpoint(folder) as file:
+            placed = place(model, file, self.quantization_config.to_dict())
+            self._origins = {
+                f"{ours}_packed": (str(folder), f"{name}_packed") for ours, name in placed.items()
+            }
             self.document, self.origin = file.document, Origin.of(file)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        for name, origin in self._origins.items():
+            remember(model.get_buffer(name), *origin)
         # a partial, not a bound method, survives copies and pickles of the model
         model.save_pretrained = partial(save_pretrained, model)
 
@@ -133,6 +143,22 @@ def is_packed(path: str | Path) -> bool | None:
             return "tpack" in (file.metadata() or {})
     except (OSError, SafetensorError):
         return None
+
+
+def _check_chosen(paths: list[Path], folder: Path) -> None:
+    """Check that transformers found the files that ``tpack verify`` looks at, and no others.
+
+    Raises:
+        InputError: it found others, or there is more than one choice; with the folder.
+    """
+    with locate(file=folder):
+        _, files = checkpoint_files(folder)
+        if others := sorted(set(paths) ^ set(files)):
+            raise InputError(
+                f"holds a checkpoint in {files[0].name}, but transformers would load "
+                f"{paths[0].name}; they differ in {others[0].name}. Leave out variant=, "
+                "use_safetensors= and gguf_file=, and remove what is old."
+            )
 
 
 def _check_inside(paths: list[Path], folder: Path) -> None:

@@ -31,13 +31,16 @@ from tpack.nn import BitLinear, TernaryLinear
 from tpack.wording import spell, spell_exclude
 
 
-def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> None:
+def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> dict[str, str]:
     """Replace the layers whose weights are packed, and check that no weight is missing.
 
     Args:
         model: the model, all its tensors on the meta device.
         file: the checkpoint that will be loaded into it.
         settings: the ``quantization_config`` of the folder.
+
+    Returns:
+        The name of each packed weight in the checkpoint, by its name in the model.
 
     Raises:
         InputError: a weight of the model is not in the checkpoint; a packed weight is not in the
@@ -84,6 +87,7 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
     if rounded is not None:
         _check_rounding(model, settings, rounded)
     _tie(model, placed)
+    return sources
 
 
 class _Names:

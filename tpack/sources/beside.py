@@ -86,6 +86,23 @@ def parts_of(folder: Path) -> list[str]:
     return [name for name in folders_with_weights(folder) if name in modules]
 
 
+def unread(folder: Path, read: Collection[Path]) -> list[str]:
+    """Return what else of a folder has weights or code: files, and sub-folders as ``onnx/``.
+
+    Args:
+        read: the files of weights, and the sub-folders, that are read.
+    """
+    return [
+        path.name + "/" * path.is_dir()
+        for path in sorted(folder.iterdir())
+        if path not in read
+        and any(
+            file.suffix in (*WEIGHTS, ".distcp", ".pkl", ".py")
+            for file in (_files(path) if path.is_dir() else [path])
+        )
+    ]
+
+
 def look_beside(folder: Path, taken: Collection[Path]) -> Beside:
     """Sort the files and sub-folders of a folder into those copied and those left out.
 
@@ -139,19 +156,19 @@ def look_beside(folder: Path, taken: Collection[Path]) -> Beside:
         else:
             other.append(name)
     if trainer:
-        found.notes.append(f"left out what a trainer saved: {_listed(trainer)}")
+        found.notes.append(f"left out what a trainer saved: {listed(trainer)}")
     if forms:
-        found.notes.append(f"left out other files of weights: {_listed(forms)}")
+        found.notes.append(f"left out other files of weights: {listed(forms)}")
     if code := [name for name in other if name.endswith(".py")]:
         found.notes.append(
-            f"did not copy code, {_listed(code)}: if the model needs it, copy it yourself"
+            f"did not copy code, {listed(code)}: if the model needs it, copy it yourself"
         )
     if rest := [name for name in other if name not in code]:
-        found.notes.append(f"did not copy {_listed(rest)}")
+        found.notes.append(f"did not copy {listed(rest)}")
     if adapter:
         found.warnings.append(
             f"left out an adapter, with which the model computes something else: "
-            f"{_listed(adapter)}. To have it in the output, merge it into the masters (peft's "
+            f"{listed(adapter)}. To have it in the output, merge it into the masters (peft's "
             "merge_and_unload) and convert what that gives: ternary weights would not stay ternary."
         )
     for name in unknown:
@@ -253,5 +270,6 @@ def _hidden(path: Path) -> bool:
     return path.name.startswith(".")
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Return names in a row, the first six of many."""
     return ", ".join(names[:6]) + f" and {len(names) - 6} others" * (len(names) > 6)

@@ -129,10 +129,6 @@ def _files(path: Path) -> tuple[Index | None, list[Path]]:
         if (path / name).exists():
             check_inside(path, path / name)
             index = read_index(path / name)
-            if (path / single).exists() and single not in index.files:
-                raise InputError(
-                    f"holds {single} beside {name}, which is about other files. Remove what is old."
-                )
             return index, _checked(path, [path / shard for shard in index.files])
         if (path / single).exists():
             return None, _checked(path, [path / single])

@@ -20,7 +20,7 @@ from tpack.container import Checkpoint, TernaryEntry, digest
 from tpack.errors import locate
 from tpack.quantize import widen
 from tpack.sources import Source, open_source
-from tpack.sources.beside import parts_of
+from tpack.sources.beside import listed, parts_of, unread
 from tpack.verification.against import compare
 from tpack.verification.report import (
     Checks,
@@ -73,6 +73,10 @@ def _verify_with_parts(path: Path, source: Source | None) -> VerificationReport:
         report.tensors = [row.row() for row in checks.values()]
         report.problems += problems(list(checks.values()))
     there = parts_of(path)
+    if path.is_dir():
+        read = [*(part.path for part in file.files), *(path / place for place in there)]
+        if others := unread(path, read):
+            report.notes.append(f"did not look at other weights and code: {listed(others)}")
     theirs = {} if source is None else source.parts
     for place in there:
         report.take(place, _verify_with_parts(path / place, theirs.get(place)))
