@@ -111,6 +111,12 @@ def test_a_folder_of_one_file(tmp_path, target):
     assert tpack.verify(target / "model.safetensors").ok
 
 
+def test_the_default_output_of_the_current_folder_lies_beside_it(source, monkeypatch):
+    monkeypatch.chdir(source)
+    report = tpack.convert(".")
+    assert report.output == str(source.parent / "src.tpack")
+
+
 def test_the_default_output_lies_beside(source):
     report = tpack.convert(source)
     assert report.output == str(source.parent / "src.tpack")

@@ -167,6 +167,8 @@ def _target(source: Any, opened: Source, destination: str | os.PathLike[str] | N
     if destination is not None:
         return Path(destination)
     if isinstance(source, str | os.PathLike):
-        beside = opened.path or Path(os.path.abspath(source))  # noqa: PTH100  # ".." has no name
+        beside = opened.path or Path(source)
+        if beside.name in ("", ".."):
+            beside = Path(os.path.abspath(beside))  # noqa: PTH100  # not where a link leads
         return default_output(beside, folder=bool(opened.shards))
     raise UsageError("convert needs a destination for a state dict or module.")
