@@ -245,8 +245,6 @@ def _reason_by_name(
             return rule.reason
     if len(modules) <= 1 and direct in modules and _is_unembedding(shape, others):
         return "output head"
-    if math.prod(shape) == 1:
-        return "a single number"
     if last != "weight" and math.prod(shape) == max(shape):
         if len(shape) > 2:
             return "a vector"  # of a weight norm, of RWKV

@@ -102,7 +102,7 @@ FAMILIES = [
     ("own.up.weight", (64, 32), None),  # with learned scales beside it
     ("own.up.alpha", (64, 1), "a scale by its shape"),
     ("own.up.beta", (1, 32), "a scale by its shape"),
-    ("own.up.gamma", (1, 1), "a single number"),
+    ("own.up.gamma", (1, 1), "a scale by its shape"),
     ("own.gain", (64, 1), None),
     ("perceiver.embeddings.latents", (8, 64), "embedding"),
     ("base.layers.0.q_proj.lora_A.default.weight", (8, 64), "adapter"),  # PEFT
