@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tpack import kernels
+from tpack.cli.main import main
 
 settings.register_profile(
     "tpack",
@@ -20,6 +21,19 @@ def plain_torch():
     """Compute without kernels, which may round differently: for tests that compare bit for bit."""
     with kernels.forced("numpy"):
         yield
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a command in this process: code, stdout, stderr."""
+    monkeypatch.delenv("TPACK_DEBUG", raising=False)
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        return ended.value.code, *capsys.readouterr()
+
+    return call
 
 
 #: They are loaded, but have no doctests: collecting several of one name would fail.

@@ -64,6 +64,11 @@ def logits(model, ids=IDS):
         return model(ids)[0]
 
 
+def generate(model):
+    """The tokens that it finds likeliest after those of ``IDS``."""
+    return model.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
+
+
 def close(found, expected, tolerance=1e-5):
     torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max())
 

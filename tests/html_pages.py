@@ -91,3 +91,13 @@ const pairs = [["--ink", "--paper"], ["--soft", "--paper"], ["--soft", "--card"]
   ["--card", "--blue"], ["--card", "--orange"]];
 return pairs.map(([a, b]) => [a, b, ratio(of(a), of(b))]);
 """
+
+
+def check_drawn(browser):
+    """The page is no wider than the screen, and no chart holds a number that is none."""
+    wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert wide <= seen
+    assert not browser.execute_script(
+        "return [...document.querySelectorAll('svg *')].some((e) => "
+        "[...e.attributes].some((a) => /NaN|undefined|Infinity/.test(a.value)))"
+    )

@@ -15,7 +15,7 @@ from corpus import make
 from safetensors.torch import load_file, save_file
 
 import tpack
-from tpack.cli.main import COMMANDS, main
+from tpack.cli.main import COMMANDS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "help"
 
@@ -26,20 +26,6 @@ def signals():
     old = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, old)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a command in this process: code, stdout, stderr."""
-    monkeypatch.delenv("TPACK_DEBUG", raising=False)
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return ended.value.code, printed.out, printed.err
-
-    return call
 
 
 def tpack_command(*arguments, **options):

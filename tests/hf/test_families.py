@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES, FAST, PAGE, short_table, table
-from hf_folders import IDS, SIZES, close, load, logits, packed_folder
+from hf_folders import IDS, SIZES, close, generate, load, logits, packed_folder
 from transformers.pytorch_utils import Conv1D
 
 import tpack
@@ -35,10 +35,6 @@ def model_of(family):
                 trits = torch.randint(-1, 2, layer.weight.shape)
                 layer.weight.copy_(trits * (torch.rand(1) / 4 + 0.125))
     return model
-
-
-def generate(model):
-    return model.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
 
 
 @pytest.mark.parametrize("family", tried(FAMILIES))

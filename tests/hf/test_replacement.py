@@ -10,6 +10,7 @@ from hf_folders import (
     SIZES,
     change,
     close,
+    generate,
     llama,
     load,
     logits,
@@ -34,10 +35,6 @@ from tpack.hf.layers import (
 from tpack.nn import TernaryLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-
-
-def generate(model):
-    return model.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
 
 
 # ---- loading

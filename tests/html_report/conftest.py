@@ -9,8 +9,6 @@ import shutil
 import pytest
 from report_files import FLAGS
 
-from tpack.cli.main import main
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 
@@ -59,15 +57,3 @@ def opened(browser, pages):
     ours = [one["request"]["url"] for one in found if one["documentURL"].startswith(pages.as_uri())]
     assert any(url.startswith(pages.as_uri()) for url in ours)
     assert [url for url in ours if not url.startswith((pages.as_uri(), "data:"))] == []
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command: its exit code, and what it wrote to stdout and stderr."""
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return ended.value.code, *capsys.readouterr()
-
-    return call

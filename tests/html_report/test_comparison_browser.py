@@ -1,7 +1,7 @@
 """The page of two checkpoints in headless Chromium."""
 
 import pytest
-from html_pages import count, find, names, type_into
+from html_pages import check_drawn, count, find, names, type_into
 from report_files import PAIRS
 
 import tpack
@@ -26,12 +26,7 @@ def test_every_page_draws_without_a_complaint(opened, name, mode):
         "return [...document.querySelectorAll('.chart')].map((c) => c.childElementCount)"
     )
     assert all(charts)
-    wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-    assert wide <= seen
-    assert not browser.execute_script(
-        "return [...document.querySelectorAll('svg *')].some((e) => "
-        "[...e.attributes].some((a) => /NaN|undefined|Infinity/.test(a.value)))"
-    )
+    check_drawn(browser)
 
 
 def test_a_chosen_tensor_shows_its_map(opened):

@@ -6,7 +6,7 @@ Skipped where chromium or its driver is missing (Debian: chromium, chromium-driv
 import time
 
 import pytest
-from html_pages import CONTRAST, count, find, names, type_into
+from html_pages import CONTRAST, check_drawn, count, find, names, type_into
 from report_files import CHECKPOINTS, HOSTILE, stack
 
 from tpack.html_report import html_report
@@ -40,12 +40,7 @@ def test_every_page_draws_without_a_complaint(opened, name, mode):
     wanted = {"zeros", "error", "scales", "bytes", "worst"} - missing.get(name, set())
     assert {chart for chart, _ in charts} == wanted
     assert all(children for _, children in charts)
-    wide, seen = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
-    assert wide <= seen
-    assert not browser.execute_script(
-        "return [...document.querySelectorAll('svg *')].some((e) => "
-        "[...e.attributes].some((a) => /NaN|undefined|Infinity/.test(a.value)))"
-    )
+    check_drawn(browser)
 
 
 def test_maps_state_the_range_of_their_colours(opened):

@@ -1,17 +1,16 @@
 """Every code block of the README and of docs/ runs, and generated pages are up to date."""
 
 import doctest
-import importlib.util
 import re
 import runpy
 import shlex
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from commands import run
+from example_scripts import example
 
 from tpack.cli.main import COMMANDS, cli
 from tpack.cli.reference import (
@@ -116,12 +115,7 @@ def run_session(text):
 
 def train_shortly(folder):
     """Leave what the example of a language model leaves, after two steps of its training."""
-    path = ROOT / "examples" / "bitnet_lm.py"
-    spec = importlib.util.spec_from_file_location("bitnet_lm", path)
-    module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the import of transformers warns of deprecations
-        spec.loader.exec_module(module)
+    module = example("bitnet_lm")
     module.teach(Path(folder), module.read_text(), steps=2)
 
 
@@ -167,13 +161,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.usefixtures("one_thread")

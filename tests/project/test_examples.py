@@ -1,16 +1,12 @@
 """The examples run, and print figures that are as good as they say."""
 
-import importlib.util
 import re
 import subprocess
 import sys
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
+from example_scripts import EXAMPLES, example
 
 
 @pytest.fixture
@@ -20,15 +16,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def example(name):
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the import of transformers warns of deprecations
-        spec.loader.exec_module(module)
-    return module
 
 
 def figure(pattern, text):

@@ -11,7 +11,6 @@ from corpus import make
 from safetensors.numpy import load_file, save_file
 
 import tpack
-from tpack.cli.main import main
 from tpack.container import Document, Piece, write_checkpoint
 from tpack.container.document import NO_DIGEST
 from tpack.layerdef import LayerDef, Param, Unspecified
@@ -361,16 +360,6 @@ def test_damaged_codes_are_an_input_error(convert, tmp_path):
 
 
 # ---- the command
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main([str(argument) for argument in arguments])
-        return ended.value.code, *capsys.readouterr()
-
-    return call
 
 
 def test_exit_codes_and_lines(run, convert):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from verified_files import STATE, failed, masters
 
 import tpack
-from tpack.cli.main import main
 from tpack.errors import InputError
 
 #: A byte of each layout that no encoder writes.
@@ -245,13 +245,8 @@ def test_warnings_of_the_source_are_passed_on(file, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*arguments):
-        with pytest.raises(SystemExit) as ended:
-            main(["verify", *map(str, arguments)])
-        return ended.value.code, *capsys.readouterr()
-
-    return call
+def run(run):
+    return partial(run, "verify")
 
 
 def test_the_command_says_what_was_proved(tmp_path, run):
