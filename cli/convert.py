@@ -117,20 +117,20 @@ def _table(report: ConversionReport, *, verbose: bool) -> str:
 
 def _summary(report: ConversionReport) -> dict[str, str]:
     """Return what was found, done and proved, a line each, by its title."""
+    from tpack.report import counted
+
     packed, quantized, kept = (
         [t for t in report.tensors if t.action == action]
         for action in ("packed", "quantized", "kept")
     )
-    masters = [t for t in quantized if t.reason]
-    others = [t for t in quantized if not t.reason]
+    masters = [t for t in quantized if t.is_master]
+    others = [t for t in quantized if not t.is_master]
     scales = sorted({str(t.scale) for t in packed})
     found = plural(len(packed), "ternary weight")
     if scales:
         found += f" (a scale per {' or '.join(scales)})"
     proof = "each packed weight unpacks to its source, bit for bit" if packed else ""
-    same = ""
-    if masters:
-        same = "each master is packed as its model rounds it whenever it runs"
+    same = "each master is packed as its model rounds it whenever it runs" if masters else ""
     loss = f"quantized with relative error {_error(others)}" if others else ""
     before, after = max(report.input_bytes, 1), max(report.output_bytes, 1)
     ratio = f"{max(before / after, after / before):.1f}"
@@ -138,12 +138,10 @@ def _summary(report: ConversionReport) -> dict[str, str]:
     if ratio == "1.0":
         change = "about the same"
     found += f", {plural(len(masters), 'master')} of ternary weights" if masters else ""
-    rounded = f"{len(masters)} as the model rounds them, " if masters else ""
     return {
         "detected": f"{found}, {plural(len(others), 'other')}, "
         f"{plural(len(kept), 'tensor')} to keep",
-        "packed": f"{len(packed)} packed losslessly, {rounded}{len(others)} quantized, "
-        f"{len(kept)} kept",
+        "packed": counted(report.tensors),
         "checked": "; ".join(filter(None, (proof, same, loss))) or "nothing to check",
         "size": f"{size(report.input_bytes)} → {size(report.output_bytes)} ({change})",
     }

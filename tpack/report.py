@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +32,24 @@ class TensorReport:
     reason: str = ""
     left: bool = False
 
+    @property
+    def is_master(self) -> bool:
+        """Whether its model rounds it in the same way as it runs: then nothing was lost."""
+        return self.action == "quantized" and bool(self.reason)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON data."""
         return {**self.__dict__, "shape": list(self.shape)}
+
+
+def counted(tensors: Iterable[TensorReport]) -> str:
+    """Count what became of tensors: ``1 packed losslessly, 0 quantized, 2 kept``."""
+    count = Counter("master" if t.is_master else t.action for t in tensors)
+    masters = f"{count['master']} as the model rounds them, " if count["master"] else ""
+    return (
+        f"{count['packed']} packed losslessly, {masters}{count['quantized']} quantized, "
+        f"{count['kept']} kept"
+    )
 
 
 @dataclass(frozen=True)

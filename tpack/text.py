@@ -15,6 +15,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def listed(names: Sequence[str]) -> str:
+    """Join a few names; of many, the first four.
+
+    Example:
+        >>> listed("ab"), listed("abcde")
+        ('a, b', 'a, b, c, d and others')
+    """
+    return ", ".join(names[:4]) + " and others" * (len(names) > 4)
+
+
 def size(count: float) -> str:
     """Spell a number of bytes for people.
 

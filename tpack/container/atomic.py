@@ -225,11 +225,12 @@ def _is_inside(target: Path, folder: Path) -> bool:
     """Whether a path leads into a folder, as it is spelled or through links; or one in it there."""
     real = os.path.realpath
     spelled = Path(os.path.abspath(target))  # noqa: PTH100  # follows no link
-    places = (spelled, Path(real(target.parent), target.name), Path(real(target)))
+    meant = real(target)
+    places = (spelled, Path(real(target.parent), target.name), Path(meant))
     roots = {Path(os.path.abspath(folder)), Path(real(folder))}  # noqa: PTH100
     if any(not roots.isdisjoint(place.parents) for place in places):
         return True
-    return any(real(path) == real(target) for path in folder.rglob("*"))
+    return any(real(path) == meant for path in folder.rglob("*"))
 
 
 def _publish(temporary: Path, target: Path, *, force: bool) -> None:

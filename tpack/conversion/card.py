@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from keyword import iskeyword
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from tpack.conversion.running import runs_in_transformers
 from tpack.grouping import Place
 from tpack.modelcard import FOLLOWS, TAGS, split_card, tags_of
-from tpack.report import TensorReport
+from tpack.report import TensorReport, counted
 from tpack.sources import Source
 from tpack.text import plural, printable
 
@@ -30,7 +29,8 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
     lines += [
         "Packed by tpack: ternary weights in two bits, in safetensors that describe themselves.",
         "",
-        f"Tensors: {_counts(reports)}: {source.nbytes / 1e6:.1f} MB → {size / 1e6:.1f} MB.",
+        f"Tensors: {counted(reports)} as they were: "
+        f"{source.nbytes / 1e6:.1f} MB → {size / 1e6:.1f} MB.",
         "",
         *_rounding(reports),
         "| tensors | count | shape | what was done | error | bits per weight |",
@@ -47,27 +47,17 @@ def model_card(source: Source, reports: Sequence[TensorReport], size: int) -> st
 
 def _done(report: TensorReport) -> str:
     """Return what was done to a tensor: its action, or that its model rounds it as it runs."""
-    return report.reason if report.action == "quantized" and report.reason else report.action
-
-
-def _counts(reports: Sequence[TensorReport]) -> str:
-    """Return how many tensors were packed, quantized and kept."""
-    count = Counter(map(_done, reports))
-    packed, quantized, kept = (count.pop(each, 0) for each in ("packed", "quantized", "kept"))
-    masters = f"{count.total()} as the model rounds them, " if count else ""
-    return f"{packed} packed losslessly, {masters}{quantized} quantized, {kept} kept as they were"
+    return report.reason if report.is_master else report.action
 
 
 def _rounding(reports: Sequence[TensorReport]) -> Iterator[str]:
     """Yield what rounding means for the model, where weights were rounded."""
-    done = set(map(_done, reports))
-    if done - {"packed", "quantized", "kept"}:
+    if any(report.is_master for report in reports):
         yield (
             "The source has masters, which its model rounds whenever it runs: the packed model "
             "computes with the same weights.\n"
         )
-    if "quantized" in done:
-        errors = [report.relative_error for report in reports if _done(report) == "quantized"]
+    if errors := [r.relative_error for r in reports if _done(r) == "quantized"]:
         yield (
             f"The weights of {plural(len(errors), 'quantized tensor')} were rounded, with a "
             f"relative error of at most {max(errors):.3f}: this changes the model, unless its own "

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tpack.conversion.captures import OWN_RULE
 from tpack.conversion.plan import Plan
 from tpack.errors import InputError, NotTernaryError
 from tpack.quantize import Detected, Fit, Weight, detect, quantize, recognise, refuse
@@ -115,8 +114,8 @@ class Cases:
     @cached_property
     def of_ternary_source(self) -> bool:
         """Whether the source has a weight that is ternary, or that its model rounds by any rule."""
-        rounds = bool(self.plan.rounded) or OWN_RULE in self.plan.reasons.values()
-        return rounds or any(self._ternary_weights())
+        rounds = self.plan.rounded or self.plan.own_rules
+        return bool(rounds) or any(self._ternary_weights())
 
     def _ternary_weights(self) -> Iterator[bool]:
         """Yield whether each weight is ternary: those seen first, the others read on demand."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -21,7 +21,7 @@ from tpack.selection import PATTERNS, keep_reason, split_by_name, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
 from tpack.sources.scaled_codes import nameless_scales
-from tpack.text import plural
+from tpack.text import listed, plural
 from tpack.wording import spell
 
 #: Roles of weights in a captured computation that are packed if they are ternary, but never
@@ -222,11 +222,6 @@ def _counted(plan: Plan) -> str:
     """Count the reasons why tensors are kept: ``2 1-D, 1 embedding``."""
     counts = Counter(plan.reasons.values())
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common(4))
-
-
-def listed(names: Sequence[str]) -> str:
-    """Join a few names; of many, the first four."""
-    return f"{', '.join(names[:4])}{' and others' if len(names) > 4 else ''}"
 
 
 def _say_of_rules(plan: Plan) -> None:

@@ -16,6 +16,7 @@ from tpack.errors import NotTernaryError
 from tpack.grouping import groups, label
 from tpack.sources.packed_systems import LAYOUTS, Layout
 from tpack.sources.source import PackedTensor, SourceTensor
+from tpack.text import listed
 from tpack.wording import spell
 
 Tensors = Mapping[str, SourceTensor | PackedTensor]
@@ -119,11 +120,10 @@ def told(found: Sequence[PackedGroup]) -> Iterator[str]:
     for system in dict.fromkeys(group.system for group in found):
         own = [group for group in found if group.system == system]
         names = [label(names) for names in groups((group.codes, None) for group in own)]
-        more = " and others" if len(names) > 4 else ""
         what = "weight is" if len(own) == 1 else "weights are"
         yield (
             f"{len(own)} {what} packed by {system}, and kept bit for bit with what belongs to "
-            f"{'it' if len(own) == 1 else 'them'}: {', '.join(names[:4])}{more}. tpack does not "
+            f"{'it' if len(own) == 1 else 'them'}: {listed(names)}. tpack does not "
             f"unpack {'it' if len(own) == 1 else 'them'}: {own[0].codes} {own[0].reason}."
         )
 

@@ -24,6 +24,7 @@ from tpack.sources.archive import Archive, archive_of
 from tpack.sources.mapped_file import MappedFile
 from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
+from tpack.text import listed
 
 #: What the names of training, and not of a model, begin with.
 _OF_TRAINERS = ("optimizer", "scheduler", "lr_scheduler", "rng_state", "scaler")
@@ -267,7 +268,7 @@ def _warning(lost: list[str]) -> list[str]:
     if not lost:
         return []
     return [
-        f"left out {', '.join(lost[:4])}{' and others' if len(lost) > 4 else ''}, which "
+        f"left out {listed(lost)}, which "
         f"{'holds' if len(lost) == 1 else 'hold'} tensors in a tuple or dict, as "
         "torch.ao.quantization, HQQ and SINQ save packed weights: they are not in the output."
     ]
