@@ -34,7 +34,7 @@ class TensorReport:
 
     @property
     def is_master(self) -> bool:
-        """Whether its model rounds it in the same way as it runs: then nothing was lost."""
+        """Whether its model rounds it in the same way as it runs, so that nothing was lost."""
         return self.action == "quantized" and bool(self.reason)
 
     def to_dict(self) -> dict[str, Any]:
