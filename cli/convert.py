@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
@@ -24,6 +23,7 @@ from tpack.cli.output import (
     size,
     table,
 )
+from tpack.wording import spell_call
 
 if TYPE_CHECKING:
     from tpack.report import ConversionReport, TensorReport
@@ -92,7 +92,8 @@ def convert(
     if chosen["dry_run"]:
         summary["needs"] = f"at most {size(report.memory)} of memory, {size(report.disk)} of disk"
     if report.output is not None:
-        summary["next"] = shlex.join(["tpack", "verify", report.output, "--against", str(source)])
+        read = {e.name: chosen[e.name] for e in options.reading() if chosen[e.name] != e.default}
+        summary["next"] = spell_call("verify", report.output, against=source, **read)
     for title, told in summary.items():
         click.echo(f"{title:<8}  {printable(told)}", err=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,13 +21,12 @@ from tpack.cli.output import (
     table,
     tint,
 )
-from tpack.cli.usage import Command
 
 if TYPE_CHECKING:
     from tpack.inspection import InspectionReport
 
 
-@click.command(cls=Command)
+@click.command(cls=options.Described, described=options.reading)
 @click.argument("file", type=options.checkpoint)
 @click.option("--html", type=options.output, help="Write a page of charts; verifies too.")
 @click.option(
@@ -37,7 +36,13 @@ if TYPE_CHECKING:
 @options.as_json
 @options.verbose
 def inspect(
-    file: Path, html: Path | None, against: str | None, force: bool, as_json: bool, verbose: bool
+    file: Path,
+    html: Path | None,
+    against: str | None,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+    **chosen: Any,
 ) -> int:
     """Show what is in a checkpoint, tensor by tensor.
 
@@ -54,7 +59,7 @@ def inspect(
     from tpack.inspection import inspect as run
 
     if html is not None:
-        problems = _write_page(file, html, against, force=force)
+        problems = _write_page(file, html, against, chosen, force=force)
         if as_json:
             print_json({"output": str(html), "ok": not problems, "problems": problems})
         else:
@@ -65,6 +70,10 @@ def inspect(
         return 5 if problems else 0
     if against is not None:
         raise click.UsageError("--against needs --html. To compare alone: tpack verify --against.")
+    if chosen["key"] is not None:
+        raise click.UsageError(
+            "--key chooses in a source. Say which: --html PAGE --against SOURCE."
+        )
     report = run(file)
     if as_json:
         print_json(report.to_dict())
@@ -83,14 +92,16 @@ def inspect(
     return 0
 
 
-def _write_page(file: Path, html: Path, against: str | None, *, force: bool) -> list[str]:
+def _write_page(
+    file: Path, html: Path, against: str | None, chosen: dict[str, Any], *, force: bool
+) -> list[str]:
     """Write the page, and return the problems that verification found."""
     from tpack.container.atomic import check_not_input, check_target, new_file
     from tpack.html_report import gather, render
 
     check_not_input(html, file, *([against] if against else ()))
     check_target(html, force=force)
-    facts = gather(file, against)
+    facts = gather(file, against, **chosen)
     page = render(facts).encode()
     with new_file(html, force=force) as out:
         out.write(page)

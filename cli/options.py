@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import MISSING, Field
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,13 @@ def _option(each: Field[Any]) -> click.Option:
         help=about["text"],
         **default,
     )
+
+
+def reading() -> Iterable[Field[Any]]:
+    """List the options of every command that opens a source."""
+    from tpack.options import Reading
+
+    return fields(Reading)
 
 
 checkpoint = CheckpointPath()

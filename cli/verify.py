@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tpack.cli import options
 from tpack.cli.output import plural, print_json, printable, table, tint
-from tpack.cli.usage import Command
 
 if TYPE_CHECKING:
     from tpack.verification import VerificationReport
 
 
-@click.command(cls=Command)
+@click.command(cls=options.Described, described=options.reading)
 @click.argument("file", type=options.checkpoint)
 @click.option(
     "--against",
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
 @options.as_json
 @options.quiet
 @options.verbose
-def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose: bool) -> int:
+def verify(
+    file: Path, against: str | None, as_json: bool, quiet: bool, verbose: bool, **chosen: Any
+) -> int:
     """Check a checkpoint: structure, codes, padding, digests, LayerDefs.
 
     With --against: weights that were ternary must unpack to the values of SOURCE. Weights that
@@ -38,7 +39,7 @@ def verify(file: Path, against: str | None, as_json: bool, quiet: bool, verbose:
     """
     from tpack.verification import verify as run
 
-    report = run(file, against)
+    report = run(file, against, **chosen)
     if as_json:
         print_json(report.to_dict())
         return 0 if report.ok else 5

@@ -2,7 +2,8 @@
 
 A field has the values that an option takes and its help text. ``tpack.cli.options`` makes the
 option of a command from it, ``check`` refuses other values, and ``to_dict`` returns the options
-that the output depends on. To add an option of ``convert``, add a field here and a keyword there.
+that the output depends on. To add an option of ``convert``, add a field here and a keyword there;
+an option that says how a source is read, of ``Reading``, is a keyword of ``verify`` too.
 """
 
 from __future__ import annotations
@@ -77,7 +78,19 @@ def check(record: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Reading:
+    """How a source is read: the options of every command that opens one."""
+
+    key: str | None = option(
+        None, "Which nested dict of weights to take, such as a.b.", form="NAME"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Reading):
     """The options of ``convert``."""
 
     exact: bool = option(False, "Refuse what is not already ternary.")
@@ -104,9 +117,6 @@ class Options:
     resume: bool = option(False, "Continue an interrupted conversion of a folder.", decides=False)
     force: bool = option(False, "Replace an existing output.", letter="f", decides=False)
     progress: Progress = field(default=lambda *_: None, compare=False)
-
-    def __post_init__(self) -> None:
-        check(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options that the output depends on, as plain JSON data."""

@@ -9,9 +9,10 @@ import torch
 
 import tpack
 import tpack.conversion
+import tpack.html_report
 import tpack.options
 from tpack.errors import UsageError
-from tpack.options import Options, check, option
+from tpack.options import Options, Reading, check, option
 
 OWN = {each.name: each for each in fields(Options)}
 #: Keywords of ``convert`` about the source, and where the output goes.
@@ -73,3 +74,9 @@ def test_records_are_checked_by_their_fields():
     check(record("l"))
     with pytest.raises(UsageError, match="size 'm' is unknown, expected s or l"):
         check(record("m"))
+
+
+def test_what_says_how_a_source_is_read_is_said_to_every_command_that_opens_one():
+    for run in (tpack.verify, tpack.html_report.html_report):
+        taken = inspect.signature(run).parameters
+        assert [each.name for each in fields(Reading)] == list(taken)[2:]

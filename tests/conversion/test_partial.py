@@ -111,6 +111,7 @@ CHANGED = {
     "exclude": ["b"],
     "keep_dtype": "f16",
     "layout": "t5",
+    "key": "a.b",
     "scale_means": "divide",
 }
 

@@ -36,6 +36,7 @@ def convert(
     source: str | os.PathLike[str] | Mapping[str, Any] | Any,
     destination: str | os.PathLike[str] | None = None,
     *,
+    key: str | None = None,
     exact: bool = False,
     quantize: str = "auto",
     scale: str = "auto",
@@ -62,6 +63,8 @@ def convert(
         source: path of a file or folder, a state dict, or an ``nn.Module``.
         destination: path of the output. If not given: beside a source file
             ``<stem>.tpack.safetensors``, beside a folder ``<name>.tpack``.
+        key: which nested dict of weights to take, where the source holds several: ``ema`` or
+            ``model.encoder``.
         exact: refuse a weight that is not ternary.
         quantize: ``auto`` (absmean), ``absmean``, ``twn`` or ``mse``.
         scale: ``auto``, ``tensor``, ``row``, ``column`` or ``group:N``.
@@ -103,7 +106,7 @@ def convert(
         if isinstance(destination, str) and is_remote(destination):
             check_not_input(destination, *paths)
             place = stack.enter_context(remote_target(destination, force=force or dry_run))
-        opened = stack.enter_context(open_source(source))
+        opened = stack.enter_context(open_source(source, options))
         target = _target(source, opened, place)
         if opened.shards:
             if address is not None and Ranks.here().of > 1:

@@ -17,7 +17,12 @@ from tpack.html_report.page import render
 __all__ = ["gather", "html_report", "render", "render_comparison"]
 
 
-def html_report(path: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> str:
+def html_report(
+    path: str | os.PathLike[str],
+    against: str | os.PathLike[str] | None = None,
+    *,
+    key: str | None = None,
+) -> str:
     """Return the page of a checkpoint as HTML; every byte of the file is read and verified.
 
     Equal files of one name give equal pages.
@@ -25,8 +30,9 @@ def html_report(path: str | os.PathLike[str], against: str | os.PathLike[str] | 
     Args:
         path: the checkpoint.
         against: its source; the page then says what equals it, compared as ``verify`` does.
+        key: which nested dict of weights of ``against`` to compare with.
 
     Raises:
         InputError: it cannot be read, or its structure is broken.
     """
-    return render(gather(path, against))
+    return render(gather(path, against, key=key))

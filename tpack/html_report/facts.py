@@ -43,7 +43,12 @@ class Facts:
     against: str | None
 
 
-def gather(path: str | os.PathLike[str], against: str | os.PathLike[str] | None = None) -> Facts:
+def gather(
+    path: str | os.PathLike[str],
+    against: str | os.PathLike[str] | None = None,
+    *,
+    key: str | None = None,
+) -> Facts:
     """Inspect and verify a checkpoint, and compare it with its source if that is given.
 
     Raises:
@@ -54,8 +59,9 @@ def gather(path: str | os.PathLike[str], against: str | os.PathLike[str] | None 
         scales = {t.name: _spread(widen(*file.scale(t.name)[:2])) for t in report.tensors}
     rows: list[TernaryInfo | KeptInfo] = [*report.tensors, *report.kept]
     rows.sort(key=lambda tensor: Place.of(tensor.name).sort_key)
+    proof = verify(path, against, key=key)
     source = None if against is None else file_name(against)
-    return Facts(file_name(path), report, verify(path, against), tuple(rows), scales, source)
+    return Facts(file_name(path), report, proof, tuple(rows), scales, source)
 
 
 def file_name(path: str | os.PathLike[str]) -> str:

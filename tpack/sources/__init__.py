@@ -14,6 +14,7 @@ from typing import Any
 
 from tpack.container.opening import input_errors, open_input
 from tpack.errors import InputError, UnsupportedError, locate
+from tpack.options import Reading
 from tpack.sources.names import Naming, as_stored, clean_names
 from tpack.sources.source import (
     PackedTensor,
@@ -35,7 +36,10 @@ __all__ = [
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
-def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Source:
+def open_source(
+    source: str | os.PathLike[str] | Mapping[str, Any] | Any,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
+) -> Source:
     """Open a checkpoint of any kind that tpack reads.
 
     Args:
@@ -44,6 +48,7 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
             ``torch.distributed.checkpoint`` writes them; ``hf://org/name[@revision]`` or
             ``org/name`` for a repository of the Hugging Face hub; an address with another
             scheme that fsspec knows; a state dict, or an ``nn.Module``.
+        reading: how to read it; ``Options`` are one.
 
     Raises:
         InputError: missing, unreadable or malformed; a pickle that asks for code.
@@ -54,24 +59,25 @@ def open_source(source: str | os.PathLike[str] | Mapping[str, Any] | Any) -> Sou
         if not text:  # of a variable that is not set; as a path it would be this folder
             raise InputError("source is an empty path, expected a file, a folder or an address.")
         with locate(file=text), input_errors():
-            return _open_text(text)
+            return _open_text(text, reading)
     from tpack.sources.torch_source import state_dict_source
 
-    return state_dict_source(source)
+    return state_dict_source(source, reading=reading)
 
 
-def _open_text(text: str) -> Source:
+def _open_text(text: str, reading: Reading) -> Source:
     """Open a path, or what an address leads to."""
     from tpack.sources import hub, remote
 
+    open_path = partial(_open_path, reading=reading)
     if repository := hub.repository_of(text):
-        return hub.hub_source(repository, _open_path)
+        return hub.hub_source(repository, open_path)
     if remote.is_remote(text):
-        return remote.remote_source(text, _open_path)
-    return _open_path(Path(text))
+        return remote.remote_source(text, open_path)
+    return open_path(Path(text))
 
 
-def _open_path(path: Path) -> Source:
+def _open_path(path: Path, reading: Reading) -> Source:
     if path.is_dir():
         if (path / ".metadata").is_file():
             from tpack.sources.dcp_source import open_dcp
@@ -79,14 +85,14 @@ def _open_path(path: Path) -> Source:
             return open_dcp(path)
         from tpack.sources.folder_source import open_folder
 
-        return open_folder(path, partial(_open_file, naming=as_stored))
-    source = _open_file(path)
+        return open_folder(path, partial(_open_file, reading=reading, naming=as_stored))
+    source = _open_file(path, reading)
     source.path = path
     _adapt(source, path)
     return source
 
 
-def _open_file(path: Path, naming: Naming = clean_names) -> Source:
+def _open_file(path: Path, reading: Reading, naming: Naming = clean_names) -> Source:
     """Open one file, its tensors as they are stored."""
     if not path.exists():
         raise InputError("does not exist.")
@@ -105,7 +111,7 @@ def _open_file(path: Path, naming: Naming = clean_names) -> Source:
     if path.suffix in PICKLES:
         from tpack.sources.torch_source import pickle_source
 
-        return pickle_source(path, naming)
+        return pickle_source(path, reading, naming)
     raise UnsupportedError(
         f"has suffix {path.suffix!r}, expected .safetensors, .gguf, .pt2, "
         f"{either(PICKLES)}. Rename it if it is one of these."

@@ -19,7 +19,8 @@ from torch import Tensor
 from tpack.container.opening import open_input
 from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError, UnsupportedError, locate
+from tpack.errors import InputError, UnsupportedError, locate, unknown
+from tpack.options import Reading
 from tpack.sources.archive import Archive, archive_of
 from tpack.sources.mapped_file import MappedFile
 from tpack.sources.names import Naming, clean_names
@@ -32,7 +33,7 @@ _OF_TRAINERS = ("optimizer", "scheduler", "lr_scheduler", "rng_state", "scaler")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 
 
-def pickle_source(path: Path, naming: Naming = clean_names) -> Source:
+def pickle_source(path: Path, reading: Reading, naming: Naming = clean_names) -> Source:
     """Open what ``torch.save`` wrote. Only tensors are unpickled: no code of the file runs.
 
     Raises:
@@ -63,7 +64,7 @@ def pickle_source(path: Path, naming: Naming = clean_names) -> Source:
             raise InputError(
                 "is not a checkpoint of torch, or is damaged. Download or copy it again."
             ) from error
-        source = state_dict_source(data, str(path), MappedFile(handle, archive), naming)
+        source = state_dict_source(data, str(path), MappedFile(handle, archive), naming, reading)
         source.resources.push(resources.pop_all())
     source.files = (path,)
     source.nbytes = path.stat().st_size
@@ -139,12 +140,14 @@ def state_dict_source(
     label: str = "state dict",
     mapped: MappedFile | None = None,
     naming: Naming = clean_names,
+    reading: Reading = Reading(),  # noqa: B008  # frozen
 ) -> Source:
     """Take the tensors of a state dict, of what wraps one, or of a module.
 
     Args:
         mapped: the file that torch may have mapped them from.
         naming: what to call them.
+        reading: its key says which nested dict to take.
 
     Raises:
         InputError: no tensors in it, or not under names.
@@ -162,6 +165,8 @@ def state_dict_source(
         raise InputError(
             f"holds {type(data).__name__}, expected a state dict. Save model.state_dict()."
         )
+    if reading.key is not None:
+        data = _at(data, reading.key, notes)
     data = _unwrap(data, notes)
     tensors: dict[str, Tensor] = {}
     lost: list[str] = []
@@ -235,6 +240,22 @@ def _unwrap(data: Mapping[Any, Any], notes: list[str]) -> Mapping[Any, Any]:
             others = ", ".join(sorted(str(other) for other in data if other != key))
             notes.append(f"took the state dict under {key!r}" + (f", left {others}" * bool(others)))
             return _unwrap(inner, notes)
+    return data
+
+
+def _at(data: Mapping[Any, Any], key: str, notes: list[str]) -> Mapping[Any, Any]:
+    """Return the dict that a dotted key names.
+
+    Raises:
+        InputError: there is none.
+    """
+    for part in key.split("."):
+        inner = data.get(part)
+        if not isinstance(inner, Mapping):
+            known = [str(name) for name, value in data.items() if isinstance(value, Mapping)]
+            raise unknown("key", key, known or ["none"])
+        data = inner
+    notes.append(f"took the state dict under {key!r}")
     return data
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from tpack.codec import LAYOUTS, pack
 from tpack.container import Checkpoint, TernaryEntry, digest
-from tpack.errors import locate
+from tpack.errors import UsageError, locate
+from tpack.options import Reading
 from tpack.quantize import widen
 from tpack.sources import Source, open_source
 from tpack.sources.beside import listed, parts_of, unread
@@ -29,6 +30,7 @@ from tpack.verification.report import (
     VerificationReport,
     problems,
 )
+from tpack.wording import spell
 
 __all__ = ["Difference", "TensorVerification", "VerificationReport", "verify", "verify_file"]
 
@@ -36,6 +38,8 @@ __all__ = ["Difference", "TensorVerification", "VerificationReport", "verify", "
 def verify(
     path: str | os.PathLike[str],
     against: str | os.PathLike[str] | Mapping[str, Any] | Any | None = None,
+    *,
+    key: str | None = None,
 ) -> VerificationReport:
     """Check a checkpoint, and with ``against`` that it is what its source gives.
 
@@ -52,12 +56,17 @@ def verify(
     Args:
         path: the checkpoint.
         against: what it was converted from: a path, a state dict or a module.
+        key: which nested dict of weights of ``against`` to compare with.
 
     Raises:
+        UsageError: ``key`` without ``against``.
         InputError: either cannot be read, or its structure is broken.
     """
+    reading = Reading(key=key)
+    if against is None and reading != Reading():
+        raise UsageError(f"{spell(key=key)} chooses in a source. Say which: {spell(against=...)}.")
     with ExitStack() as stack:
-        source = None if against is None else stack.enter_context(open_source(against))
+        source = None if against is None else stack.enter_context(open_source(against, reading))
         return _verify_with_parts(Path(path), source)
 
 
