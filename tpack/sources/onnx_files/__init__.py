@@ -1,0 +1,1 @@
+"""ONNX files as a source of tensors."""
