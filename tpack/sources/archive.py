@@ -6,20 +6,23 @@ torch compares neither: a flipped bit in a weight comes in without a word.
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader, RawIOBase
 from itertools import pairwise
+from tempfile import TemporaryFile
 from threading import Lock
 from typing import TYPE_CHECKING
 
 from tpack.container.opening import read_into
 from tpack.errors import InputError, locate
 from tpack.kernels.selection import default_threads
+from tpack.text import size
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -56,7 +59,6 @@ class Archive:
 
     Attributes:
         checksums: whether it has CRC-32s; torch has an option to write zeros instead.
-        compressed: whether the bytes of a tensor are compressed, and cannot be mapped.
 
     Raises:
         InputError: its directory is damaged.
@@ -68,13 +70,17 @@ class Archive:
         with _damage("its directory"):
             self._zip = zipfile.ZipFile(BufferedReader(_Part(handle, start, whole)))
         self._places: dict[int, zipfile.ZipInfo] = {}
+        self._by_name: dict[str, int] = {}
         self._whole: set[int] = set()
+        self._inflated: dict[str, int] = {}
+        self._files = ExitStack()
         self._lock = Lock()
         for info in self._zip.infolist():
             with _damage(f"the header of record {info.filename!r}"):
-                self._places[self._place(info)] = info
+                self._by_name[info.filename] = place = self._place(info)
+                self._places[place] = info
         records = self._places.values()
-        if len({info.filename for info in records}) < len(self._zip.infolist()):
+        if min(len(self._by_name), len(records)) < len(self._zip.infolist()):
             raise InputError(f"has two records of one name or place. {AGAIN}")
         self.checksums = any(info.CRC for info in records)
         self.compressed = any(info.compress_type for info in records if _is_data(info))
@@ -88,14 +94,14 @@ class Archive:
         header = bytearray(_LOCAL.size)
         begin = self._start + info.header_offset
         read_into(self._handle, memoryview(header), begin)
-        magic, _, flags, method, _, _, crc, packed, size, name, extra = _LOCAL.unpack(header)
+        magic, _, flags, method, _, _, crc, packed, whole, name, extra = _LOCAL.unpack(header)
         stored = bytearray(name)
         read_into(self._handle, memoryview(stored), begin + _LOCAL.size)
         encoding = "utf-8" if info.flag_bits & _UTF8 else "cp437"
         same = magic == BEGIN and method == info.compress_type
         same = same and stored == info.orig_filename.encode(encoding)
-        if not flags & _BEHIND and size != 0xFFFFFFFF:
-            same = same and (crc, packed, size) == (info.CRC, info.compress_size, info.file_size)
+        if not flags & _BEHIND and whole != 0xFFFFFFFF:
+            same = same and (crc, packed, whole) == (info.CRC, info.compress_size, info.file_size)
         if not same:
             raise ValueError
         return begin + _LOCAL.size + int(name) + int(extra)
@@ -103,7 +109,12 @@ class Archive:
     @property
     def names(self) -> list[str]:
         """The names of its records."""
-        return [info.filename for info in self._places.values()]
+        return list(self._by_name)
+
+    def size(self, name: str) -> int:
+        """Return how many bytes a record has; 0 if there is none."""
+        place = self._by_name.get(name)
+        return 0 if place is None else self._places[place].file_size
 
     def read(self, name: str) -> bytes:
         """Read the bytes of a small record.
@@ -114,15 +125,21 @@ class Archive:
         with _damage(f"record {name!r}"):
             return self._zip.read(name)
 
-    def check_description(self) -> None:
-        """Check what tells of the tensors: all records but their bytes.
+    def check_description(self, most: int = 1 << 30) -> None:
+        """Check what tells of the tensors: all records but their bytes, of ``most`` bytes at most.
 
         Raises:
-            InputError: one is damaged.
+            InputError: one is damaged, or they are longer.
         """
-        for place, info in self._places.items():
-            if not _is_data(info):
-                self._check(place, info)
+        records = {place: info for place, info in self._places.items() if not _is_data(info)}
+        found = sum(info.file_size for info in records.values())
+        if found > most:
+            raise InputError(
+                f"describes its tensors in {size(found)}, expected at most {size(most)}. Save the "
+                "state dict alone: torch.save(model.state_dict(), path)."
+            )
+        for place, info in records.items():
+            self._check(place, info)
 
     def check_all(self, tensors: Mapping[str, str] | None = None) -> None:
         """Check every record.
@@ -155,6 +172,47 @@ class Archive:
                 f"needs {nbytes} bytes, but record {info.filename!r} has {info.file_size}. {AGAIN}"
             )
         self._check(place, info)
+
+    def check_size(self, name: str, nbytes: int, itemsize: int) -> None:
+        """Check that a record is as long as what is stored in it.
+
+        Args:
+            name: of the record.
+            nbytes: of what is stored, whole elements of ``itemsize`` bytes.
+
+        Raises:
+            InputError: there is none, or it has another size.
+        """
+        if name not in self._by_name:
+            raise InputError(f"needs record {name!r}, which the file does not have. {AGAIN}")
+        if not 0 <= self.size(name) - nbytes < itemsize:
+            raise InputError(
+                f"needs {nbytes} bytes, but record {name!r} has {self.size(name)}. {AGAIN}"
+            )
+
+    def locate(self, name: str) -> tuple[int, int]:
+        """Return where the bytes of a record are, after its CRC-32 was compared: file, first byte.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        place = self._by_name[name]
+        info = self._places[place]
+        if not info.compress_type:
+            self._check(place, info)
+            return self._handle, place
+        with self._lock:
+            if name not in self._inflated:
+                file = self._files.enter_context(TemporaryFile())  # noqa: SIM115
+                with _damage(f"record {name!r}"), self._zip.open(info) as record:
+                    shutil.copyfileobj(record, file, _CHUNK)
+                file.flush()
+                self._inflated[name] = file.fileno()
+            return self._inflated[name], 0
+
+    def close(self) -> None:
+        """Close the files that compressed records were written to."""
+        self._files.close()
 
     def _check(self, place: int, info: zipfile.ZipInfo) -> None:
         with self._lock:  # who comes second needs the answer too
