@@ -84,15 +84,21 @@ NEED = {
     "demo": ("sklearn", "from tpack.cli.main import main; main(['demo'])"),
     "hf": ("huggingface_hub", "from tpack.cli.main import main; main(['convert', 'hf://a/b'])"),
     "hf ": ("transformers", "import tpack.hf"),
+    "onnx": ("onnx", "from tpack.cli.main import main; main(['convert', 'm.onnx'])"),
+    "keras": ("h5py", "from tpack.cli.main import main; main(['convert', 'm.h5'])"),
+    "tflite": ("tflite", "from tpack.cli.main import main; main(['convert', 'm.tflite'])"),
     "remote": ("fsspec", "from tpack.cli.main import main; main(['convert', 's3://a/b'])"),
 }
 
 
 @pytest.mark.parametrize("extra", NEED)
-def test_what_needs_an_extra_names_it(extra):
+def test_what_needs_an_extra_names_it(extra, tmp_path):
     package, code = NEED[extra]
+    for suffix in ("onnx", "h5", "tflite"):
+        (tmp_path / f"m.{suffix}").write_bytes(b"\0")
     code = f"import sys; sys.modules[{package!r}] = None; {code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    arguments = [sys.executable, "-c", code]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode
     assert f'. Install it: pip install "tpack-ternary[{extra.strip()}]".\n' in done.stderr
 
@@ -118,7 +124,7 @@ def test_public_packages_need_no_import_of_their_own():
 def test_what_works_without_torch(tmp_path):
     (tmp_path / "m").mkdir()
     save_file({"up.weight": np.float32([[1, 0, -1, 1]] * 4)}, tmp_path / "m" / "model.safetensors")
-    (tmp_path / "m.pt").touch()
+    (tmp_path / "m.pt").write_bytes(b"\0")
     codes = {
         "convert m --exact -q": "0",
         "verify m.tpack": "0",

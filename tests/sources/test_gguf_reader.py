@@ -66,7 +66,7 @@ REFUSED = [
     ),
     (b"GGUF", InputError, "ends at byte 4"),
     (b"GGML" + bytes(60), InputError, "does not begin with GGUF"),
-    (b"", InputError, "ends at byte 0"),
+    (b"", InputError, "an empty file"),
     (container()[:8] + struct.pack("<QQ", 2**63, 0), InputError, "announces 9223372036854775808"),
     (container()[:8] + struct.pack("<QQ", 0, 2**62), InputError, "metadata keys"),
     (container()[:16] + struct.pack("<Q", 1) + string("k") + b"\x0d" + bytes(99), InputError, "13"),

@@ -12,17 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tpack.container.opening import input_errors, open_input
-from tpack.errors import InputError, UnsupportedError, locate
+from tpack.container.opening import input_errors
+from tpack.errors import InputError, locate
 from tpack.options import Reading
 from tpack.sources.names import Naming, as_stored, clean_names
+from tpack.sources.readers import read_file
 from tpack.sources.source import (
     PackedTensor,
     Source,
     SourceShard,
     SourceTensor,
 )
-from tpack.wording import either
 
 __all__ = [
     "PackedTensor",
@@ -32,8 +32,6 @@ __all__ = [
     "clean_names",
     "open_source",
 ]
-
-PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def open_source(
@@ -96,31 +94,7 @@ def _open_file(path: Path, reading: Reading, naming: Naming = clean_names) -> So
     """Open one file, its tensors as they are stored."""
     if not path.exists():
         raise InputError("does not exist.")
-    if path.suffix == ".safetensors":
-        from tpack.sources.safetensors_source import open_safetensors
-
-        return open_safetensors(path, naming)
-    if path.suffix == ".gguf" or _begins_with(path, b"GGUF"):
-        from tpack.sources.gguf_source import open_gguf
-
-        return open_gguf(path)
-    if path.suffix == ".pt2":
-        from tpack.sources.exported import exported_source
-
-        return exported_source(path)
-    if path.suffix in PICKLES:
-        from tpack.sources.torch_source import pickle_source
-
-        return pickle_source(path, reading, naming)
-    raise UnsupportedError(
-        f"has suffix {path.suffix!r}, expected .safetensors, .gguf, .pt2, "
-        f"{either(PICKLES)}. Rename it if it is one of these."
-    )
-
-
-def _begins_with(path: Path, magic: bytes) -> bool:
-    with open_input(path) as file:
-        return file.read(len(magic)) == magic
+    return read_file(path, reading, naming)
 
 
 def _adapt(source: Source, path: Path) -> None:

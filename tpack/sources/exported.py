@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from tpack.container.opening import open_input
 from tpack.errors import InputError
+from tpack.options import Reading
 from tpack.sources.archive import Archive, archive_of
 from tpack.sources.source import Source
 from tpack.sources.torch_source import state_dict_source
@@ -62,7 +63,7 @@ def _tensors(archive: Archive) -> dict[str, str]:
     return found
 
 
-def exported_source(path: Path) -> Source:
+def exported_source(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # frozen
     """Return the state dict of an exported program as a source.
 
     Raises:

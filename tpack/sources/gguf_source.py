@@ -23,6 +23,7 @@ from tpack.dialects.gguf_types import I2_S_TAIL
 from tpack.dialects.gguf_values import Value, to_json
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, locate
+from tpack.options import Reading
 from tpack.quantize.weight import BLOCK
 from tpack.sources.gguf_reader import GgufFile, TensorInfo
 from tpack.sources.rotations import ROTATED, refuse_rotated
@@ -35,7 +36,7 @@ Bytes = npt.NDArray[np.uint8]
 MAX_JSON = 20_000_000
 
 
-def open_gguf(path: Path) -> Source:
+def open_gguf(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # frozen
     """Open a GGUF file.
 
     Tensors of architectures that tpack knows get the names and the order of rows that they have

@@ -13,12 +13,13 @@ from tpack.container import Checkpoint, TensorFile
 from tpack.container.reader import stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.errors import UnsupportedError
+from tpack.options import Reading
 from tpack.sources.names import Naming, clean_names
 from tpack.sources.source import Source, SourceTensor
 from tpack.wording import spell_call
 
 
-def open_safetensors(path: Path, naming: Naming = clean_names) -> Source:
+def open_safetensors(path: Path, _: Reading, naming: Naming = clean_names) -> Source:
     """Open a plain safetensors file.
 
     Raises:

@@ -1,0 +1,128 @@
+"""Tests of what a file is: by its content first, then by its suffix."""
+
+import io
+import tarfile
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.numpy import save
+
+from tpack.container.kinds import KINDS, kind_of
+from tpack.errors import InputError
+
+
+def saved(write):
+    file = io.BytesIO()
+    write(file)
+    return file.getvalue()
+
+
+def zipped(*names):
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return file.getvalue()
+
+
+STATE = {"w": torch.ones(2, 2)}
+MODEL = torch.nn.Linear(2, 2)
+GRAPH = onnx.helper.make_graph([], "g", [], [])
+CONTENTS = [
+    ("safetensors", save({"w": np.ones(2)})),
+    ("PyTorch", saved(lambda file: torch.save(STATE, file))),
+    (
+        "PyTorch",
+        saved(lambda file: torch.save(STATE, file, _use_new_zipfile_serialization=False)),
+    ),
+    ("TorchScript", zipped("m/data.pkl", "m/code/__torch__.py", "m/constants.pkl")),
+    ("exported program", zipped("archive/data/sample_inputs/model.pt", "archive/archive_format")),
+    ("exported program", zipped("version", "serialized_exported_program.json")),
+    ("GGUF", b"GGUF\3\0\0\0" + bytes(16)),
+    ("ONNX", onnx.helper.make_model(GRAPH).SerializeToString()),
+    ("ONNX", onnx.helper.make_model(GRAPH, producer_name="p" * 500).SerializeToString()),
+    ("Keras", zipped("metadata.json", "config.json", "model.weights.h5")),
+    ("HDF5", b"\x89HDF\r\n\x1a\n" + bytes(99)),
+    ("NumPy", saved(lambda file: np.save(file, np.ones(2)))),
+    ("NumPy", saved(lambda file: np.savez(file, w=np.ones(2)))),
+    ("TFLite", b"\x1c\0\0\0TFL3" + bytes(99)),
+    ("ORT", b"\x1c\0\0\0ORTM" + bytes(99)),
+    ("OpenVINO", b'<?xml version="1.0"?>\n<net name="m" version="11">'),
+    ("GGML", b"tjgg\1\0\0\0" + bytes(99)),
+    ("llamafile", b"MZqFpD='\n" + bytes(99)),
+    ("zip archive", zipped("model/weights.txt")),
+    ("archive", saved(lambda file: tarfile.open(fileobj=file, mode="w").close()) or b""),
+    ("compressed file", b"\x1f\x8b\x08" + bytes(99)),
+    ("web page", b"\n<!DOCTYPE html>\n<html>"),
+    ("web page", b"<html><head>"),
+    ("JSON", b'{"error": "Access denied"}'),
+    ("empty", b""),
+    ("text", b"Access denied\n"),
+    ("text", ("ä" * 300).encode()),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), [row for row in CONTENTS if row[0] != "archive"])
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".pt"])
+def test_the_content_decides(tmp_path, name, content, suffix):
+    path = tmp_path / f"m{suffix}"
+    path.write_bytes(content)
+    assert kind_of(path) is KINDS[name]
+
+
+def test_a_tar_archive(tmp_path):
+    (tmp_path / "a").touch()
+    with tarfile.open(tmp_path / "m.pt", "w") as file:
+        file.add(tmp_path / "a")
+    assert kind_of(tmp_path / "m.pt") is KINDS["archive"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suffix"), [(kind.name, suffix) for kind in KINDS.values() for suffix in kind.suffixes]
+)
+@pytest.mark.parametrize("content", [b"\0\1\2\3" * 9, b"PK\3\4" + bytes(500)])
+def test_the_suffix_decides_where_the_content_shows_nothing(tmp_path, name, suffix, content):
+    path = tmp_path / f"m{suffix.upper()}"
+    path.write_bytes(content)
+    assert kind_of(path) is KINDS[name]
+
+
+def test_what_nothing_shows(tmp_path):
+    (tmp_path / "m.what").write_bytes(b"\0\1\2\3")
+    assert kind_of(tmp_path / "m.what") is None
+
+
+@pytest.mark.parametrize("cut", range(60))
+def test_a_cut_onnx_file_is_known_by_its_suffix(tmp_path, cut):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\0" + onnx.helper.make_model(GRAPH).SerializeToString()[:cut])
+    assert kind_of(path) is KINDS["ONNX"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x08\x01\x12\x03abc",  # a SavedModel
+        b"\x08\x07\x12\x03\x0a\x01a\xb2\x0f\x00",  # a Core ML model
+        b"\x0a\x03abc\x3a\x00",  # no version first
+        b"\x08" + b"\xff" * 99,
+        b"\x08\x07\x08\x07\x3a\x00",  # two versions
+    ],
+)
+def test_other_messages_of_protobuf_are_no_onnx(tmp_path, content):
+    (tmp_path / "m").write_bytes(content)
+    assert kind_of(tmp_path / "m") is None
+
+
+def test_folders(tmp_path):
+    assert kind_of(tmp_path) is None
+    (tmp_path / "saved_model.pb").touch()
+    assert kind_of(tmp_path) is KINDS["SavedModel"]
+
+
+def test_pointers_of_git_lfs_are_no_kind(tmp_path):
+    (tmp_path / "m.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(InputError, match="pointer of Git LFS"):
+        kind_of(tmp_path / "m.onnx")
