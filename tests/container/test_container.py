@@ -159,7 +159,7 @@ def test_rejected_files_break_the_rule_they_are_named_for(name):
     assert caught.value.code == 3
     assert caught.value.file == str(path)
     assert str(caught.value).startswith(f"{path}: ")
-    assert str(caught.value).endswith(".")
+    assert str(caught.value).endswith((".", f"tpack.convert({str(path)!r})"))
     assert "\n" not in str(caught.value)
     if isinstance(caught.value, FormatError):
         assert f"R{int(caught.value.rule[1:]):02}" == name[:3]

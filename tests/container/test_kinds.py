@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from safetensors.numpy import save
+from safetensors.numpy import save, save_file
 
+import tpack
+from tpack.container import Checkpoint
 from tpack.container.kinds import KINDS, kind_of
 from tpack.errors import InputError
 
@@ -25,6 +27,11 @@ def zipped(*names):
         for name in names:
             archive.writestr(name, b"")
     return file.getvalue()
+
+
+def tarred(file):
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a"))
 
 
 STATE = {"w": torch.ones(2, 2)}
@@ -53,7 +60,7 @@ CONTENTS = [
     ("GGML", b"tjgg\1\0\0\0" + bytes(99)),
     ("llamafile", b"MZqFpD='\n" + bytes(99)),
     ("zip archive", zipped("model/weights.txt")),
-    ("archive", saved(lambda file: tarfile.open(fileobj=file, mode="w").close()) or b""),
+    ("archive", saved(tarred)),
     ("compressed file", b"\x1f\x8b\x08" + bytes(99)),
     ("web page", b"\n<!DOCTYPE html>\n<html>"),
     ("web page", b"<html><head>"),
@@ -64,19 +71,12 @@ CONTENTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content"), [row for row in CONTENTS if row[0] != "archive"])
+@pytest.mark.parametrize(("name", "content"), CONTENTS)
 @pytest.mark.parametrize("suffix", ["", ".safetensors", ".pt"])
 def test_the_content_decides(tmp_path, name, content, suffix):
     path = tmp_path / f"m{suffix}"
     path.write_bytes(content)
     assert kind_of(path) is KINDS[name]
-
-
-def test_a_tar_archive(tmp_path):
-    (tmp_path / "a").touch()
-    with tarfile.open(tmp_path / "m.pt", "w") as file:
-        file.add(tmp_path / "a")
-    assert kind_of(tmp_path / "m.pt") is KINDS["archive"]
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,37 @@ def test_pointers_of_git_lfs_are_no_kind(tmp_path):
     (tmp_path / "m.onnx").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(InputError, match="pointer of Git LFS"):
         kind_of(tmp_path / "m.onnx")
+
+
+# ---- files that are no checkpoints of tpack
+
+
+@pytest.mark.parametrize(("name", "content"), CONTENTS)
+@pytest.mark.parametrize("read", [Checkpoint, tpack.verify, tpack.load])
+def test_a_foreign_file_is_called_what_it_is(tmp_path, name, content, read):
+    if name == "empty":
+        return
+    path = tmp_path / "m.what"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read(path)
+    kind = KINDS[name]
+    what = "a plain safetensors file" if name == "safetensors" else kind.what
+    advice = kind.advice or f"Convert it first: tpack.convert({str(path)!r})"
+    assert str(caught.value) == f"{path}: is {what}, expected a tpack checkpoint. {advice}"
+
+
+def test_a_foreign_folder_is_called_what_it_is(tmp_path):
+    save_file({"w": np.ones(2)}, tmp_path / "model.safetensors")
+    for found in (
+        f"{tmp_path / 'model.safetensors'}: is a plain safetensors file, expected a tpack ",
+        f"{tmp_path}: holds no tpack checkpoint, expected model.safetensors.index.json or ",
+    ):
+        with pytest.raises(InputError) as caught:
+            Checkpoint(tmp_path)
+        assert str(caught.value).startswith(found)
+        assert str(caught.value).endswith(f"onvert it first: tpack.convert({str(tmp_path)!r})")
+        (tmp_path / "model.safetensors").unlink(missing_ok=True)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(InputError, match="is a SavedModel of TensorFlow, expected a tpack check"):
+        Checkpoint(tmp_path)

@@ -268,7 +268,7 @@ def test_a_folder_without_weights(tmp_path, target):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no weights"):
         tpack.convert(tmp_path / "empty", target)
-    with pytest.raises(InputError, match="holds no checkpoint"):
+    with pytest.raises(InputError, match="holds no tpack checkpoint"):
         tpack.verify(tmp_path / "empty")
 
 

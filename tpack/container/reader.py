@@ -28,7 +28,8 @@ from tpack.container.document import (
 )
 from tpack.container.header import Entry, TensorFile
 from tpack.container.index import INDEX, SINGLE, Index, description_digest, read_index
-from tpack.errors import FormatError, InputError, locate
+from tpack.container.kinds import Kind, kind_of
+from tpack.errors import FormatError, InputError, UnsupportedError, locate
 from tpack.wording import spell_call
 
 
@@ -45,6 +46,10 @@ def stored_dtype(dtype: str) -> str:
 class CheckpointFile(TensorFile):
     """One file of a checkpoint whose structure (rules R1 to R13) has been checked.
 
+    Args:
+        path: of the file.
+        whole: of the checkpoint: the file, or the folder that it is in.
+
     Attributes:
         document: its description.
         digest_holds: whether the description agrees with its own digest, the metadata that
@@ -54,11 +59,20 @@ class CheckpointFile(TensorFile):
     document: Document
     digest_holds: bool
 
+    def __init__(self, path: Path, whole: Path) -> None:
+        self._whole = whole
+        super().__init__(path)
+
     def _read_header(self) -> None:
+        kind = kind_of(self.path)
+        if kind is not None and kind.name not in {"safetensors", "empty"}:
+            raise _foreign(kind, self._whole)
         super()._read_header()
         if "tpack" not in self.metadata:
             raise FormatError(
-                f"has no tpack description. Convert it first: {spell_call('convert')}.", rule="R7"
+                "is a plain safetensors file, expected a tpack checkpoint. Convert it first: "
+                f"{spell_call('convert', self._whole)}",
+                rule="R7",
             )
         if self.metadata.get("format") != "pt":
             raise FormatError(
@@ -91,7 +105,9 @@ class Checkpoint:
         self.path = Path(path)
         with ExitStack() as resources, locate(file=self.path):
             self.index, parts = checkpoint_files(self.path)
-            self.files = tuple(resources.enter_context(CheckpointFile(part)) for part in parts)
+            self.files = tuple(
+                resources.enter_context(CheckpointFile(part, self.path)) for part in parts
+            )
             if self.index is not None:
                 _check_index(self.index, self.files)
             self._home = {name: file for file in self.files for name in file.entries}
@@ -252,7 +268,18 @@ def checkpoint_files(path: Path) -> tuple[Index | None, list[Path]]:
         return index, [path / name for name in index.files]
     if (path / SINGLE).exists():
         return None, [path / SINGLE]
-    raise InputError(f"holds no checkpoint, expected {INDEX} or {SINGLE}.")
+    if (kind := kind_of(path)) is not None:
+        raise _foreign(kind, path)
+    raise InputError(
+        f"holds no tpack checkpoint, expected {INDEX} or {SINGLE}. If it holds a model, convert it "
+        f"first: {spell_call('convert', path)}"
+    )
+
+
+def _foreign(kind: Kind, path: Path) -> UnsupportedError:
+    """Make the error for what is not a checkpoint of tpack."""
+    advice = kind.advice or f"Convert it first: {spell_call('convert', path)}"
+    return UnsupportedError(f"is {kind.what}, expected a tpack checkpoint. {advice}")
 
 
 def _check_index(index: Index, files: tuple[CheckpointFile, ...]) -> None:
