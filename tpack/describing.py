@@ -297,6 +297,7 @@ def describe(
     origin: Origin = Origin(),  # noqa: B008  # frozen
     aliases: Mapping[str, str] = MappingProxyType({}),
     int8_inputs: Collection[str] = (),
+    in_out: Collection[str] = (),
 ) -> Description:
     """Describe tensors that are to be stored.
 
@@ -308,6 +309,7 @@ def describe(
             digests keeps its entry.
         aliases: other names of tensors; those of tensors that are not stored are dropped.
         int8_inputs: the names of weights of linear layers that round their inputs to int8.
+        in_out: the names of weights of linear layers whose rows are the inputs.
 
     Raises:
         LayerDefError: the program has other tensors, or the copies of a layer differ in what
@@ -320,7 +322,7 @@ def describe(
     else:
         try:
             slots = [Slot(name, one.param) for name, one in stored.items()]
-            program = mirror(slots, int8_inputs=int8_inputs)
+            program = mirror(slots, int8_inputs=int8_inputs, in_out=in_out)
             validate(program)
         except LayerDefError as error:
             program, problem = None, str(error)

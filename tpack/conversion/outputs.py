@@ -171,6 +171,7 @@ def _described(job: Job, batches: Sequence[Batch], notes: list[str]) -> Descript
         origin=Origin(metadata=source.metadata, digests=digests),
         aliases=source.aliases,
         int8_inputs=source.int8_inputs,
+        in_out=source.in_out,
     )
     if description.program is None:
         notes.append(f"no LayerDefs: {description.problem}")

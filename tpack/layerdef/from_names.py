@@ -15,6 +15,7 @@ from tpack.errors import LayerDefError
 from tpack.layerdef.members import repeated
 from tpack.layerdef.names import check_attribute, check_identifier, is_identifier, is_position
 from tpack.layerdef.nodes import (
+    BinaryOp,
     FunctionCall,
     Identifier,
     LayerDef,
@@ -60,12 +61,16 @@ class _Module:
 
     path: str = ""
     int8_inputs: bool = False
+    in_out: bool = False
     params: dict[str, Param] = field(default_factory=dict)
     children: dict[str, _Module] = field(default_factory=dict)
 
 
 def mirror(
-    tensors: Sequence[Slot], root: str = "Model", int8_inputs: Collection[str] = ()
+    tensors: Sequence[Slot],
+    root: str = "Model",
+    int8_inputs: Collection[str] = (),
+    in_out: Collection[str] = (),
 ) -> Program:
     """Make the program of a state dict.
 
@@ -74,6 +79,7 @@ def mirror(
         root: name of the root LayerDef.
         int8_inputs: weights of linear layers that round their inputs to int8. Where such a
             weight is not ternary, the computation of its layer is unspecified.
+        in_out: weights of linear layers whose rows are the inputs.
 
     Raises:
         LayerDefError: a part of a name is not an identifier, or a name has too many parts.
@@ -90,6 +96,7 @@ def mirror(
         check_identifier(last, repr(slot.name))
         module.params[last] = replace(slot.param, name=last)
         module.int8_inputs |= slot.name in int8_inputs
+        module.in_out |= slot.name in in_out
     namer = _Namer()
     name = namer.layer(top, root)
     return Program(list(namer.layers.values()), name)
@@ -159,7 +166,8 @@ def _is_linear_leaf(module: _Module) -> bool:
         return False
     if weight.param_type == "Buffer" or len(weight.shape or ()) != 2 or 0 in (weight.shape or ()):
         return False
-    return bias is None or bias.shape == (weight.shape or ())[:1]
+    outputs = (weight.shape or ())[1:] if module.in_out else (weight.shape or ())[:1]
+    return bias is None or bias.shape == outputs
 
 
 def is_embedding_leaf(module: _Module) -> bool:
@@ -167,6 +175,7 @@ def is_embedding_leaf(module: _Module) -> bool:
     return (
         _is_linear_leaf(module)
         and not module.int8_inputs
+        and not module.in_out
         and "bias" not in module.params
         and is_embedding(f"{module.path}.weight")
     )
@@ -174,7 +183,7 @@ def is_embedding_leaf(module: _Module) -> bool:
 
 def _builtin(module: _Module) -> tuple[str, dict[str, object]] | None:
     """Return the built-in layer that a leaf is, with its arguments; None if it is none."""
-    if not _is_linear_leaf(module):
+    if not _is_linear_leaf(module) or module.in_out:
         return None
     weight, bias = module.params["weight"], module.params.get("bias")
     if module.int8_inputs and weight.param_type != "TernaryTensor":
@@ -207,6 +216,10 @@ def _leaf_body(module: _Module) -> tuple[Statement, ...]:
         return (Unspecified(),)
     if module.int8_inputs and module.params["weight"].param_type != "TernaryTensor":
         return (Unspecified(),)
+    if module.in_out:
+        product = FunctionCall("matmul", (Identifier("x"), Identifier("weight")))
+        plain = "bias" not in module.params
+        return (Return(product if plain else BinaryOp("+", product, Identifier("bias"))),)
     if is_embedding_leaf(module):
         return (Return(FunctionCall("embedding", (Identifier("ids"), Identifier("weight")))),)
     names = [name for name in ("x", "weight", "bias") if name == "x" or name in module.params]

@@ -89,7 +89,7 @@ def packed_groups(tensors: Tensors) -> list[PackedGroup]:
     plain = {name: t for name, t in tensors.items() if isinstance(t, SourceTensor)}
     found: dict[str, PackedGroup] = {}
     taken: set[str] = set()
-    for find in (lambda tensor, _: _named(tensor, tensors), _unknown, _indices):
+    for find in (_told, lambda tensor, _: _named(tensor, tensors), _unknown, _indices):
         for name, tensor in plain.items():
             if name in taken:
                 continue
@@ -100,7 +100,7 @@ def packed_groups(tensors: Tensors) -> list[PackedGroup]:
             layout, beside = told
             parts = [n for n in dict.fromkeys((*beside, *companions)) if n in plain]
             parts = [n for n in parts if n not in found]
-            found[name] = _group(tensor, layout, beside[0], parts)
+            found[name] = _group(tensor, layout, next(iter(beside), ""), parts)
             taken |= {name, *parts}
     return [found[name] for name in tensors if name in found]
 
@@ -158,6 +158,13 @@ def _families(tensors: Tensors) -> dict[str, list[str]]:
 
 #: The layout of codes, and the names of the tensors beside them, the best proof first.
 _Found = tuple[Layout, Sequence[str]] | None
+
+
+def _told(tensor: SourceTensor, _: Sequence[str]) -> _Found:
+    """Return what the source itself says of codes."""
+    if not tensor.system:
+        return None
+    return Layout(tensor.system, "", (tensor.dtype,), tensor.beside), tensor.beside
 
 
 def _named(tensor: SourceTensor, tensors: Tensors) -> _Found:

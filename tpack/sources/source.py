@@ -45,6 +45,8 @@ class SourceTensor:
     read: Callable[[int, int], Array]
     factor: Array | None = field(default=None, compare=False)
     coded: str = ""
+    system: str = ""
+    beside: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -116,7 +118,7 @@ class PackedTensor:
     Attributes:
         name: cleaned of wrappers' prefixes, without what the dialect adds.
         dtype: of the weight when it is unpacked.
-        shape: logical shape; the last dim is the columns.
+        shape: logical shape.
         rows: packed rows ``first`` to ``last`` in layout t2, ``(last - first, bytes per row)``
             uint8. Codes and padding are the dialect's affair: an illegal code is raised as
             InputError when it is read.
@@ -125,6 +127,7 @@ class PackedTensor:
         granularity: what shares one scale.
         nbytes: bytes that it takes in the source.
         divisor: the number that the source divides by, if it divides; scale is then 1 / divisor.
+        column_dims: how many trailing dims are the columns.
     """
 
     name: str
@@ -136,11 +139,12 @@ class PackedTensor:
     granularity: Scale
     nbytes: int
     divisor: float | None = None
+    column_dims: int = 1
 
     @property
     def split(self) -> int:
         """Leading dims that index rows."""
-        return len(self.shape) - 1
+        return len(self.shape) - self.column_dims
 
     @property
     def numel(self) -> int:
@@ -166,7 +170,7 @@ class PackedTensor:
 
     def dense(self) -> SourceTensor:
         """Return the weight as floats, ``scale * trit`` in ``dtype``."""
-        columns = self.shape[-1]
+        columns = rows_and_columns(self.shape, self.split)[1]
         scale = widen(self.scale, self.scale_dtype)
 
         def read(start: int, stop: int) -> Array:
@@ -206,6 +210,7 @@ class Source:
         int8_inputs: weights of linear layers that round their inputs to int8, per token.
         roles: what is known of a tensor by more than its name: ``layer`` for the weight of a
             module that multiplies with it, else a role as ``capturing.Captured.roles`` has them.
+        in_out: weights of linear layers whose rows are the inputs, ``(in, out)``.
         trained: whether a tensor is a parameter of its module, by name; empty where the source
             does not record it.
         files: the files it reads, which an output must not replace.
@@ -230,6 +235,7 @@ class Source:
     floats: Mapping[str, str] = field(default_factory=dict)
     int8_inputs: frozenset[str] = frozenset()
     roles: Mapping[str, str] = field(default_factory=dict)
+    in_out: frozenset[str] = frozenset()
     trained: Mapping[str, bool] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     nbytes: int = 0

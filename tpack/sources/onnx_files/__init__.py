@@ -1,1 +1,219 @@
-"""ONNX files as a source of tensors."""
+"""ONNX files as a source of tensors: initializers, and weights that nodes make of codes.
+
+Nothing of the graph is run. A weight keeps the orientation that it is stored in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from tpack.container.header import check_name
+from tpack.errors import InputError, UnsupportedError, locate
+from tpack.options import Reading
+from tpack.sources.onnx_files.model import OnnxModel, load_model
+from tpack.sources.onnx_files.names import torch_names
+from tpack.sources.onnx_files.nodes import Node, Nodes
+from tpack.sources.onnx_files.quantized import QUANTIZED, Graph
+from tpack.sources.onnx_files.tensors import read_tensor, type_name
+from tpack.sources.onnx_files.uses import Used, Uses
+from tpack.sources.source import PackedTensor, Source, SourceTensor
+from tpack.text import listed, plural
+
+#: What quantizers add to the name of a weight.
+_ADDED = re.compile(r"(_quantized|_quant|_packed|_(DQ_)?Q[248](G\d+)?)$")
+
+
+def open_onnx(path: Path, reading: Reading) -> Source:
+    """Open an ONNX model.
+
+    Args:
+        path: of the file; external data is read from its folder, and from nowhere else.
+        reading: not used: a model has one graph.
+
+    Raises:
+        InputError: malformed, truncated or hostile; external data that is missing.
+    """
+    del reading
+    with ExitStack() as resources:
+        model = load_model(path)
+        resources.callback(model.close)
+        opened = _Opened(model)
+        source = opened.source()
+        source.path = path
+        source.resources = resources.pop_all()
+        return source
+
+
+class _Opened:
+    """One reading of a model.
+
+    Attributes:
+        found: every stored tensor that safetensors can hold, by its name in the graph.
+        tensors: what the source has, by name.
+        taken: names in the graph of codes, scales and zero points that a weight was made of.
+        named: what the source calls a tensor, by its name in the graph.
+    """
+
+    def __init__(self, model: OnnxModel) -> None:
+        self.model = model
+        self.nodes = Nodes.of(model.proto)
+        self.named, self.notes = torch_names(model.graph)
+        self.warnings: list[str] = []
+        self.found: dict[str, SourceTensor] = {}
+        self._read_all()
+        self.uses = Uses(self.nodes, lambda name: self.found[name].shape)
+        self.weights: dict[str, SourceTensor | PackedTensor] = {}
+        self.left: dict[str, SourceTensor] = {}
+        self.taken: set[str] = set()
+        self.turned: set[str] = set()
+        self.systems: Counter[str] = Counter()
+
+    def _read_all(self) -> None:
+        unheld: dict[str, str] = {}
+        for name, proto in self.nodes.of_all():
+            with locate(tensor=name[:200]):
+                try:
+                    self.found[name] = read_tensor(self.model, proto, name)
+                except UnsupportedError:
+                    unheld[name] = type_name(proto.data_type)
+        if unheld:
+            self.warnings.append(
+                f"left out {listed(list(unheld))} of type {listed(sorted(set(unheld.values())))}: "
+                "no safetensors file can hold them"
+            )
+        if self.nodes.sparse:
+            self.warnings.append(
+                f"left out {listed(self.nodes.sparse)}: sparse initializers are not read. Export "
+                "the model with dense ones."
+            )
+
+    def source(self) -> Source:
+        """Return what was found as a source."""
+        self._read_quantized()
+        self.notes += [f"read {plural(n, 'weight')} of {name}" for name, n in self.systems.items()]
+        tensors: dict[str, SourceTensor | PackedTensor] = {}
+        roles: dict[str, str] = {}
+        in_out: set[str] = set()
+        for name, tensor in self.found.items():
+            if name in self.taken and name not in self.weights:
+                continue
+            used = self.uses.of(name)
+            if name in self.nodes.constants and not _is_weight(tensor, used):
+                continue
+            stored = self.weights.get(name) or self.left.get(name) or tensor
+            if name not in self.weights:
+                stored = replace(stored, name=self.named.get(name, name))
+            self._add(tensors, stored, name)
+            if used.role:
+                roles[stored.name] = used.role
+            if used.in_out != (name in self.turned) and len(stored.shape) == 2:
+                in_out.add(stored.name)
+            self._say_changed(stored, used)
+        return Source(
+            str(self.model.path),
+            tensors,
+            notes=self.notes,
+            warnings=self.warnings,
+            roles=roles,
+            in_out=frozenset(in_out),
+            files=tuple(self.model.files),
+            nbytes=sum(path.stat().st_size for path in self.model.files),
+        )
+
+    def _add(
+        self,
+        tensors: dict[str, SourceTensor | PackedTensor],
+        tensor: SourceTensor | PackedTensor,
+        name: str,
+    ) -> None:
+        check_name(tensor.name)
+        if tensor.name in tensors:
+            raise InputError(
+                f"would have the name {tensor.name!r}, which another tensor has. Rename one.",
+                tensor=name,
+            )
+        tensors[tensor.name] = tensor
+
+    def _say_changed(self, tensor: SourceTensor | PackedTensor, used: Used) -> None:
+        if used.changed and used.role in ("linear", "conv", "embedding", "output head"):
+            self.warnings.append(
+                f"{tensor.name} is changed by the graph before it is used "
+                f"({', '.join(used.changed[:6])}): the values that are stored were taken"
+            )
+
+    # ---- weights of codes and scales
+
+    def _read_quantized(self) -> None:
+        """Read the weights that nodes make of codes; leave those that are not ternary."""
+        done: dict[str, Node] = {}
+        parts: dict[str, tuple[str, ...]] = {}
+        for node in self.nodes.nodes:
+            row = QUANTIZED.get(node.op)
+            if row is None or len(node.inputs) <= row.codes:
+                continue
+            name = node.inputs[row.codes]
+            if name not in self.found or (name in done and _same(done[name], node)):
+                continue
+            with locate(tensor=name[:200]):
+                if name in done:
+                    raise UnsupportedError(
+                        f"is used by {node.op} in two ways. Export the model without sharing it."
+                    )
+                done[name] = node
+                parts[name] = self._read_weight(node, name)
+        kept = {part for name, used in parts.items() if name in self.left for part in used}
+        for name in self.weights:
+            self.taken.update(part for part in parts[name] if part not in kept)
+
+    def _read_weight(self, node: Node, name: str) -> tuple[str, ...]:
+        """Read the codes of a node; return their name and the names of what belongs to them."""
+        row = QUANTIZED[node.op]
+        try:
+            levels = row.read(node, Graph(self.nodes, self.found), self._weight_name(name))
+            self.weights[name] = levels.tensor() if len(levels.shape) > 1 else levels.dense()
+        except UnsupportedError as error:
+            if row.of_floats:
+                self.warnings.append(
+                    f"{name}: {error.message}: the values that are stored were taken"
+                )
+                return (name,)
+            parts = tuple(one for one in node.inputs if one in self.found)
+            beside = tuple(self.named.get(one, one) for one in parts if one != name)
+            self.left[name] = replace(
+                self.found[name], coded=error.message, system=row.system, beside=beside
+            )
+            return parts
+        self.systems[row.system] += 1
+        if levels.lie.turned:
+            self.turned.add(name)
+            self.notes.append(
+                f"{levels.name} is stored as its transpose, {levels.shape}: its scales lie along "
+                "the inputs"
+            )
+        return levels.parts
+
+    def _weight_name(self, codes: str) -> str:
+        """Return the name of the weight, without what quantizers add to it, if that is free."""
+        name = self.named.get(codes, codes)
+        plain = _ADDED.sub("", name)
+        free = plain not in self.found and plain not in self.named.values()
+        return plain if plain and free else name
+
+
+def _same(one: Node, other: Node) -> bool:
+    """Return whether two nodes make the same weight; ones that multiply may differ in the rest."""
+    row = QUANTIZED[one.op]
+    if one.op != other.op:
+        return False
+    if row.codes == 0 and "Gather" not in one.op:
+        return one.inputs == other.inputs and one.proto.attribute == other.proto.attribute
+    return one.inputs[row.codes :] == other.inputs[row.codes :]
+
+
+def _is_weight(tensor: SourceTensor, used: Used) -> bool:
+    """Return whether a constant of the graph is a tensor of the model, not a number of an op."""
+    return used.role not in ("", "other") and len(tensor.shape) > 1
