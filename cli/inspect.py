@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tpack.cli import options
+from tpack.cli.conversion import report_table
 from tpack.cli.output import (
     TINTS,
     grouped,
     plural,
     print_json,
     printable,
+    progress,
     shape,
     shorten,
     size,
@@ -46,6 +48,9 @@ def inspect(
 ) -> int:
     """Show what is in a checkpoint, tensor by tensor.
 
+    Of a file or folder of another kind (PyTorch, GGUF, ONNX, …): what convert would make of it,
+    without writing.
+
     Repeated layers share a line. With --html: a self-contained page that needs no network, with
     charts, a table to sort and filter, and the source of the model. Prints its path, and
     exits with 5 if a check fails. With --against, the page says what equals SOURCE; without,
@@ -55,7 +60,9 @@ def inspect(
     Example:
       tpack inspect model.tpack.safetensors
       tpack inspect model.tpack.safetensors --html report.html
+      tpack inspect model.pt
     """
+    from tpack.container import is_checkpoint
     from tpack.inspection import inspect as run
 
     if html is not None:
@@ -70,6 +77,8 @@ def inspect(
         return 5 if problems else 0
     if against is not None:
         raise click.UsageError("--against needs --html. To compare alone: tpack verify --against.")
+    if not is_checkpoint(file):
+        return _foresee(file, chosen, as_json=as_json, verbose=verbose)
     if chosen["key"] is not None:
         raise click.UsageError(
             "--key chooses in a source. Say which: --html PAGE --against SOURCE."
@@ -89,6 +98,32 @@ def inspect(
             f"{plural(unknown, 'weight')} saved from a module, for example after training: there "
             "is no source to compare with"
         )
+    return 0
+
+
+def _foresee(file: Path, chosen: dict[str, Any], *, as_json: bool, verbose: bool) -> int:
+    """Show what a conversion would find in what is not a checkpoint of tpack."""
+    from tpack.container.kinds import kind_of
+    from tpack.conversion.foreseeing import foresee
+    from tpack.report import counted
+
+    with progress(quiet=as_json) as advance:
+        report, kind = foresee(file, progress=advance, **chosen), kind_of(file)
+    if as_json:
+        name = "folder" if kind is None else kind.name
+        print_json({"file": str(file), "kind": name, **report.to_dict()})
+        return 0
+    click.echo(report_table(report, sys.stdout, verbose=verbose, whole=True))
+    for warning in report.warnings:
+        click.echo(printable(f"warning: {warning}"), err=True)
+    for note in report.notes:
+        click.echo(printable(f"note: {note}"), err=True)
+    what = f"{'a folder' if kind is None else kind.what}, {size(report.input_bytes)}"
+    if any(tensor.action == "refused" for tensor in report.tensors):
+        click.echo(f"{what}: convert refuses it")
+    else:
+        told = f"{counted(report.tensors)}, {size(report.output_bytes)}"
+        click.echo(f"{what}: convert would give {told}")
     return 0
 
 

@@ -13,13 +13,15 @@ class TensorReport:
     """What became of one tensor.
 
     Attributes:
-        action: ``packed`` (losslessly), ``quantized`` or ``kept``.
+        action: ``packed`` (losslessly), ``quantized`` or ``kept``; ``refused``, where a
+            conversion would fail.
         scale: granularity, if packed.
         method: ``exact`` or a quantizer, if packed.
         relative_error: ‖w - s·q‖ / ‖w‖; 0 if the tensor is kept.
         bpw: bits per weight in the output, scales included.
         reason: why it was kept, or what was done to it.
         left: whether it is a weight that was kept because it is not ternary.
+        dtype: in the source.
     """
 
     name: str
@@ -31,6 +33,7 @@ class TensorReport:
     shape: tuple[int, ...]
     reason: str = ""
     left: bool = False
+    dtype: str = ""
 
     @property
     def is_master(self) -> bool:

@@ -252,7 +252,7 @@ def test_json_of_a_failed_verification(run, source, exact):
         (["convert"], 2, "usage", None),
         (["convert", "SOURCE", "-o", "gone/x"], 7, "storage", None),
         (["convert", "SOURCE", "-o", "SOURCE", "--force"], 6, "exists", None),
-        (["inspect", "SOURCE"], 3, "format", None),
+        (["codegen", "SOURCE"], 3, "format", None),
         (["verify", "."], 3, "input", None),
     ],
 )

@@ -14,6 +14,7 @@ from io import FileIO
 from pathlib import Path
 
 from tpack.container.opening import input_errors, open_input
+from tpack.errors import locate
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ def kind_of(path: Path) -> Kind | None:
     if path.is_dir():
         there = (kind for kind in KINDS.values() if kind.holds and (path / kind.holds).is_file())
         return next(there, None)
-    with open_input(path) as file, input_errors():
+    with locate(file=path), open_input(path) as file, input_errors():
         return _of_content(file) or _of_suffix(path.name.lower())
 
 

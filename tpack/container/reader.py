@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ class CheckpointFile(TensorFile):
 
     def _read_header(self) -> None:
         kind = kind_of(self.path)
-        if kind is not None and kind.name not in {"safetensors", "empty"}:
+        if _is_foreign(kind):
             raise _foreign(kind, self._whole)
         super()._read_header()
         if "tpack" not in self.metadata:
@@ -308,6 +308,21 @@ def _check_tie(index: Index, files: tuple[CheckpointFile, ...]) -> None:
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file is safetensors with a tpack description, even a malformed one."""
-    with TensorFile(path) as file:
+    """Return whether a file or folder is safetensors with a tpack description, even malformed.
+
+    Raises:
+        InputError: it is missing, or safetensors that cannot be read.
+    """
+    path = Path(path)
+    with locate(file=path):
+        if path.is_dir() and not any((path / name).exists() for name in (INDEX, SINGLE)):
+            return False
+        first = checkpoint_files(path)[1][0]
+        if _is_foreign(kind_of(first)):
+            return False
+    with TensorFile(first) as file:
         return "tpack" in file.metadata
+
+
+def _is_foreign(kind: Kind | None) -> TypeGuard[Kind]:
+    return kind is not None and kind.name not in {"safetensors", "empty"}

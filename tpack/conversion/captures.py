@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpack.container.kinds import kind_of
 from tpack.container.opening import input_errors
 from tpack.describing import Description
 from tpack.errors import UsageError, locate
@@ -47,7 +48,7 @@ def captured(
         if args is not None or kwargs is not None:
             raise UsageError("example_args are for an nn.Module, but the source is a path.")
         path = Path(source)
-        if path.suffix != ".pt2" or not path.is_file():
+        if not path.is_file() or not _is_exported(path):
             return None
         from tpack.capturing import trace
         from tpack.sources.exported import load_exported
@@ -66,6 +67,11 @@ def captured(
     from tpack.capturing import trace_module
 
     return _compared(trace_module(source, args or (), kwargs, dynamic_shapes))
+
+
+def _is_exported(path: Path) -> bool:
+    kind = kind_of(path)
+    return kind is not None and kind.name == "exported program"
 
 
 def _compared(trace: Captured) -> Captured:

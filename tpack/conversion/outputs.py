@@ -6,7 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,11 +191,13 @@ def _reports(
     for batch, (_, names) in zip(batches, job.shards, strict=True):
         for name in names:
             if (one := description.tensors.get(name)) is not None:
-                yield _report(one, batch, rounded=name in source.rounded)
+                found = _report(one, batch, rounded=name in source.rounded)
+                yield replace(found, dtype=source.tensors[name].dtype)
         for name, target in source.aliases.items():
             if target in names:
-                shape = source.tensors[target].shape
-                yield TensorReport(name, "kept", None, None, 0.0, 0.0, shape, f"shares {target}")
+                shape, dtype = source.tensors[target].shape, source.tensors[target].dtype
+                why = f"shares {target}"
+                yield TensorReport(name, "kept", None, None, 0.0, 0.0, shape, why, dtype=dtype)
 
 
 def _report(one: Stored, batch: Batch, *, rounded: bool) -> TensorReport:
