@@ -190,11 +190,11 @@ def _of_content(file: FileIO) -> Kind | None:
     if head.startswith((b"PK\3\4", b"PK\5\6")):
         try:
             with zipfile.ZipFile(file) as archive:
-                names = "\n".join(archive.namelist())
+                names = archive.namelist()
         except Exception:  # noqa: BLE001  damaged, it fails wherever zipfile first stumbles
             return None
         for kind in KINDS.values():
-            if kind.records and re.search(f"^{kind.records}$", names, re.MULTILINE):
+            if kind.records and any(re.fullmatch(kind.records, name) for name in names):
                 return kind
         return KINDS["zip archive"]
     for kind in KINDS.values():
