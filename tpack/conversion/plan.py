@@ -149,7 +149,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
     matched = {} if program is None else match_slots(program, shapes)
     for name, (tensor, reason) in tensors.items():
         if reason is None:
-            plan.weights[name] = _weight(tensor, matched.get(name))
+            plan.weights[name] = _weight(tensor, matched.get(name), source)
             if read := plan.others.read.get(name):
                 plan.companions[name] = tuple(_plain(source, part) for part in read.taken)
             if name in source.rounded:
@@ -160,7 +160,7 @@ def make_plan(source: Source, options: Options, program: Program | None) -> Plan
             continue
         plan.kept[name], plan.reasons[name] = _kept_form(tensor, reason, options)
         if reason in PATTERNS and reasons.without_patterns(tensor) is None:
-            plan.aside[name] = _weight(tensor, None)
+            plan.aside[name] = _weight(tensor, None, source)
     _check_others(plan)
     if not plan.weights:
         raise InputError(
@@ -322,11 +322,14 @@ def _as_weight(role: str | None) -> str | None:
 
 
 def _weight(
-    tensor: SourceTensor | PackedTensor, slot: Slot | None
+    tensor: SourceTensor | PackedTensor, slot: Slot | None, source: Source
 ) -> tuple[SourceTensor | PackedTensor, int]:
     """Return a weight with its split; as floats if it comes packed in another split."""
     if isinstance(tensor, SourceTensor):
-        return tensor, slot.param.rows_split if slot else split_by_name(tensor.name, tensor.shape)
+        if slot is not None:
+            return tensor, slot.param.rows_split
+        by_name = split_by_name(tensor.name, tensor.shape)
+        return tensor, source.splits.get(tensor.name, by_name)
     if slot is None or slot.param.rows_split == tensor.split:
         return tensor, tensor.split
     return tensor.dense(), slot.param.rows_split

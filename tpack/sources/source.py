@@ -211,6 +211,8 @@ class Source:
         roles: what is known of a tensor by more than its name: ``layer`` for the weight of a
             module that multiplies with it, else a role as ``capturing.Captured.roles`` has them.
         in_out: weights of linear layers whose rows are the inputs, ``(in, out)``.
+        splits: how many leading dims index the rows of a weight, where the source knows it; names
+            and shapes tell of others.
         trained: whether a tensor is a parameter of its module, by name; empty where the source
             does not record it.
         files: the files it reads, which an output must not replace.
@@ -236,6 +238,7 @@ class Source:
     int8_inputs: frozenset[str] = frozenset()
     roles: Mapping[str, str] = field(default_factory=dict)
     in_out: frozenset[str] = frozenset()
+    splits: Mapping[str, int] = field(default_factory=dict)
     trained: Mapping[str, bool] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     nbytes: int = 0
