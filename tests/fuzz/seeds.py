@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,19 @@ def gguf() -> Iterator[bytes]:
     for name, shape, number, content in tensors:
         yield gguf_files.container(metadata[:3], [(name, shape, number, content)])
     yield gguf_files.container([("general.alignment", "uint32", 64)], [], version=2)
+
+
+def arrays() -> Iterator[bytes]:
+    """One array by rows and by columns, in both byte orders; archives of two."""
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for one in (array, array.T, array.astype(">f4"), array > 2, np.float64(1)):
+        stream = BytesIO()
+        np.save(stream, one)
+        yield stream.getvalue()
+    for save in (np.savez, np.savez_compressed):
+        stream = BytesIO()
+        save(stream, a=array, b=array[0])
+        yield stream.getvalue()
 
 
 def gguf_json() -> Iterator[bytes]:

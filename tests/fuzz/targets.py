@@ -259,6 +259,21 @@ def gguf(data: bytes) -> None:
         _check_refusal(error, path)
 
 
+def numpy(data: bytes) -> None:
+    """An array or an archive of NumPy, all of it read; an array is what numpy loads."""
+    path = _file(data, "file.npy")
+    try:
+        with open_source(path) as source:
+            _read(source)
+            found = {name: tensor.read(0, tensor.numel) for name, tensor in source.tensors.items()}
+    except TpackError as error:
+        _check_refusal(error, path)
+        return
+    if data.startswith(b"\x93NUMPY") and found:
+        theirs = np.load(path, allow_pickle=False)
+        assert found["file"].tobytes() == theirs.astype(theirs.dtype.newbyteorder("=")).tobytes()
+
+
 def gguf_json(data: bytes) -> None:
     """Metadata of GGUF that a checkpoint carries, as bytes for a file and as JSON again."""
     try:
@@ -428,6 +443,7 @@ TARGETS = {
     "index": Fuzzed(index, seeds.indices, seeds.CONFIG_WORDS, 1024),
     "config": Fuzzed(config, seeds.configs, seeds.CONFIG_WORDS, 2048),
     "gguf": Fuzzed(gguf, seeds.gguf, ("GGUF", "general.architecture", "general.alignment")),
+    "numpy": Fuzzed(numpy, seeds.arrays, ("NUMPY", "'<f4'", "True", "(2, 3)"), 1024),
     "gguf_json": Fuzzed(gguf_json, seeds.gguf_json, longest=1024),
     "dialects": Fuzzed(dialects, lambda: seeds.random(32), longest=400),
     "packing": Fuzzed(packing, seeds.random, longest=160),

@@ -95,7 +95,6 @@ KINDS = {
             (".npy", ".npz"),
             rb"\x93NUMPY",
             r".+\.npy",
-            advice="Save its arrays as safetensors: safetensors.numpy.save_file(arrays, path).",
         ),
         Kind("TFLite", "a TFLite file", (".tflite",), rb"....TFL3", advice=_SOURCE),
         Kind("ORT", "a file of ONNX Runtime", (".ort",), rb"....ORTM", advice=_SOURCE),

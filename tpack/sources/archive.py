@@ -116,6 +116,20 @@ class Archive:
         place = self._by_name.get(name)
         return 0 if place is None else self._places[place].file_size
 
+    def sizes(self, name: str) -> tuple[int, int]:
+        """Return how many bytes a record takes in the file, and how many it has."""
+        info = self._places[self._by_name[name]]
+        return info.compress_size, info.file_size
+
+    def begin(self, name: str, count: int) -> bytes:
+        """Read the first bytes of a record.
+
+        Raises:
+            InputError: it is damaged.
+        """
+        with _damage(f"record {name!r}"), self._zip.open(name) as record:
+            return record.read(count)
+
     def read(self, name: str) -> bytes:
         """Read the bytes of a small record.
 
