@@ -44,7 +44,6 @@ TORCH = {
     "demo",
     "hf",
     "sources.exported",
-    "sources.mapped_file",
     "sources.torch_source",
     "sources.dcp_source",
     "capturing",

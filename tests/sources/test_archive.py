@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 
 import tpack
 from tpack.errors import InputError, UnsupportedError
-from tpack.sources import archive as archive_module, mapped_file, open_source
+from tpack.sources import archive as archive_module, open_source
 from tpack.sources.archive import Archive, checksum
 
 WIDE = torch.arange(40.0)
@@ -216,13 +216,8 @@ def test_what_is_left_out_may_be_damaged(tmp_path):
     assert values(path) == plain(STATE)
 
 
-@pytest.mark.parametrize("how", ["maps", "name"])
-def test_where_nothing_tells_what_is_mapped(path, monkeypatch, tmp_path, how):
-    """A system without a list of mappings, and a name that torch cannot open by itself."""
-    if how == "maps":
-        monkeypatch.setattr(mapped_file, "_MAPS", tmp_path / "gone")
-    else:
-        path = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.pt"))
+def test_a_name_that_torch_cannot_open(path, tmp_path):
+    path = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.pt"))
     assert values(path) == plain(STATE)
     flipped(path, place(path, "data/0")[0], 1)
     with pytest.raises(InputError, match="CRC-32"):

@@ -49,7 +49,7 @@ def open_source(
         reading: how to read it; ``Options`` are one.
 
     Raises:
-        InputError: missing, unreadable or malformed; a pickle that asks for code.
+        InputError: missing, unreadable or malformed.
         UnsupportedError: another kind of file, or tensors of a kind that cannot be stored.
     """
     if isinstance(source, str | os.PathLike):

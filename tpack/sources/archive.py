@@ -83,7 +83,6 @@ class Archive:
         if min(len(self._by_name), len(records)) < len(self._zip.infolist()):
             raise InputError(f"has two records of one name or place. {AGAIN}")
         self.checksums = any(info.CRC for info in records)
-        self.compressed = any(info.compress_type for info in records if _is_data(info))
 
     def _place(self, info: zipfile.ZipInfo) -> int:
         """Return where the bytes of a record begin in the file, by the header before them.
@@ -137,9 +136,12 @@ class Archive:
             InputError: it is damaged.
         """
         with _damage(f"record {name!r}"):
-            return self._zip.read(name)
+            handle, place = self.locate(name)
+            found = bytearray(self.size(name))
+            read_into(handle, memoryview(found), place)
+            return bytes(found)
 
-    def check_description(self, most: int = 1 << 30) -> None:
+    def check_description(self, most: int) -> None:
         """Check what tells of the tensors: all records but their bytes, of ``most`` bytes at most.
 
         Raises:
@@ -167,25 +169,6 @@ class Archive:
         for place, info in self._places.items():
             with locate(tensor=(tensors or {}).get(info.filename)):
                 self._check(place, info)
-
-    def check_storage(self, place: int, nbytes: int, itemsize: int) -> None:
-        """Check the record that a storage was mapped from, once.
-
-        Args:
-            place: where in the file the storage begins.
-            nbytes: its size, of whole elements of ``itemsize`` bytes.
-
-        Raises:
-            InputError: there is none, or it has another size or CRC-32.
-        """
-        info = self._places.get(place)
-        if info is None:
-            raise InputError(f"begins where no record does. {AGAIN}")
-        if not 0 <= info.file_size - nbytes < itemsize:
-            raise InputError(
-                f"needs {nbytes} bytes, but record {info.filename!r} has {info.file_size}. {AGAIN}"
-            )
-        self._check(place, info)
 
     def check_size(self, name: str, nbytes: int, itemsize: int) -> None:
         """Check that a record is as long as what is stored in it.

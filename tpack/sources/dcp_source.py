@@ -25,7 +25,8 @@ from tpack.errors import InputError, locate
 from tpack.sources.archive import archive_of
 from tpack.sources.names import clean_names
 from tpack.sources.source import Source, SourceTensor
-from tpack.sources.torch_source import WRAPPERS, element_reader
+from tpack.sources.state_dicts import WRAPPERS
+from tpack.sources.torch_source import element_reader
 
 #: What the metadata of a checkpoint consists of.
 ALLOWED = {

@@ -39,8 +39,8 @@ class Reader:
 #: By the name of a kind; a kind without a row has advice instead.
 READERS = {
     "safetensors": Reader("tpack.sources.safetensors_source", "open_safetensors", names=True),
-    "PyTorch": Reader("tpack.sources.torch_source", "pickle_source", names=True),
-    "TorchScript": Reader("tpack.sources.torch_source", "pickle_source", names=True),
+    "PyTorch": Reader("tpack.sources.pickles.source", "open_pickle", names=True),
+    "TorchScript": Reader("tpack.sources.pickles.source", "open_pickle", names=True),
     "exported program": Reader("tpack.sources.exported", "exported_source"),
     "GGUF": Reader("tpack.sources.gguf_source", "open_gguf"),
     "ONNX": Reader("tpack.sources.onnx_files", "open_onnx", "onnx", "onnx"),

@@ -130,6 +130,8 @@ def _read_archive(archive: Archive, share: int) -> Pickled:
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
         )
     archive.check_description(_LONGEST + share)
+    if f"{prefix}/data.pkl" not in archive.names:
+        raise InputError(NOT_TORCH)
     data = archive.read(f"{prefix}/data.pkl")
     value, _, named = read_pickle(data, Storages(), room=ROOM + share)
     order = f"{prefix}/byteorder"

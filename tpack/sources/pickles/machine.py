@@ -7,6 +7,7 @@ kind make a placeholder that remembers what it would have been made from, or, fo
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -22,8 +23,19 @@ STEP = 32
 _WEAK_KEYS = 4096
 
 _BUILT = BUILDERS.keys() | DICTS.keys() | SETS.keys()
+#: A dtype, a layout or another constant of torch; a class of storages.
+_WORD = re.compile(
+    r"torch\.(bfloat|float|int|uint|complex|qint|quint|bits|bool|strided|sparse_|per_|device)\w*"
+    r"|torch\.(\w+_format|channels_last|channels_last_3d|serialization\._get_layout)"
+    r"|torch\.([a-z]+\.)?[A-Z]\w*Storage|builtins\.(int|float|str|bool|object|type|slice|range)"
+)
 
 Persistent = Callable[[Any], Any]
+
+
+def is_built(name: str) -> bool:
+    """Return whether a global is made into a value, or is but a word for one."""
+    return known(name) in _BUILT or bool(_WORD.fullmatch(known(name)))
 
 
 class Machine:

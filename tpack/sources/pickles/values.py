@@ -147,6 +147,13 @@ class Array:
         return np.frombuffer(data, self.type.dtype).reshape(self.shape, order=order)
 
 
+def called(value: Any) -> str:
+    """Return what the class of a value is called, for a message."""
+    if isinstance(value, Placeholder | Global):
+        return f"{value.name:.80}"
+    return "ndarray" if isinstance(value, Array) else type(value).__name__
+
+
 def check_keys(keys: Iterable[Any]) -> int:
     """Check that values can be keys of a dict, and that it costs little to hash and compare them.
 

@@ -1,4 +1,4 @@
-"""What torch maps is read by calls: a file that becomes shorter is an error, not a signal."""
+"""Files of torch as a source: opened whatever is in them, and read by calls, not mapped."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import tpack
 from tpack.container.header import CHUNK
 from tpack.errors import InputError
-from tpack.sources import mapped_file, open_source
+from tpack.sources import open_source
 
 #: Larger than what is read at a time, so that a part is left when the file is cut.
 WIDE = torch.arange(3 * 1024 * 1024, dtype=torch.float32).reshape(1024, -1)
@@ -41,15 +41,7 @@ def test_values_are_those_of_torch(path, name):
     assert found == STATE[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-@pytest.mark.parametrize("name", STATE)
-def test_without_a_list_of_mappings_memory_is_used(path, name, monkeypatch, tmp_path):
-    monkeypatch.setattr(mapped_file, "_MAPS", tmp_path / "gone")
-    with open_source(path) as source:
-        found = values(source, name)
-    assert found == STATE[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def test_files_from_before_torch_mapped_them(tmp_path):
+def test_files_from_before_archives(tmp_path):
     path = tmp_path / "old.pt"
     torch.save(STATE, path, _use_new_zipfile_serialization=False)
     with open_source(path) as source:
@@ -69,7 +61,7 @@ def test_an_error_of_reading(path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with open_source(path) as source:
-        monkeypatch.setattr(mapped_file.os, "preadv", broken)
+        monkeypatch.setattr(os, "preadv", broken)
         with pytest.raises(InputError, match="Input/output error"):
             values(source, "plain")
 
