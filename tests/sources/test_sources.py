@@ -260,7 +260,7 @@ def test_a_pickle_that_asks_for_code_runs_none(tmp_path, how):
         with open_source(path) as source:
             assert values(source) == {"w": raw(W)}
             assert "left out 'x': posix.system, not a tensor" in source.notes
-            assert "left what needs code, and ran none of it: posix.system" in source.notes
+            assert "left out objects of posix.system: no code of a file runs" in source.notes
     else:
         with pytest.raises(InputError) as caught:
             open_source(path)

@@ -45,7 +45,7 @@ def state_dict_source(
     kind = Tensors(
         lambda value: isinstance(value, Tensor),
         _identity,
-        lambda name, tensor: _source_tensor(name, tensor.detach(), held),
+        lambda name, tensor: _source_tensor(name, tensor, held),
         lambda name, _: roles.get(name),
         lambda name, _: trained.get(name),
     )
@@ -105,6 +105,7 @@ class _Held:
 
 def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
     _check_class(name, tensor)
+    tensor = tensor.detach()
     if tensor.is_nested:
         raise UnsupportedError("is nested, of no one shape. Pad it to a tensor.", tensor=name)
     if tensor.is_meta:

@@ -80,4 +80,4 @@ def _left(names: Iterable[str]) -> list[str]:
         f"{first:.80}" + (f" and {len(more)} more of {library:.40}" if more else "")
         for library, (first, *more) in libraries.items()
     ]
-    return [f"left what needs code, and ran none of it: {listed(found)}"]
+    return [f"left out objects of {listed(found)}: no code of a file runs"]
