@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tpack.container.header import check_name
+from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.options import Reading
 from tpack.sources.onnx_files.model import OnnxModel, load_model
@@ -216,4 +217,5 @@ def _same(one: Node, other: Node) -> bool:
 
 def _is_weight(tensor: SourceTensor, used: Used) -> bool:
     """Return whether a constant of the graph is a tensor of the model, not a number of an op."""
-    return used.role not in ("", "other") and len(tensor.shape) > 1
+    floats = BY_NAME[tensor.dtype].is_float and tensor.numel > 1
+    return floats or (used.role not in ("", "other") and len(tensor.shape) > 1)
