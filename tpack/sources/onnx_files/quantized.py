@@ -13,7 +13,7 @@ from tpack.codec import Scale
 from tpack.dtypes import SCALE_DTYPES
 from tpack.errors import InputError, UnsupportedError
 from tpack.quantize import widen
-from tpack.sources.onnx_files.levels import Levels, Lie
+from tpack.sources.levels import Levels, Lie
 from tpack.sources.onnx_files.nodes import Node, Nodes
 from tpack.sources.onnx_files.tensors import DTYPES, unpack_bits
 from tpack.sources.source import SourceTensor
