@@ -118,6 +118,7 @@ def _clean(sources: list[Source]) -> list[str]:
             source.tensors = {
                 names[name]: replace(tensor, name=names[name])
                 for name, tensor in source.tensors.items()
+                if name in names
             }
             source.aliases = {names[a]: names[name] for a, name in source.aliases.items()}
     return notes

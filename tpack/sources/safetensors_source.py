@@ -34,7 +34,7 @@ def open_safetensors(path: Path, _: Reading, naming: Naming = clean_names) -> So
             f"is a tpack checkpoint already. Unpack it first: {spell_call('unpack')}."
         )
     names, notes = naming(file.entries)
-    tensors = {names[name]: as_source(file, name, names[name]) for name in sorted(file.entries)}
+    tensors = {new: as_source(file, name, new) for name, new in sorted(names.items())}
     return Source(
         str(path),
         tensors,
