@@ -11,6 +11,7 @@ from tensors import trits
 
 import tpack
 from tpack.errors import InputError
+from tpack.options import Reading
 from tpack.sources import open_source
 
 STATE = {
@@ -107,3 +108,33 @@ def test_truncated_data(folder, tmp_path):
     with pytest.raises(InputError):
         tpack.convert(folder, tmp_path / "a.safetensors")
     shutil.rmtree(folder)
+
+
+ADAM = {"state": {"fc.weight": {"exp_avg": trits(8, 16)}}, "param_groups": [{"lr": 0.1}]}
+
+
+def test_a_key_chooses_between_copies(tmp_path):
+    state = {"net": STATE, "net_ema": STATE, "optim": ADAM}
+    folder = save(tmp_path / "dcp", state)
+    with pytest.raises(InputError, match="key='net' or key='net_ema'"):
+        open_source(folder)
+    with open_source(folder, Reading(key="net_ema")) as source:
+        assert set(source.tensors) == set(STATE)
+        assert any("'optim' (1 tensor, 512 B)" in note for note in source.notes)
+
+
+def test_without_the_paths_of_the_planner_names_show_what_is_around(tmp_path):
+    folder = save(tmp_path / "dcp", {"model": STATE, "optim": ADAM})
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    metadata.planner_data = None
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with open_source(folder) as source:
+        assert set(source.tensors) == set(STATE)
+
+
+def test_paths_that_lead_into_a_tensor(folder):
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    metadata.planner_data["steps"] = ("fc.bias", "steps")
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(InputError, match="a value in a tensor"):
+        open_source(folder)

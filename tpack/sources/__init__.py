@@ -80,7 +80,7 @@ def _open_path(path: Path, reading: Reading) -> Source:
         if (path / ".metadata").is_file():
             from tpack.sources.dcp_source import open_dcp
 
-            return open_dcp(path)
+            return open_dcp(path, reading)
         from tpack.sources.folder_source import open_folder
 
         return open_folder(path, partial(_open_file, reading=reading, naming=as_stored))

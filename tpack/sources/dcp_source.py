@@ -6,9 +6,11 @@ time, each put together from the parts that the ranks wrote.
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from tpack.container.opening import open_input
 from tpack.errors import InputError, locate
+from tpack.options import Reading
 from tpack.sources.archive import archive_of
 from tpack.sources.names import clean_names
+from tpack.sources.nesting import choose
 from tpack.sources.source import Source, SourceTensor
-from tpack.sources.state_dicts import WRAPPERS
 from tpack.sources.torch_source import element_reader
 
 #: What the metadata of a checkpoint consists of.
@@ -146,27 +149,24 @@ class _Tensors:
                         archive.check_all()
 
 
-def open_dcp(path: Path) -> Source:
+def open_dcp(path: Path, reading: Reading) -> Source:
     """Open a folder that ``torch.distributed.checkpoint.save`` wrote.
 
     Raises:
-        InputError: damaged; metadata that asks for code; no tensors.
+        InputError: damaged; metadata that asks for code; no tensors; several dicts of them that
+            may be the model.
+        UsageError: the key leads to no dict with tensors.
     """
     reader = _Reader(path)
-    infos = {
-        name: info
-        for name, info in reader.found.state_dict_metadata.items()
-        if isinstance(info, TensorStorageMetadata)
-    }
-    prefix, notes = _model(infos)
-    chosen = [name for name in infos if name.startswith(prefix)]
-    if not chosen:
-        raise InputError("holds no tensors, expected the state dict of a model.")
-    names, stripped = clean_names(name.removeprefix(prefix) for name in chosen)
+    with locate(file=path / ".metadata"):
+        nested = _nested(reader.found)
+    chosen = choose(nested, _measure, reading.key)
+    names, stripped = clean_names(chosen.tensors)
+    infos = {stored.name: stored.info for stored in chosen.tensors.values()}
     tensors = _Tensors(path, reader, infos)
     found = {}
-    for stored in chosen:
-        name = names[stored.removeprefix(prefix)]
+    for key, name in names.items():
+        stored = chosen.tensors[key].name
         found[name] = _tensor(name, stored, infos[stored], tensors)
     files = sorted(path.glob("*.distcp"))
     there = sum(file.stat().st_size for file in files)
@@ -180,22 +180,48 @@ def open_dcp(path: Path) -> Source:
     return Source(
         str(path),
         found,
-        notes=notes + stripped,
+        notes=chosen.notes + stripped,
+        warnings=chosen.warnings,
         files=(path / ".metadata", *files),
         nbytes=sum(tensor.nbytes for tensor in found.values()),
         path=path,
     )
 
 
-def _model(infos: Mapping[str, TensorStorageMetadata]) -> tuple[str, list[str]]:
-    """Find the prefix of the model in what a trainer saved, e.g. beside an optimizer."""
-    for key in WRAPPERS:
-        prefix = f"{key}."
-        inside = sum(name.startswith(prefix) for name in infos)
-        if inside and (inside < len(infos) or key != "model"):
-            others = len(infos) - inside
-            return prefix, [f"took the state dict under {key!r}, left {others} tensors"]
-    return "", []
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor, or another value, by its name in the folder."""
+
+    name: str
+    info: Any
+
+
+def _nested(found: Metadata) -> dict[str, Any]:
+    """Return the nested dicts that were saved, with records of what is in the files.
+
+    Raises:
+        InputError: a value would lie in a tensor.
+    """
+    nested: dict[str, Any] = {}
+    paths = found.planner_data if isinstance(found.planner_data, dict) else {}
+    for name, info in found.state_dict_metadata.items():
+        path = paths.get(name)
+        if not isinstance(path, tuple) or not path:  # not recorded: the first is around the model
+            path = tuple(name.split(".", 1))
+        inner = nested
+        for key in map(str, path[:-1]):
+            inner = inner.setdefault(key, {})
+            if not isinstance(inner, dict):
+                raise InputError("is damaged: it names a value in a tensor. Copy the folder again.")
+        inner[str(path[-1])] = _Stored(name, info)
+    return nested
+
+
+def _measure(value: Any) -> tuple[tuple[int, ...], int] | None:
+    if not isinstance(value, _Stored) or not isinstance(value.info, TensorStorageMetadata):
+        return None
+    shape = tuple(value.info.size)
+    return shape, math.prod(shape) * value.info.properties.dtype.itemsize
 
 
 def _tensor(name: str, stored: str, info: TensorStorageMetadata, tensors: _Tensors) -> SourceTensor:
