@@ -61,7 +61,7 @@ class ConversionReport:
 
     Attributes:
         output: path of the checkpoint; None if this process wrote none, as in a dry run.
-        input_bytes: size of the source.
+        input_bytes: size of the source; of the weights alone, where it holds more than weights.
         output_bytes: size of the checkpoint.
         tensors: one report each, in the order of the source.
         notes: sentences about what was changed or left out.

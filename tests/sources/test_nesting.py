@@ -1,10 +1,19 @@
 """Which dict of what a trainer saved holds the weights."""
 
+import argparse
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, strategies as st
+from safetensors.torch import save_file
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
+import tpack
 from tpack.errors import InputError, UsageError
+from tpack.options import Reading
+from tpack.sources import open_source
 from tpack.sources.nesting import choose
 
 
@@ -263,4 +272,67 @@ def test_each_tensor_is_taken_or_named(data, key):
             assert any(
                 f"{each!r}" in told or f"out {path[n]}" in told for n, each in enumerate(above)
             )
-    assert chosen.is_all == (len(taken) == len(everything))
+    if chosen.is_all:
+        assert len(taken) == len(everything)
+
+
+# ---- of real libraries
+
+
+def test_dropped_states_of_an_optimizer_are_no_compression(tmp_path):
+    model = nn.Linear(512, 512)
+    trained = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 512)).sum().backward()
+    trained.step()
+    data = {"net": model.state_dict(), "optim": trained.state_dict(), "epoch": 1}
+    torch.save(data, tmp_path / "trainer.pt")
+    torch.save(model.state_dict(), tmp_path / "plain.pt")
+    sizes = {}
+    for name in ("trainer", "plain"):
+        report = tpack.convert(tmp_path / f"{name}.pt", tmp_path / f"{name}.safetensors")
+        sizes[name] = report.input_bytes
+        assert tpack.verify(report.output, tmp_path / f"{name}.pt").ok
+    assert sizes["trainer"] == 4 * (512 * 512 + 512) <= sizes["plain"]
+    assert sizes["plain"] == (tmp_path / "plain.pt").stat().st_size
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "trainer.pt").rename(tmp_path / "folder/pytorch_model.bin")
+    tpack.convert(tmp_path / "folder")
+    assert "kept as they were: 1.1 MB → 0.1 MB" in (tmp_path / "folder.tpack/README.md").read_text()
+
+
+def test_averages_beside_their_model(tmp_path):
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    averaged = AveragedModel(model)
+    averaged.update_parameters(model)
+    data = {"model": nn.DataParallel(model).state_dict(), "ema": averaged.state_dict()}
+    torch.save(data, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"Choose one: key='model' or key='ema'\. key='\.' takes"):
+        tpack.convert(tmp_path / "m.pt")
+    report = tpack.convert(tmp_path / "m.pt", tmp_path / "out", key="ema")
+    assert {tensor.name for tensor in report.tensors} == set(model.state_dict())
+    assert any("AveragedModel" in note and "n_averaged" in note for note in report.notes)
+    assert tpack.verify(tmp_path / "out", tmp_path / "m.pt", key="ema").ok
+    with pytest.raises(UsageError, match="key='ema' chooses in a source"):
+        tpack.verify(tmp_path / "out", key="ema")
+
+
+def test_a_key_for_a_file_without_dicts(tmp_path):
+    save_file({"fc.weight": torch.ones(4, 4)}, tmp_path / "m.safetensors")
+    with pytest.raises(UsageError, match="no dicts to choose from, expected no key"):
+        open_source(tmp_path / "m.safetensors", Reading(key="model"))
+
+
+def test_modules_and_objects_in_a_dict(tmp_path):
+    """As YOLO saves them; an object of a trainer holds averages."""
+    model = nn.Linear(4, 4)
+    wanted = set(model.state_dict())
+    data = {"model": model, "ema": None, "epoch": 3}
+    assert set(open_source(data).tensors) == wanted
+    torch.save(data | {"args": argparse.Namespace(lr=1)}, tmp_path / "m.pt")
+    assert set(open_source(tmp_path / "m.pt").tensors) == wanted
+    shadow = argparse.Namespace(shadow=dict(model.state_dict()), decay=0.9)
+    torch.save(data | {"ema": shadow}, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"'ema' .* look like copies"):
+        open_source(tmp_path / "m.pt")
+    with open_source(tmp_path / "m.pt", Reading(key="ema.shadow")) as source:
+        assert set(source.tensors) == wanted

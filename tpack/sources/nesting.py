@@ -16,7 +16,7 @@ Every tensor is taken, or it is named in a note or a warning, with what it lies 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -44,7 +44,7 @@ class Chosen:
         tensors: by name.
         notes: what was taken, joined and left.
         warnings: what was left that may be weights of the model.
-        is_all: whether no tensor was left.
+        is_all: whether nothing was left.
     """
 
     tensors: dict[str, Any]
@@ -74,7 +74,7 @@ def choose(
         UsageError: ``key`` leads to no dict with tensors.
     """
     root = read_tree(data, measure, opened, called)
-    if root is None:
+    if root is None or not (isinstance(data, Mapping | list | tuple) or any(root.tensors())):
         raise InputError(f"holds {called(data)}, expected a state dict. Save model.state_dict().")
     choice = _Choice(root, None if key is None else _find(root, key))
     if key is None and root.is_of_an_optimizer:
@@ -270,7 +270,7 @@ class _Choice:
                 "torch.ao.quantization, HQQ and SINQ save packed weights: they are not in the "
                 "output."
             )
-        is_all = len(tensors) == sum(1 for _ in self.root.tensors())
+        is_all = not self.others and len(tensors) == sum(1 for _ in self.root.tensors())
         return Chosen(tensors, [*filter(None, notes), *self.notes], warnings, is_all)
 
 

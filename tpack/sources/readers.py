@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tpack.container.kinds import KINDS, Kind, kind_of
-from tpack.errors import UnsupportedError
+from tpack.errors import UnsupportedError, UsageError
 from tpack.options import Reading
 from tpack.sources.names import Naming
 from tpack.sources.source import Source
-from tpack.wording import either
+from tpack.wording import either, spell_name
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Reader:
         extra: that installs the package.
         names: whether it takes wrappers' prefixes from names, and can be kept from it: shards of a
             folder lose them together.
+        nests: whether dicts may lie in it, of which ``Reading.key`` chooses one.
     """
 
     module: str
@@ -34,12 +35,13 @@ class Reader:
     package: str = ""
     extra: str = ""
     names: bool = False
+    nests: bool = False
 
 
 #: By the name of a kind; a kind without a row has advice instead.
 READERS = {
     "safetensors": Reader("tpack.sources.safetensors_source", "open_safetensors", names=True),
-    "PyTorch": Reader("tpack.sources.pickles.source", "open_pickle", names=True),
+    "PyTorch": Reader("tpack.sources.pickles.source", "open_pickle", names=True, nests=True),
     "TorchScript": Reader("tpack.sources.pickles.source", "open_pickle", names=True),
     "exported program": Reader("tpack.sources.exported", "exported_source"),
     "GGUF": Reader("tpack.sources.gguf_source", "open_gguf"),
@@ -76,6 +78,11 @@ def read_file(path: Path, reading: Reading, naming: Naming) -> Source:
 
 def _open(kind: Kind, path: Path, reading: Reading, naming: Naming) -> Source:
     reader = READERS[kind.name]
+    if reading.key is not None and not reader.nests:
+        raise UsageError(
+            f"is {kind.what}, which has no dicts to choose from, expected no "
+            f"{spell_name('key')}. Leave it out."
+        )
     try:
         if reader.package:
             import_module(reader.package)

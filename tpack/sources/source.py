@@ -216,7 +216,7 @@ class Source:
         trained: whether a tensor is a parameter of its module, by name; empty where the source
             does not record it.
         files: the files it reads, which an output must not replace.
-        nbytes: size of the input.
+        nbytes: size of the input, without what is left of it.
         path: of a file or folder; None for what is in memory.
         shards: of a folder, in the order of their names; none for anything else.
         copies: files of a folder that go with the model, by their names in the output.

@@ -43,13 +43,22 @@ def state_dict_source(
         trained = {name: name in parameters for name in data}
     held = _Held()
     kind = Tensors(
-        lambda value: isinstance(value, Tensor),
+        _measure,
         _identity,
         lambda name, tensor: _source_tensor(name, tensor, held),
         lambda name, _: roles.get(name),
         lambda name, _: trained.get(name),
+        lambda value: value.state_dict() if isinstance(value, torch.nn.Module) else value,
     )
     return collect(data, label, kind, naming, reading)
+
+
+def _measure(value: Any) -> tuple[tuple[int, ...], int] | None:
+    """Return the shape of a tensor and its bytes; None for any other value."""
+    if not isinstance(value, Tensor):
+        return None
+    shape = (value.numel(),) if value.is_nested else tuple(value.shape)
+    return shape, value.numel() * value.element_size()
 
 
 def _roles(module: torch.nn.Module) -> Iterator[tuple[str, str]]:

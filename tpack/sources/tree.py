@@ -178,9 +178,8 @@ def read_tree(data: object, measure: Measure, opened: Opened, called: Called) ->
             raise InputError(
                 "holds dicts in dicts without end, expected a state dict. Save model.state_dict()."
             )
-        is_list = not isinstance(data, Mapping)
-        node = Node(path, is_list)
-        for key, inner in enumerate(data) if is_list else data.items():
+        node = Node(path, is_list=not isinstance(data, Mapping))
+        for key, inner in data.items() if isinstance(data, Mapping) else enumerate(data):
             name = str(key)
             if (measured := measure(inner)) is not None:
                 node.own.append(Tensor(key, inner, *measured))

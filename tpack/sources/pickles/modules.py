@@ -36,7 +36,7 @@ class Opener:
         self._left = _COUNT
 
     def open(self, value: Any) -> Any:
-        """Return the tensors of a module by name, the items of another dict; else the value.
+        """Return the tensors of a module by name, or what lies in another object; else the value.
 
         Raises:
             InputError: modules that hold themselves, or too many of them.
@@ -45,7 +45,10 @@ class Opener:
             return value
         if _parts(value) is not None:
             return dict(self._tensors(value, "", 0))
-        return value.pairs or value
+        held = (value.pairs, value.state, value.items, value.args)
+        return next(
+            (each for each in held if each and isinstance(each, dict | list | tuple)), value
+        )
 
     def _tensors(self, module: Placeholder, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
         parts = _parts(module)

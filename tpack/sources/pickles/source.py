@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tpack.container.opening import open_input
-from tpack.errors import InputError
 from tpack.options import Reading
 from tpack.sources.names import Naming, clean_names
 from tpack.sources.pickles.files import itemsize, read_file
 from tpack.sources.pickles.machine import is_built
 from tpack.sources.pickles.modules import Opener
 from tpack.sources.pickles.tensors import Reader
-from tpack.sources.pickles.values import Global, Placeholder, Tensor, called
+from tpack.sources.pickles.values import Tensor, called
 from tpack.sources.source import Source
 from tpack.sources.state_dicts import Tensors, collect
 from tpack.text import listed
@@ -35,28 +35,28 @@ def open_pickle(path: Path, reading: Reading, naming: Naming = clean_names) -> S
         file = read_file(handle, resources)
         opener, reader = Opener(), Reader(file)
         kind = Tensors(
-            lambda value: isinstance(value, Tensor),
+            _measure,
             _identity,
             reader.source_tensor,
             lambda _, tensor: opener.roles.get(id(tensor)),
             lambda _, tensor: opener.trained.get(id(tensor)),
+            opener.open,
             called,
         )
-        data = opener.open(file.value)
-        if isinstance(data, Placeholder | Global):
-            raise InputError(
-                f"holds {called(data)}, expected a state dict. Save model.state_dict()."
-            )
-        if isinstance(data, dict):
-            data = {key: opener.open(value) for key, value in data.items()}
-        source = collect(data, str(path), kind, naming, reading)
+        source = collect(file.value, str(path), kind, naming, reading, path.stat().st_size)
         source.resources.push(resources.pop_all())
     source.files = (path,)
-    source.nbytes = path.stat().st_size
     source.notes += _left(name for name in file.named if name not in opener.opened)
     if not file.checksums:
         source.notes.append("has no checksums: a flipped bit in its tensors cannot be noticed")
     return source
+
+
+def _measure(value: Any) -> tuple[tuple[int, ...], int] | None:
+    """Return the shape of a tensor and its bytes; None for any other value."""
+    if not isinstance(value, Tensor):
+        return None
+    return value.shape, value.numel * itemsize(value.dtype)
 
 
 def _identity(tensor: Tensor) -> object:
