@@ -23,6 +23,7 @@ from tpack.cli.output import (
     table,
     tint,
 )
+from tpack.wording import spell
 
 if TYPE_CHECKING:
     from tpack.inspection import InspectionReport
@@ -64,6 +65,7 @@ def inspect(
     """
     from tpack.container import is_checkpoint
     from tpack.inspection import inspect as run
+    from tpack.options import Reading
 
     if html is not None:
         problems = _write_page(file, html, against, chosen, force=force)
@@ -79,9 +81,9 @@ def inspect(
         raise click.UsageError("--against needs --html. To compare alone: tpack verify --against.")
     if not is_checkpoint(file):
         return _foresee(file, chosen, as_json=as_json, verbose=verbose)
-    if chosen["key"] is not None:
+    if said := Reading(**chosen).chosen():
         raise click.UsageError(
-            "--key chooses in a source. Say which: --html PAGE --against SOURCE."
+            f"{spell(**said)} says how to read a source. Say which: --html PAGE --against SOURCE."
         )
     report = run(file)
     if as_json:

@@ -69,6 +69,16 @@ QUANTIZERS = {
     )
 }
 
+#: In which order I2_S holds weights; ``tpack.dialects.gguf_blocks.I2_S_ORDERS`` has its blocks.
+I2S_ORDERS = {
+    row.name: row
+    for row in (
+        Choice("x86", "blocks of 128 columns, 32 apart in a byte"),
+        Choice("arm", "blocks of 64 columns, 16 apart in a byte"),
+        Choice("rows", "a column of four rows in a byte, as later builds for x86 write it"),
+    )
+}
+
 Means = Literal["multiply", "divide"]
 #: What scales do that stand beside the integer weights of another system.
 MEANINGS: dict[Means, Choice] = {

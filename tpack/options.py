@@ -13,7 +13,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
-from tpack.choices import MEANINGS, QUANTIZERS, Means, Table
+from tpack.choices import I2S_ORDERS, MEANINGS, QUANTIZERS, Means, Table
 from tpack.codec import GRANULARITIES, LAYOUTS, Scale
 from tpack.dtypes import KEEP_DTYPES
 from tpack.errors import UsageError, unknown
@@ -84,9 +84,17 @@ class Reading:
     key: str | None = option(
         None, "Which nested dict of weights to take, such as a.b.", form="NAME"
     )
+    i2s_order: str = option(
+        "x86", "Order of weights in I2_S, which no file records.", among=I2S_ORDERS
+    )
 
     def __post_init__(self) -> None:
         check(self)
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the options of reading that have not their defaults."""
+        found = ((each, getattr(self, each.name)) for each in fields(Reading))
+        return {each.name: value for each, value in found if value != each.default}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,7 @@ CHANGED = {
     "exclude": ["b"],
     "keep_dtype": "f16",
     "layout": "t5",
+    "i2s_order": "arm",
     "key": "a.b",
     "scale_means": "divide",
 }

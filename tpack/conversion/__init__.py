@@ -37,6 +37,7 @@ def convert(
     destination: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
+    i2s_order: str = "x86",
     exact: bool = False,
     quantize: str = "auto",
     scale: str = "auto",
@@ -65,6 +66,7 @@ def convert(
             ``<stem>.tpack.safetensors``, beside a folder ``<name>.tpack``.
         key: which nested dict of weights to take, where the source holds several: ``ema`` or
             ``model.encoder``.
+        i2s_order: ``x86``, ``arm`` or ``rows``: the order of weights in I2_S of a GGUF file.
         exact: refuse a weight that is not ternary.
         quantize: ``auto`` (absmean), ``absmean``, ``twn`` or ``mse``.
         scale: ``auto``, ``tensor``, ``row``, ``column`` or ``group:N``.

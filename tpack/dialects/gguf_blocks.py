@@ -4,7 +4,7 @@ Every format cuts a row into blocks of consecutive columns, each with one float1
 none). They differ in where a code lies within its block, and in where the scale lies.
 
 Source: the formulas are those of ggml's reference quantizers (TQ1_0, TQ2_0, Q2_0), of bitnet.cpp
-(I2_S, in the order of x86) and of PrismML's llama.cpp (PQ2_0, PTQ1_0).
+(I2_S, in its three orders) and of PrismML's llama.cpp (PQ2_0, PTQ1_0).
 """
 
 from __future__ import annotations
@@ -133,21 +133,21 @@ def pack_blocks(kind: BlockFormat, packed: Bytes, scales: npt.NDArray[np.float16
     return blocks.reshape(rows, count * kind.nbytes)
 
 
-# ---- planes: a byte holds four columns that lie 32 apart, a word four bytes side by side
+# ---- planes: a byte holds four columns that lie 32 (``width`` words of four bytes) apart
 
 
-def _planes_to_t2(shifts: tuple[int, ...], body: Bytes) -> Bytes:
-    words = np.ascontiguousarray(body).view("<u4").reshape(len(body), -1, 1, 8)
-    packed = np.empty((*words.shape[:2], 4, 8), dtype=np.uint8)
+def _planes_to_t2(shifts: tuple[int, ...], width: int, body: Bytes) -> Bytes:
+    words = np.ascontiguousarray(body).view("<u4").reshape(len(body), -1, 1, width)
+    packed = np.empty((*words.shape[:2], 4, width), dtype=np.uint8)
     for plane, shift in enumerate(shifts):
         fields = words[:, :, 0] >> np.uint32(shift) & _FIELDS
         packed[:, :, plane] = fields | fields >> 6 | fields >> 12 | fields >> 18
     return packed.reshape(len(body), -1)
 
 
-def _planes_from_t2(shifts: tuple[int, ...], packed: Bytes) -> Bytes:
-    planes = packed.reshape(len(packed), -1, 4, 8).astype("<u4")
-    words = np.zeros((len(packed), planes.shape[1], 8), dtype="<u4")
+def _planes_from_t2(shifts: tuple[int, ...], width: int, packed: Bytes) -> Bytes:
+    planes = packed.reshape(len(packed), -1, 4, width).astype("<u4")
+    words = np.zeros((len(packed), planes.shape[1], width), dtype="<u4")
     for plane, shift in enumerate(shifts):
         field = planes[:, :, plane]
         words |= ((field | field << 6 | field << 12 | field << 18) & _FIELDS) << np.uint32(shift)
@@ -204,8 +204,8 @@ def _same(body: Bytes) -> Bytes:
     return np.ascontiguousarray(body)
 
 
-def _planes(shifts: tuple[int, ...]) -> tuple[Codec, Codec]:
-    return partial(_planes_to_t2, shifts), partial(_planes_from_t2, shifts)
+def _planes(shifts: tuple[int, ...], width: int = 8) -> tuple[Codec, Codec]:
+    return partial(_planes_to_t2, shifts, width), partial(_planes_from_t2, shifts, width)
 
 
 def _base3(runs: Runs) -> tuple[Codec, Codec]:
@@ -218,3 +218,22 @@ Q2_0 = BlockFormat("Q2_0", 64, 18, 0, _same, _same)
 PQ2_0 = BlockFormat("PQ2_0", 128, 34, 0, _same, _same)
 PTQ1_0 = BlockFormat("PTQ1_0", 128, 28, 26, *_base3(((16, 5), (8, 5), (2, 4))))
 I2_S = BlockFormat("I2_S", 128, 32, None, *_planes((6, 4, 2, 0)))
+I2_S_ARM = BlockFormat("I2_S", 64, 16, None, *_planes((6, 4, 2, 0), 4))
+#: As ``rows_of_four`` gives it: t2, where the file has a column of four rows in a byte.
+I2_S_ROWS = BlockFormat("I2_S", 4, 1, None, _same, _same)
+
+#: The orders that I2_S has, by the value of ``i2s_order``.
+I2_S_ORDERS = {"x86": I2_S, "arm": I2_S_ARM, "rows": I2_S_ROWS}
+
+
+def rows_of_four(stored: Bytes) -> Bytes:
+    """Convert bytes that hold a column of four rows each, the first row on top, to layout t2.
+
+    Args:
+        stored: ``(rows / 4, columns)``.
+
+    Returns:
+        ``(rows, columns / 4)``, code 3 where it is in the file.
+    """
+    shifts = np.array([6, 4, 2, 0], dtype=np.uint8).reshape(4, 1)
+    return t2.encode(((stored[:, None] >> shifts) & np.uint8(3)).reshape(-1, stored.shape[1]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tpack.dialects.gguf_blocks import I2_S, PQ2_0, PTQ1_0, Q2_0, TQ1_0, TQ2_0, BlockFormat
 
 #: Types of plain elements: their id, and our name of the dtype.
@@ -17,7 +19,7 @@ PLAIN = {
 }
 PLAIN_IDS = {dtype: number for number, dtype in PLAIN.items()}
 
-#: Types of trits. Id 42 also occurs with the blocks of PQ2_0, which their size shows.
+#: Types of trits. Id 42 has other blocks too: ``FORMS_OF_42``.
 TERNARY: dict[int, BlockFormat] = {
     34: TQ1_0,
     35: TQ2_0,
@@ -26,6 +28,19 @@ TERNARY: dict[int, BlockFormat] = {
     142: PQ2_0,
     143: PTQ1_0,
 }
+
+
+class Unread(NamedTuple):
+    """Blocks that tpack knows by their size only."""
+
+    name: str
+    weights: int
+    nbytes: int
+
+
+STQ1_0 = Unread("STQ1_0", 256, 42)
+#: The blocks that files have had under id 42; the size of the tensors shows which.
+FORMS_OF_42 = (Q2_0, PQ2_0, STQ1_0)
 TERNARY_IDS = {kind.name: number for number, kind in TERNARY.items()}
 
 #: What tpack writes, coarsest block first, with the value of ``general.file_type`` that it has.
@@ -48,6 +63,7 @@ _OTHER = {
     39: "MXFP4, or TL2 of bitnet.cpp",
     40: "NVFP4",
     41: "Q1_0",
+    43: STQ1_0.name,
 }
 _LOOKUP_TABLES = (38, 39)
 
@@ -60,6 +76,11 @@ def why_unsupported(number: int) -> str:
             f"{found}, which tpack does not read: MXFP4 is not ternary, and the order of TL1 and "
             "TL2 depends on a tuning file that is not in the GGUF file. Convert the model from "
             "I2_S or from its original instead."
+        )
+    if number in (42, 43):
+        return (
+            f"has type {number} in {STQ1_0.name} ({STQ1_0.nbytes} bytes for {STQ1_0.weights} "
+            "weights), which tpack does not read. Convert the original model instead."
         )
     return (
         f"{found}, expected ternary blocks ({', '.join(TERNARY_IDS)}) or plain numbers. Quantize "

@@ -22,6 +22,7 @@ def html_report(
     against: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
+    i2s_order: str = "x86",
 ) -> str:
     """Return the page of a checkpoint as HTML; every byte of the file is read and verified.
 
@@ -31,8 +32,9 @@ def html_report(
         path: the checkpoint.
         against: its source; the page then says what equals it, compared as ``verify`` does.
         key: which nested dict of weights of ``against`` to compare with.
+        i2s_order: the order of weights in I2_S of ``against``: ``x86``, ``arm`` or ``rows``.
 
     Raises:
         InputError: it cannot be read, or its structure is broken.
     """
-    return render(gather(path, against, key=key))
+    return render(gather(path, against, key=key, i2s_order=i2s_order))

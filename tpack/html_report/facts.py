@@ -48,6 +48,7 @@ def gather(
     against: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
+    i2s_order: str = "x86",
 ) -> Facts:
     """Inspect and verify a checkpoint, and compare it with its source if that is given.
 
@@ -59,7 +60,7 @@ def gather(
         scales = {t.name: _spread(widen(*file.scale(t.name)[:2])) for t in report.tensors}
     rows: list[TernaryInfo | KeptInfo] = [*report.tensors, *report.kept]
     rows.sort(key=lambda tensor: Place.of(tensor.name).sort_key)
-    proof = verify(path, against, key=key)
+    proof = verify(path, against, key=key, i2s_order=i2s_order)
     source = None if against is None else file_name(against)
     return Facts(file_name(path), report, proof, tuple(rows), scales, source)
 

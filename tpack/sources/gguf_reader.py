@@ -17,14 +17,24 @@ from typing import Any, Self
 
 import numpy as np
 
+from tpack.choices import I2S_ORDERS
 from tpack.container.opening import input_errors, open_input, read_into
-from tpack.dialects.gguf_blocks import PQ2_0, Q2_0, BlockFormat
+from tpack.dialects.gguf_blocks import I2_S, I2_S_ROWS, PQ2_0, Q2_0, BlockFormat
 from tpack.dialects.gguf_quants import QUANTS, Quant
-from tpack.dialects.gguf_types import I2_S_TAIL, PLAIN, TERNARY, why_unsupported
+from tpack.dialects.gguf_types import (
+    FORMS_OF_42,
+    I2_S_TAIL,
+    PLAIN,
+    STQ1_0,
+    TERNARY,
+    Unread,
+    why_unsupported,
+)
 from tpack.dialects.gguf_values import DTYPES, MAX_NESTING, TYPES, Array, Value, alignment_of
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.sources.archive import AGAIN
+from tpack.wording import spell
 
 MAGIC = b"GGUF"
 #: Of everything before the data; the largest vocabularies take a fifth.
@@ -76,13 +86,17 @@ class GgufFile:
         metadata: by key, in the order of the file.
         tensors: in the order of the file.
 
+    Args:
+        i2_s: the blocks of I2_S, in the order that the file has.
+
     Raises:
         InputError: the file is not GGUF, truncated, malformed or hostile.
         UnsupportedError: another version, big-endian, or a tensor type that tpack does not read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], i2_s: BlockFormat = I2_S) -> None:
         self.path = Path(path)
+        self._i2_s = i2_s
         with locate(file=self.path):
             self._file = open_input(self.path)
             try:
@@ -118,7 +132,7 @@ class GgufFile:
             if key in self.metadata:
                 raise InputError(f"has the metadata key {key!r:.80} twice. {AGAIN}")
             self.metadata[key] = header.value(key)
-        described = [header.tensor() for _ in range(tensors)]
+        described = [header.tensor(self._i2_s) for _ in range(tensors)]
         alignment = alignment_of(self.metadata)
         data = -(-header.position // alignment) * alignment
         self.tensors = _placed(described, data, self._size, alignment)
@@ -252,7 +266,7 @@ class _Header:
 
     # ---- tensors
 
-    def tensor(self) -> TensorInfo:
+    def tensor(self, i2_s: BlockFormat) -> TensorInfo:
         """Read the description of a tensor.
 
         Its start counts from the beginning of the data; its size is not final.
@@ -267,6 +281,7 @@ class _Header:
             if number not in PLAIN and number not in TERNARY and number not in QUANTS:
                 raise UnsupportedError(why_unsupported(number))
             blocks = TERNARY.get(number)
+            blocks = i2_s if blocks is I2_S else blocks
             start, quant = self.integer("Q"), QUANTS.get(number)
             info = TensorInfo(name, PLAIN.get(number), blocks, shape, start, 0, quant)
             return _sized(info)
@@ -283,6 +298,11 @@ def _sized(info: TensorInfo) -> TensorInfo:
             f"has shape {info.shape}, expected rows of a multiple of {kind.weights} columns in "
             f"{kind.name}. {AGAIN}"
         )
+    if kind is I2_S_ROWS and count // columns % 4:
+        raise InputError(
+            f"has shape {info.shape}, expected a multiple of 4 rows in this order of I2_S. Choose "
+            f"another: {spell(i2s_order=tuple(I2S_ORDERS))}."
+        )
     tail = I2_S_TAIL if info.blocks is not None and info.blocks.scale_at is None else 0
     return replace(info, nbytes=kind.row_bytes(count) + tail)
 
@@ -297,14 +317,14 @@ def _placed(
     order = sorted(range(len(described)), key=lambda i: described[i].start)
     limits = [*(described[i].start for i in order[1:]), max(size - data, 0)][: len(order)]
     rooms = {i: limit - described[i].start for i, limit in zip(order, limits, strict=True)}
-    wide = _are_wide(
+    form = _form_of_42(
         [(described[i], rooms[i]) for i in order if described[i].blocks is Q2_0], alignment
     )
     found = []
     for i, info in enumerate(described):
         with locate(tensor=info.name[:200]):
-            if wide and info.blocks is Q2_0:
-                info = _sized(replace(info, blocks=PQ2_0))  # noqa: PLW2901
+            if info.blocks is Q2_0 is not form:
+                info = _sized(replace(info, blocks=form))  # noqa: PLW2901
             if info.start % alignment:
                 raise InputError(
                     f"starts at {info.start}, expected a multiple of {alignment}. {AGAIN}"
@@ -318,17 +338,28 @@ def _placed(
     return tuple(found)
 
 
-def _are_wide(tensors: Sequence[tuple[TensorInfo, int]], alignment: int) -> bool:
-    """Return whether tensors of type 42 have blocks of 128 columns, as PrismML's first files have.
+def _form_of_42(tensors: Sequence[tuple[TensorInfo, int]], alignment: int) -> BlockFormat:
+    """Return the blocks that tensors of type 42 have, which only the room that they take shows.
 
-    Only the room that they take shows it; where both fit, the tensors are too small to matter.
+    Raises:
+        UnsupportedError: STQ1_0, or several forms fit.
     """
 
-    def fit(kind: BlockFormat) -> bool:
-        sizes = [kind.row_bytes(math.prod(info.shape)) for info, _ in tensors]
+    def fits(form: BlockFormat | Unread) -> bool:
+        sizes = [math.prod(i.shape) // form.weights * form.nbytes for i, _ in tensors]
         return all(
-            not info.shape[-1] % kind.weights and room in (size, size + -size % alignment)
+            not info.shape[-1] % form.weights and room in (size, size + -size % alignment)
             for (info, room), size in zip(tensors, sizes, strict=True)
         )
 
-    return bool(tensors) and not fit(Q2_0) and fit(PQ2_0)
+    found = [form for form in FORMS_OF_42 if tensors and fits(form)]
+    if len(found) > 1:
+        info, room = tensors[0]
+        raise UnsupportedError(
+            f"has type 42, and its {room} bytes fit {' and '.join(f.name for f in found)}. Store "
+            "the model in another type, such as TQ2_0.",
+            tensor=info.name[:200],
+        )
+    if found == [STQ1_0]:
+        raise UnsupportedError(why_unsupported(42), tensor=tensors[0][0].name[:200])
+    return PQ2_0 if found == [PQ2_0] else Q2_0

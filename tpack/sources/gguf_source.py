@@ -16,7 +16,15 @@ from tpack.codec import GROUP_SIZES, Scale
 from tpack.container.header import check_name
 from tpack.container.reader import stored_dtype
 from tpack.container.strictjson import canonical_json
-from tpack.dialects.gguf_blocks import PQ2_0, BlockFormat, scales_of, unpack_blocks
+from tpack.dialects.gguf_blocks import (
+    I2_S_ORDERS,
+    I2_S_ROWS,
+    PQ2_0,
+    BlockFormat,
+    rows_of_four,
+    scales_of,
+    unpack_blocks,
+)
 from tpack.dialects.gguf_names import Naming, RowOrder
 from tpack.dialects.gguf_quants import QUANTS, Quant
 from tpack.dialects.gguf_types import I2_S_TAIL
@@ -36,7 +44,7 @@ Bytes = npt.NDArray[np.uint8]
 MAX_JSON = 20_000_000
 
 
-def open_gguf(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # frozen
+def open_gguf(path: Path, reading: Reading = Reading()) -> Source:  # noqa: B008  # frozen
     """Open a GGUF file.
 
     Tensors of architectures that tpack knows get the names and the order of rows that they have
@@ -50,7 +58,7 @@ def open_gguf(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # fr
     """
     resources = ExitStack()
     with resources:
-        file = resources.enter_context(GgufFile(path))
+        file = resources.enter_context(GgufFile(path, I2_S_ORDERS[reading.i2s_order]))
         _refuse_part(file.metadata)
         said = {k: item.plain for k, item in file.metadata.items() if ROTATED.search(k)}
         refuse_rotated(said, "metadata")
@@ -69,7 +77,7 @@ def open_gguf(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # fr
         return Source(
             str(path),
             tensors,
-            notes=_notes(file, names),
+            notes=_notes(file, names, reading),
             files=(path,),
             nbytes=path.stat().st_size,
             metadata={"gguf": _carried(file, names)},
@@ -105,7 +113,7 @@ def _carried(file: GgufFile, names: Naming) -> str:
     return text
 
 
-def _notes(file: GgufFile, names: Naming) -> list[str]:
+def _notes(file: GgufFile, names: Naming, reading: Reading) -> list[str]:
     found = []
     kinds = {info.kind for info in file.tensors}
     if names.renamed:
@@ -115,7 +123,10 @@ def _notes(file: GgufFile, names: Naming) -> list[str]:
     elif names.stated:
         found.append(f"{names.stated}: names as GGUF has them")
     if "I2_S" in kinds:
-        found.append("I2_S taken in the order that x86 has: the file does not say which it is")
+        found.append(
+            f"I2_S taken in the order that {reading.i2s_order} has: the file does not say which it "
+            f"is"
+        )
     for quant in QUANTS.values():
         if names_of := [names.outside(i.name) for i in file.tensors if i.quant is quant]:
             more = f" and {len(names_of) - 1} others" if len(names_of) > 1 else ""
@@ -188,6 +199,11 @@ def _row_bytes(info: TensorInfo) -> int:
 
 def _stored_rows(file: GgufFile, info: TensorInfo, first: int, last: int) -> Bytes:
     """Read rows as they lie in the file."""
+    if info.blocks is I2_S_ROWS:
+        columns, top = info.shape[-1], first // 4
+        data = file.read(info, top * columns, -(-last // 4) * columns)
+        fours = np.frombuffer(data, dtype=np.uint8).reshape(-1, columns)
+        return rows_of_four(fours)[first - 4 * top : last - 4 * top]
     width = _row_bytes(info)
     data = file.read(info, first * width, last * width)
     return np.frombuffer(data, dtype=np.uint8).reshape(last - first, width)

@@ -40,6 +40,7 @@ def verify(
     against: str | os.PathLike[str] | Mapping[str, Any] | Any | None = None,
     *,
     key: str | None = None,
+    i2s_order: str = "x86",
 ) -> VerificationReport:
     """Check a checkpoint, and with ``against`` that it is what its source gives.
 
@@ -57,14 +58,17 @@ def verify(
         path: the checkpoint.
         against: what it was converted from: a path, a state dict or a module.
         key: which nested dict of weights of ``against`` to compare with.
+        i2s_order: the order of weights in I2_S of ``against``: ``x86``, ``arm`` or ``rows``.
 
     Raises:
-        UsageError: ``key`` without ``against``.
+        UsageError: these without ``against``.
         InputError: either cannot be read, or its structure is broken.
     """
-    reading = Reading(key=key)
-    if against is None and reading != Reading():
-        raise UsageError(f"{spell(key=key)} chooses in a source. Say which: {spell(against=...)}.")
+    reading = Reading(key=key, i2s_order=i2s_order)
+    if against is None and (chosen := reading.chosen()):
+        raise UsageError(
+            f"{spell(**chosen)} says how to read a source. Say which: {spell(against=...)}."
+        )
     with ExitStack() as stack:
         source = None if against is None else stack.enter_context(open_source(against, reading))
         return _verify_with_parts(Path(path), source)
