@@ -15,12 +15,15 @@ from tpack.container import Checkpoint, Document, Piece, write_plain_shards, wri
 from tpack.container.atomic import check_not_input, check_target, copy_files, write_json, write_text
 from tpack.container.folders import check_apart, new_folder
 from tpack.container.reader import stored_dtype
+from tpack.dialects.gguf_quants import Quant
 from tpack.errors import FormatError, InputError, NotTernaryError, locate
 from tpack.hfconfig import plain_config, read_config, unquantized_config
 from tpack.modelcard import source_card
 from tpack.quantize import narrow, widen
 from tpack.quantize.fitting import spread
+from tpack.quantize.weight import BLOCK
 from tpack.sources.beside import check_texts, look_beside, read_card
+from tpack.sources.gguf_kept import kept_blocks
 from tpack.sources.packed_layouts import packed_groups
 from tpack.sources.safetensors_source import as_source
 
@@ -118,8 +121,13 @@ def plain_pieces(
             entry.shape,
             partial(_blocks, file, name, wanted),
         )
+    blocks = kept_blocks(file)
     for name in document.kept:
         stored = file.entries[name]
+        if quant := blocks.get(name):
+            shape = (*stored.shape[:-1], quant.columns(stored.shape[-1]))
+            made[name] = Piece(name, "float32", shape, partial(_values, file, name, quant))
+            continue
         made[name] = Piece(
             name,
             stored.dtype,
@@ -130,6 +138,15 @@ def plain_pieces(
     for alias, target in document.aliases.items():
         piece = made[target]
         yield Piece(alias, piece.dtype, piece.shape, piece.chunks)
+
+
+def _values(file: Checkpoint, name: str, quant: Quant) -> Iterator[memoryview]:
+    """The values of blocks of GGUF that were kept byte for byte, in float32."""
+    nbytes, step = file.entries[name].nbytes, BLOCK // quant.weights * quant.nbytes
+    for start in range(0, nbytes, step):
+        data = file.read(name, start, min(start + step, nbytes))
+        stored = np.frombuffer(data, dtype=np.uint8).reshape(-1, quant.nbytes)
+        yield memoryview(quant.dequantize(stored)).cast("B")
 
 
 def _blocks(file: Checkpoint, name: str, dtype: str) -> Iterator[memoryview]:

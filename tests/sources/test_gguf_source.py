@@ -372,18 +372,56 @@ def mixed(path, kind, name, shape=(8, 256), ternary=True):
     return gguf.quants.dequantize(rows, kind)
 
 
-@pytest.mark.parametrize("options", [{}, {"exclude": ["*head*"]}])
+@pytest.mark.parametrize("options", [{}, {"exclude": ["*head*"]}, {"keep_dtype": "f32"}])
 @pytest.mark.parametrize("name", ["head.weight", "ffn.head_gate.weight"])
-@pytest.mark.parametrize("kind", [Type.Q6_K, Type.Q8_0, Type.Q4_0, Type.IQ4_NL])
-def test_other_blocks_are_kept_with_their_values(kind, name, options, tmp_path):
+@pytest.mark.parametrize("kind", [Type.Q6_K, Type.Q8_0, Type.Q4_0, Type.IQ4_NL, Type.Q4_K])
+def test_other_blocks_are_kept_byte_for_byte(kind, name, options, tmp_path):
     wanted = mixed(tmp_path / "a.gguf", kind, name)
     report = tpack.convert(tmp_path / "a.gguf", tmp_path / "out", **options)
     assert {t.name: t.action for t in report.tensors} == {name: "kept", "up": "packed"}
     assert np.array_equal(tpack.unpack(tmp_path / "out")[name].numpy(), wanted)
-    assert any(f"{name}: {kind.name} taken as float32" in note for note in report.notes)
+    assert any(f"{name}: {kind.name}, kept byte for byte" in note for note in report.notes)
     assert tpack.verify(tmp_path / "out", tmp_path / "a.gguf").ok
-    if name == "ffn.head_gate.weight" and not options:  # a weight
+    if name == "ffn.head_gate.weight" and "exclude" not in options:  # a weight
         assert any(f"is {kind.name} of GGUF, and not ternary" in w for w in report.warnings)
+    with tpack.container.Checkpoint(tmp_path / "out") as file:
+        entry = file.entries[name]
+        assert entry.dtype == ("float32" if "keep_dtype" in options else "uint8")
+        if entry.dtype == "uint8":
+            stored = np.frombuffer(file.read(name, 0, entry.nbytes), np.uint8).reshape(entry.shape)
+            assert np.array_equal(gguf.quants.dequantize(stored, kind), wanted)
+            assert np.array_equal(stored, gguf.GGUFReader(tmp_path / "a.gguf").tensors[0].data)
+
+
+def test_kept_blocks_go_back_into_gguf_in_the_order_of_their_rows(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = rng.integers(0, 256, (64, 34 * 8), dtype=np.uint8)
+    rows.reshape(-1, 34)[:, :2] = np.frombuffer(np.float16(0.25).tobytes(), np.uint8)
+    q8 = ("blk.0.attn_q.weight", (64, 256), 8, rows.tobytes())
+    up, _ = ternary(gguf_blocks.TQ2_0, 35, (64, 256), name="blk.0.ffn_up.weight")
+    path = put(tmp_path, container(LLAMA, [q8, up]))
+    tpack.convert(path, tmp_path / "out")
+    assert tpack.verify(tmp_path / "out", path).ok
+    name = "model.layers.0.self_attn.q_proj.weight"
+    wanted = undo(gguf.quants.dequantize(rows, Type.Q8_0), HEADS)
+    assert np.array_equal(tpack.unpack(tmp_path / "out")[name].numpy(), wanted)
+    tpack.export(tmp_path / "out", "gguf", tmp_path / "again.gguf")
+    for before, after in zip(
+        gguf.GGUFReader(path).tensors, gguf.GGUFReader(tmp_path / "again.gguf").tensors, strict=True
+    ):
+        assert (before.name, before.tensor_type) == (after.name, after.tensor_type)
+        assert np.array_equal(before.data, after.data)
+    with pytest.raises(UnsupportedError, match=r"blocks of GGUF \(Q8_0\), which hf-bitnet has no"):
+        tpack.export(tmp_path / "out", "hf-bitnet", tmp_path / "hf")
+
+
+def test_ternary_values_in_other_blocks_are_packed(tmp_path):
+    codes = np.random.default_rng(2).integers(-1, 2, (64, 8, 32)).astype(np.int8)
+    scale = np.broadcast_to(np.frombuffer(np.float16(0.5).tobytes(), np.int8), (64, 8, 2))
+    data = np.concatenate((scale, codes), axis=2).tobytes()
+    path = put(tmp_path, container((), [("up", (64, 256), 8, data)]))
+    report = tpack.convert(path, tmp_path / "out")
+    assert [(t.action, t.method) for t in report.tensors] == [("packed", "exact")]
 
 
 def test_other_blocks_alone_are_no_masters(tmp_path):

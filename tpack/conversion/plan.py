@@ -340,6 +340,8 @@ def _kept_form(
 ) -> tuple[SourceTensor, str]:
     """Return a tensor to be kept, cast if ``keep_dtype`` asks for it, and why it is kept."""
     plain = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
+    if plain.stored is not None and not options.keep_dtype and reason != "LayerDef":
+        return plain.stored, reason
     wish = KEEP_DTYPES[options.keep_dtype].name if options.keep_dtype else plain.dtype
     if wish != plain.dtype and BY_NAME[plain.dtype].is_float and BY_NAME[plain.dtype].size > 1:
         return plain.cast(wish), f"{reason}, {plain.dtype} to {wish}"

@@ -41,6 +41,10 @@ class Quant:
         """Return the bytes of a row, or of several together."""
         return columns // self.weights * self.nbytes
 
+    def columns(self, nbytes: int) -> int:
+        """Return how many columns the bytes of a row hold."""
+        return nbytes // self.nbytes * self.weights
+
     def dequantize(self, rows: Bytes) -> Floats:
         """Compute the values of rows ``(n, bytes per row)``, flat."""
         return self.values(rows.reshape(-1, self.nbytes)).reshape(-1)
@@ -181,3 +185,4 @@ QUANTS = {
     20: Quant("IQ4_NL", 32, 18, _iq4_nl),
     23: Quant("IQ4_XS", 256, 136, _iq4_xs),
 }
+QUANT_IDS = {quant.name: number for number, quant in QUANTS.items()}

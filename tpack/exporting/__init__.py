@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from tpack.choices import Choice
 from tpack.dialects.gguf_types import WRITTEN
-from tpack.errors import UsageError, locate, unknown
+from tpack.errors import UnsupportedError, UsageError, locate, unknown
 from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.options import check, option
-from tpack.wording import either, spell_name
+from tpack.wording import either, spell, spell_name
 
 __all__ = ["TARGETS", "ExportReport", "ExportedTensor", "Target", "export"]
 
@@ -107,6 +107,7 @@ def export(
     """
     from tpack.container import Checkpoint  # here, for --help lists the targets without them
     from tpack.sources.beside import check_inside, is_copied
+    from tpack.sources.gguf_kept import kept_blocks
 
     if to not in TARGETS:
         raise unknown("target", to, TARGETS)
@@ -121,4 +122,11 @@ def export(
         if checkpoint.path.is_dir():  # whose files a target may copy, or take in
             for file in filter(is_copied, checkpoint.path.iterdir()):
                 check_inside(checkpoint.path, file)
+        if to != "gguf" and (blocks := kept_blocks(checkpoint)):
+            name, quant = next(iter(blocks.items()))
+            raise UnsupportedError(
+                f"holds blocks of GGUF ({quant.name}), which {to} has no form for. Convert the "
+                f"GGUF file again with {spell(keep_dtype='f32')}.",
+                tensor=name,
+            )
         return target.write(checkpoint, destination, force=force, **vars(chosen))

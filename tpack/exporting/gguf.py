@@ -20,6 +20,7 @@ from tpack.container.reader import stored_dtype
 from tpack.dialects.gguf_architectures import LLAMA_CPP
 from tpack.dialects.gguf_blocks import BlockFormat
 from tpack.dialects.gguf_names import RowOrder
+from tpack.dialects.gguf_quants import QUANT_IDS, Quant
 from tpack.dialects.gguf_types import PLAIN_IDS, TERNARY_IDS, WRITTEN
 from tpack.dialects.gguf_values import Value, value
 from tpack.dtypes import BY_NAME
@@ -37,6 +38,7 @@ from tpack.exporting.gguf_weights import (
 from tpack.exporting.gguf_writer import OutTensor, write_gguf
 from tpack.exporting.report import ExportedTensor, ExportReport
 from tpack.quantize import narrow, widen
+from tpack.sources.gguf_kept import kept_blocks
 from tpack.wording import spell
 
 _BLOCK = re.compile(r"\.([0-9]{1,9})\.")
@@ -93,6 +95,7 @@ class _Export:
     reports: list[ExportedTensor] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unpacked: dict[str, str] = field(default_factory=dict)
+    blocks: dict[str, Quant] = field(default_factory=dict)
 
     @property
     def runner(self) -> str:
@@ -119,6 +122,7 @@ class _Export:
                 f"{stated!r}, and refuses it"
             )
         self.notes += self.model.notes
+        self.blocks = kept_blocks(self.checkpoint)
         seen: dict[str, str] = {}
         document = self.checkpoint.document
         self.model.check_head({*document.tensors, *document.kept, *document.aliases})
@@ -193,6 +197,15 @@ class _Export:
 
     def plain(self, name: str, inside: str) -> None:
         entry = self.checkpoint.entries[name]
+        if quant := self.blocks.get(name):
+            shape = (*entry.shape[:-1], quant.columns(entry.shape[-1]))
+            with locate(tensor=name):
+                order = self.order(inside, shape)
+            chunks = partial(_plain_chunks, self.checkpoint, name, entry.dtype, order)
+            number = QUANT_IDS[quant.name]
+            self.tensors.append(OutTensor(inside, number, shape, entry.nbytes, chunks))
+            self.reports.append(ExportedTensor(inside, name, quant.name, shape))
+            return
         if entry.dtype not in PLAIN_IDS:
             raise UnsupportedError(
                 f"is {entry.dtype}, expected {', '.join(PLAIN_IDS)} in GGUF. Convert the model "

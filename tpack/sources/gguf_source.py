@@ -36,6 +36,7 @@ from tpack.quantize.weight import BLOCK
 from tpack.sources.gguf_reader import GgufFile, TensorInfo
 from tpack.sources.rotations import ROTATED, refuse_rotated
 from tpack.sources.source import PackedTensor, Source, SourceTensor
+from tpack.wording import spell
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -131,8 +132,8 @@ def _notes(file: GgufFile, names: Naming, reading: Reading) -> list[str]:
         if names_of := [names.outside(i.name) for i in file.tensors if i.quant is quant]:
             more = f" and {len(names_of) - 1} others" if len(names_of) > 1 else ""
             found.append(
-                f"{names_of[0]}{more}: {quant.name} taken as float32, with the values that "
-                "llama.cpp gives them"
+                f"{names_of[0]}{more}: {quant.name}, kept byte for byte unless the values are "
+                f"packed; {spell(keep_dtype='f32')} keeps the values that llama.cpp gives them"
             )
     if PQ2_0.name in kinds:
         found.append("blocks of 128 weights in 34 bytes, as PrismML writes them")
@@ -162,7 +163,9 @@ def _tensor(file: GgufFile, info: TensorInfo, names: Naming) -> SourceTensor | P
     name = names.outside(info.name)
     if info.quant is not None:
         read = _values(file, info, info.quant, order)
-        return SourceTensor(name, "float32", info.shape, read, coded=f"{info.kind} of GGUF")
+        raw = SourceTensor(name, *_form_of_blocks(info), _blocks(file, info, order))
+        coded = f"{info.kind} of GGUF"
+        return SourceTensor(name, "float32", info.shape, read, coded=coded, stored=raw)
     if info.blocks is None:
         dtype = str(info.dtype)
         return SourceTensor(name, dtype, info.shape, _elements(file, info, dtype, order))
@@ -233,6 +236,24 @@ def _elements(
         return np.frombuffer(file.read(info, start * size, stop * size), dtype=kind)
 
     return _flat_in_order(flat, width, order)
+
+
+def _form_of_blocks(info: TensorInfo) -> tuple[str, tuple[int, ...]]:
+    """Return dtype and shape of the blocks of a tensor as bytes."""
+    assert info.quant is not None
+    return "uint8", (*info.shape[:-1], info.quant.row_bytes(info.shape[-1]))
+
+
+def _blocks(
+    file: GgufFile, info: TensorInfo, order: RowOrder | None
+) -> Callable[[int, int], Array]:
+    """Return a reader of the bytes of blocks, flat."""
+    shape = _form_of_blocks(info)[1]
+
+    def flat(start: int, stop: int) -> Array:
+        return np.frombuffer(file.read(info, start, stop), dtype=np.uint8)
+
+    return _flat_in_order(flat, math.prod(shape[1:]), order)
 
 
 def _values(

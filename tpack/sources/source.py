@@ -37,6 +37,8 @@ class SourceTensor:
             of size 1, of the tensor's, or of a divisor of it: blocks share a factor.
         coded: what its source says of it, where that is another system's code: completes "it …"
             for codes, "is …" for the values that they stand for.
+        stored: the codes that the values stand for, where they are kept if the values are not
+            packed; None if the tensor itself is kept.
     """
 
     name: str
@@ -47,6 +49,7 @@ class SourceTensor:
     coded: str = ""
     system: str = ""
     beside: tuple[str, ...] = ()
+    stored: SourceTensor | None = field(default=None, compare=False)
 
     @property
     def numel(self) -> int:

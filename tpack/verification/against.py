@@ -85,6 +85,8 @@ def _compared(file: Checkpoint, before: Checks, tensor: SourceTensor | PackedTen
 def _compare_kept(file: Checkpoint, checks: Checks, tensor: SourceTensor | PackedTensor) -> None:
     plain = tensor.dense() if isinstance(tensor, PackedTensor) else tensor
     stored = file.entries[checks.name]
+    if plain.stored is not None and plain.stored.dtype == stored.dtype:
+        plain = plain.stored
     both = [BY_NAME[dtype] for dtype in (plain.dtype, stored.dtype)]
     cast = plain.dtype != stored.dtype and all(d.is_float and d.size > 1 for d in both)
     dtype = stored.dtype if cast else plain.dtype
