@@ -205,3 +205,10 @@ def test_the_tar_files_of_torch_0_1(tmp_path):
         file.add(tmp_path / "pickle", "pickle")
     with pytest.raises(UnsupportedError, match="tar archive of torch"):
         read(path)
+
+
+def test_objects_beside_the_weights_have_room_in_proportion_to_the_file(tmp_path):
+    table = [{} for _ in range(300_000)]
+    torch.save({"weight": WIDE.repeat(1000), "table": table}, tmp_path / "m.pt")
+    with (tmp_path / "m.pt").open("rb") as file, ExitStack() as resources:
+        assert read_file(file.fileno(), resources).value.keys() == {"weight", "table"}

@@ -22,8 +22,8 @@ from tpack.sources.pickles.machine import ROOM
 from tpack.sources.pickles.opcodes import read_pickle
 from tpack.sources.pickles.values import Global, Storage
 
-#: Bytes that a pickle may have, and the part of the file that is added to them for large files.
-_LONGEST, _SHARE, _MOST_SHARE = 64 << 20, 16, 512 << 20
+#: Bytes that the pickle of any file may have.
+_LONGEST = 64 << 20
 #: What is read of a stream at first, to find the end of its pickles.
 _FIRST = 1 << 20
 #: How a stream begins: two numbers of torch, each a pickle.
@@ -74,12 +74,14 @@ def read_file(handle: int, resources: ExitStack) -> Pickled:
     """
     archive = archive_of(handle)
     size = os.fstat(handle).st_size
-    share = min(size // _SHARE, _MOST_SHARE)
+    # large files have more to say: of more tensors, and of objects beside them
+    share = min(size // 16, 512 << 20)
+    longest, room = _LONGEST + share, ROOM + share + min(8 * size, 128 << 20)
     try:
         if archive is not None:
             resources.callback(archive.close)
-            return _read_archive(archive, share)
-        return _read_stream(handle, size, share)
+            return _read_archive(archive, longest, room)
+        return _read_stream(handle, size, longest, room)
     except InputError:
         raise
     except Exception as error:  # damaged, it fails wherever reading first stumbles
@@ -121,7 +123,7 @@ class Storages:
 # ---- archives
 
 
-def _read_archive(archive: Archive, share: int) -> Pickled:
+def _read_archive(archive: Archive, longest: int, room: int) -> Pickled:
     prefix = archive.names[0].split("/")[0]
     if f"{prefix}/constants.pkl" in archive.names:
         archive.check_all()  # torch.jit.load does not do that
@@ -129,11 +131,11 @@ def _read_archive(archive: Archive, share: int) -> Pickled:
             "is a program of TorchScript, expected a state dict. Save that: "
             "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
         )
-    archive.check_description(_LONGEST + share)
+    archive.check_description(longest)
     if f"{prefix}/data.pkl" not in archive.names:
         raise InputError(NOT_TORCH)
     data = archive.read(f"{prefix}/data.pkl")
-    value, _, named = read_pickle(data, Storages(), room=ROOM + share)
+    value, _, named = read_pickle(data, Storages(), room=room)
     order = f"{prefix}/byteorder"
     big = order in archive.names and archive.read(order) == b"big"
 
@@ -150,16 +152,16 @@ def _read_archive(archive: Archive, share: int) -> Pickled:
 # ---- streams
 
 
-def _read_stream(handle: int, size: int, share: int) -> Pickled:
+def _read_stream(handle: int, size: int, longest: int, room: int) -> Pickled:
     if os.pread(handle, 5, 257) == b"ustar":
         raise UnsupportedError(
             "is a tar archive of torch 0.1, expected a file of torch 0.2 or newer. If you trust "
             "it, save it again: torch.save(torch.load(path, weights_only=False), 'weights.pt')."
         )
-    for length in (_FIRST, _LONGEST + share):
+    for length in (_FIRST, longest):
         head = os.pread(handle, length, 0)
         try:
-            value, named, keys, storages, at = _read_pickles(head, share)
+            value, named, keys, storages, at = _read_pickles(head, room)
             break
         except EOFError:
             if len(head) < length or length > _FIRST:
@@ -186,11 +188,10 @@ def _read_stream(handle: int, size: int, share: int) -> Pickled:
 
 
 def _read_pickles(
-    head: bytes, share: int
+    head: bytes, room: int
 ) -> tuple[Any, dict[str, Global], list[Any], Storages, int]:
     """Read the five pickles that a stream begins with."""
     storages, at = Storages(), 0
-    room = ROOM + share
 
     def following() -> tuple[Any, dict[str, Global]]:
         nonlocal at
