@@ -219,16 +219,27 @@ def test_nothing_to_take(data, text):
         choose(data, measure)
 
 
+def test_a_dict_that_is_in_itself():
+    """As the objects of OmegaConf are, which know what they lie in."""
+    config = {"lr": 1}
+    config["inner"] = [{"parent": config}]
+    inside = state()
+    inside["self"] = inside
+    chosen = choose({"model": inside, "config": config}, measure)
+    assert list(chosen.tensors) == FC
+    assert chosen.notes[0].endswith("left out config (dict), self (dict)")
+
+
 def test_dicts_without_end():
-    endless = {"w": tensor(2)}
-    endless["self"] = endless
-    shared = {"w": tensor(2)}
+    deep, shared = {"w": tensor(2)}, {"w": tensor(2)}
+    for _ in range(200):
+        deep = {"a": deep}
     for _ in range(60):
         shared = {"a": shared, "b": shared}
     empty = []
     for _ in range(60):
         empty = [empty, empty]
-    for data in (endless, shared):
+    for data in (deep, shared):
         with pytest.raises(InputError, match="without end"):
             choose(data, measure)
     assert names({"model": state(), "odd": empty}) == FC

@@ -16,7 +16,9 @@ _TRAINING = re.compile(
     r"(^|_)(optim\w*|opt|sched\w*|rng|scaler|amp|callbacks|loops)(_|$)", re.IGNORECASE
 )
 #: How deep dicts may lie in each other, and how many values may be seen a second time.
-_DEPTH, _AGAIN = 100, 1_000_000
+_DEPTH, _AGAIN = 100, 50_000
+#: Classes of what holds nothing else.
+_PLAIN = {bool, bytes, complex, float, int, str, type(None)}
 
 #: Returns the shape of a tensor, and its bytes; None for anything else.
 Measure = Callable[[Any], tuple[tuple[int, ...], int] | None]
@@ -162,12 +164,13 @@ def read_tree(data: object, measure: Measure, opened: Opened, called: Called) ->
             read alike.
     """
     seen: dict[int, tuple[Any, bool]] = {}
+    inside: set[int] = set()
     again = 0
 
     def read(value: Any, path: tuple[str, ...]) -> Node | None:
         nonlocal again
         _, holds = seen.get(id(value), (value, None))
-        if holds is False:
+        if holds is False or id(value) in inside:  # in itself, it holds no more than it does
             return None
         data = opened(value)
         if not isinstance(data, Mapping | list | tuple):
@@ -178,8 +181,11 @@ def read_tree(data: object, measure: Measure, opened: Opened, called: Called) ->
             raise InputError(
                 "holds dicts in dicts without end, expected a state dict. Save model.state_dict()."
             )
+        inside.add(id(value))
         node = Node(path, is_list=not isinstance(data, Mapping))
         for key, inner in data.items() if isinstance(data, Mapping) else enumerate(data):
+            if node.is_list and type(inner) in _PLAIN:  # there may be millions
+                continue
             name = str(key)
             if (measured := measure(inner)) is not None:
                 node.own.append(Tensor(key, inner, *measured))
@@ -189,6 +195,7 @@ def read_tree(data: object, measure: Measure, opened: Opened, called: Called) ->
                 raise InputError(f"has two dicts under keys that read {name!r}. Rename one.")
             else:
                 node.parts[name] = part
+        inside.remove(id(value))
         seen[id(value)] = (value, bool(node.own or node.parts))  # held, so that no id comes twice
         return node
 
