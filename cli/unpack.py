@@ -18,10 +18,11 @@ from tpack.cli.usage import Command
 @options.as_json
 @options.quiet
 def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) -> None:
-    """Write plain safetensors: weights dequantized, in the dtype of their source.
+    """Write plain tensors: weights dequantized, in the dtype of their source.
 
-    A folder becomes a folder, with its config and tokenizer; a file becomes a file, and so
-    does a folder if the output ends in .safetensors.
+    The suffix of the output says in which form: .safetensors; .pt, .pth or .bin, as torch.save
+    writes them; .npz, as NumPy does. A folder becomes a folder, with its config and tokenizer,
+    unless the output has such a suffix.
 
     \b
     Example:
@@ -29,10 +30,11 @@ def unpack(file: Path, output: Path, force: bool, as_json: bool, quiet: bool) ->
       tpack unpack packed-model -o plain-model
     """
     from tpack.container import Checkpoint
+    from tpack.container.kinds import is_called_as_file
     from tpack.hfconfig import read_config, rounds_inputs
     from tpack.unpacking import unpack_file, unpack_folder
 
-    whole = file.is_dir() and output.suffix != ".safetensors"
+    whole = file.is_dir() and not is_called_as_file(output)
     written = (unpack_folder if whole else unpack_file)(file, output, force=force)
     if as_json:
         print_json({"output": str(output), "output_bytes": written})

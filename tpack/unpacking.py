@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.container import Checkpoint, Document, Piece, write_plain_shards, write_tensors
+from tpack.container.archives import write_npz, write_torch
 from tpack.container.atomic import check_not_input, check_target, copy_files, write_json, write_text
 from tpack.container.folders import check_apart, new_folder
 from tpack.container.reader import stored_dtype
 from tpack.dialects.gguf_quants import Quant
-from tpack.errors import FormatError, InputError, NotTernaryError, locate
+from tpack.errors import FormatError, InputError, NotTernaryError, UsageError, locate
 from tpack.hfconfig import plain_config, read_config, unquantized_config
 from tpack.modelcard import source_card
 from tpack.quantize import narrow, widen
@@ -26,9 +27,16 @@ from tpack.sources.beside import check_texts, look_beside, read_card
 from tpack.sources.gguf_kept import kept_blocks
 from tpack.sources.packed_layouts import packed_groups
 from tpack.sources.safetensors_source import as_source
+from tpack.wording import either, spell_call
 
 Array = npt.NDArray[Any]
 
+#: What writes a file of plain tensors, by its suffix.
+FORMS = {
+    ".safetensors": write_tensors,
+    **dict.fromkeys((".pt", ".pth", ".bin"), write_torch),
+    ".npz": write_npz,
+}
 WEIGHT_FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
@@ -39,18 +47,27 @@ def unpack_file(
     dtype: str | None = None,
     force: bool = False,
 ) -> int:
-    """Write the plain state dict of a checkpoint as safetensors; returns its size.
+    """Write the plain state dict of a checkpoint, in the form of a suffix; returns its size.
 
     Args:
+        destination: with one of the suffixes in ``FORMS``, or without one: safetensors.
         dtype: of the weights that were packed; that of their source, if not given.
 
     Raises:
         TpackError: as ``Checkpoint`` and ``new_file``.
+        UsageError: another suffix.
     """
+    suffix = Path(destination).suffix.lower()
+    write = FORMS.get(suffix or ".safetensors")
+    if write is None:
+        raise UsageError(
+            f"output {os.fspath(destination)!r} has suffix {suffix!r}, expected "
+            f"{either(FORMS)}. {spell_call('export')} writes files of other systems."
+        )
     check_not_input(Path(destination), path)
     check_target(Path(destination), force=force)
     with Checkpoint(path) as file, locate(file=path):
-        return write_tensors(destination, plain_pieces(file, dtype), force=force)
+        return write(destination, plain_pieces(file, dtype), force=force)
 
 
 def unpack_folder(

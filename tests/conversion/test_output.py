@@ -22,6 +22,7 @@ from tpack.errors import (
     InputError,
     NotTernaryError,
     StorageError,
+    UsageError,
 )
 
 # ---- what it needs
@@ -186,3 +187,10 @@ def test_rows_of_a_stack_by_its_name(tmp_path):
     report = tpack.convert({"mlp.experts.down_proj": weight}, path)
     assert [(t.scale, t.method) for t in report.tensors] == [("row", "exact")]
     assert tpack.unpack(path)["mlp.experts.down_proj"].equal(weight)
+
+
+@pytest.mark.parametrize("name", ["x.gguf", "x.pt", "x.onnx", "x.BIN"])
+def test_an_output_that_is_called_otherwise_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=r"expected \.safetensors\. tpack\.unpack and tpack\.exp"):
+        tpack.convert({"up.weight": trits(8, 8)}, tmp_path / name, dry_run=True)
+    tpack.convert({"up.weight": trits(8, 8)}, tmp_path / "model-1.5")

@@ -3,6 +3,7 @@
 import json
 
 import hf_models
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -116,6 +117,40 @@ def test_output_is_not_replaced(tmp_path):
     assert out.read_bytes() == b"old"
     unpack_file(path, out, force=True)
     assert torch.equal(load_file(out)["w"], make.trits(4, 4))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".PT"])
+def test_the_suffix_says_the_form(tmp_path, suffix):
+    tied = make.trits(4, 4) * 0.5
+    state = {"a.weight": tied, "b.weight": make.trits(3, 8).bfloat16(), "bias": torch.ones(2)}
+    tpack.convert(state | {"c.weight": tied}, tmp_path / "m")
+    out = tmp_path / f"x{suffix}"
+    assert unpack_file(tmp_path / "m", out) == out.stat().st_size
+    back = torch.load(out, weights_only=True)
+    assert set(back) == {*state, "c.weight"}
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+    assert back["c.weight"].data_ptr() == back["a.weight"].data_ptr()
+    assert tpack.verify(tmp_path / "m", out).ok
+
+
+def test_arrays_of_numpy(tmp_path):
+    tpack.convert({"a": make.trits(4, 4) * 0.5, "b": torch.ones(2)}, tmp_path / "m")
+    unpack_file(tmp_path / "m", tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as found:
+        assert np.array_equal(found["a"], make.trits(4, 4) * 0.5)
+
+
+def test_another_suffix_is_refused(tmp_path):
+    tpack.convert({"w": make.trits(4, 4)}, tmp_path / "m")
+    result = CliRunner().invoke(
+        cli, ["unpack", str(tmp_path / "m"), "-o", str(tmp_path / "x.gguf")]
+    )
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.message.endswith(
+        "x.gguf' has suffix '.gguf', expected .safetensors, .pt, .pth, .bin or .npz. "
+        "tpack.export writes files of other systems."
+    )
+    assert not (tmp_path / "x.gguf").exists()
 
 
 # ---- folders

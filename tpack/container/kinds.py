@@ -184,6 +184,11 @@ def kind_of(path: Path) -> Kind | None:
         return _of_content(file) or _of_suffix(path.name.lower())
 
 
+def is_called_as_file(path: Path) -> bool:
+    """Return whether a name has the suffix of a kind of files."""
+    return _of_suffix(path.name.lower()) is not None
+
+
 def _of_content(file: FileIO) -> Kind | None:
     head = os.pread(file.fileno(), _HEAD, 0)
     if head.startswith((b"PK\3\4", b"PK\5\6")):

@@ -15,6 +15,7 @@ from typing import Any
 
 from tpack.choices import Means
 from tpack.container.atomic import check_not_input, check_target, storage_errors
+from tpack.container.kinds import is_called_as_file
 from tpack.conversion.captures import OWN_RULE, captured, masters
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.outputs import Job, convert_file, unwritten
@@ -27,7 +28,7 @@ from tpack.sources import Source, open_source
 from tpack.sources.description import read_layerdef
 from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
-from tpack.wording import spell
+from tpack.wording import spell, spell_call
 
 __all__ = ["convert", "default_output"]
 
@@ -170,7 +171,14 @@ def default_output(source: Path, *, folder: bool = False) -> Path:
 
 def _target(source: Any, opened: Source, destination: str | os.PathLike[str] | None) -> Path:
     if destination is not None:
-        return Path(destination)
+        target = Path(destination)
+        if is_called_as_file(target) and target.suffix.lower() != ".safetensors":
+            raise UsageError(
+                f"output {os.fspath(destination)!r} has suffix {target.suffix!r}, expected "
+                f".safetensors. {spell_call('unpack')} and {spell_call('export')} write other "
+                "files of what convert gives."
+            )
+        return target
     if isinstance(source, str | os.PathLike):
         beside = opened.path or Path(source)
         if beside.name in ("", ".."):
