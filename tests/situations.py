@@ -91,6 +91,12 @@ def trainer(path: Path) -> None:
     torch.save({"state_dict": {"up.weight": ternary(8, 8)}, "args": argparse.Namespace()}, path)
 
 
+def averaged(path: Path) -> None:
+    """What a trainer saved, with averages of the weights beside them."""
+    state = {"up.weight": ternary(8, 8), "up.bias": random(8)}
+    torch.save({"params": state, "params_ema": state, "iter": 100}, path)
+
+
 def remote_code(path: Path) -> None:
     """A model whose config names code that is not there."""
     hf_models.save_packed(hf_models.make("BitNet"), path, "autobitlinear")
@@ -290,6 +296,7 @@ SITUATIONS: dict[str, Callable[[Path], None]] = {
     "cut.pt": cut_pt,
     "partial": partial,
     "trainer.ckpt": trainer,
+    "averaged.pth": averaged,
     "remote-code": remote_code,
     "falcon": falcon,
     "falcon-e": falcon_e,
