@@ -241,8 +241,8 @@ class _Choice:
         if not tensors and self.left:
             there = next((node.key for node in self.left if not node.is_alone), ".")
             raise InputError(
-                f"holds tensors only in {_several(self.left)}, expected a state dict. To take "
-                f"them nevertheless: {spell(key=there)}."
+                f"holds tensors only in {_several(self.left)}, expected a state dict. "
+                f"{spell(key=there)} takes them nevertheless."
             )
         if not tensors:
             raise InputError("holds no tensors, expected a state dict.")
@@ -258,9 +258,9 @@ class _Choice:
         if self.joined:
             notes.append(f"joined {_several(self.joined)} under their keys")
         warnings = [
-            f"left out {node}, which may be weights of the model. To take "
-            + (f"them: {spell(key=node.key)}; to take all: " if not node.is_alone else "all: ")
-            + f"{spell(key='.')}."
+            f"left out {node}, which may be weights of the model. "
+            + ("" if node.is_alone else f"{spell(key=node.key)} takes it, ")
+            + f"{spell(key='.')} takes all."
             for node in unsure
         ]
         if self.packed:
