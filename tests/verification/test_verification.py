@@ -232,8 +232,10 @@ def test_aliases_that_differ_are_named(file):
 def test_warnings_of_the_source_are_passed_on(file, tmp_path, monkeypatch):
     from tpack.sources import open_source
 
-    def opened(source):
-        return replace(open_source(source), warnings=["holds more"], notes=["took a prefix away"])
+    def opened(source, reading):
+        return replace(
+            open_source(source, reading), warnings=["holds more"], notes=["took a prefix away"]
+        )
 
     monkeypatch.setattr("tpack.verification.open_source", opened)
     report = tpack.verify(file, STATE)
