@@ -47,11 +47,12 @@ def convert(
 ) -> None:
     """Convert a checkpoint to packed ternary safetensors.
 
-    SOURCE is a .safetensors, .gguf, .pt2, .pt, .pth, .bin or .ckpt file, a folder as
-    model hubs have them or FSDP training writes them, a repository (hf://org/name) or
-    another address (s3://…). Prints the path of the output. Weights that already are ternary
-    are packed losslessly; others are kept or quantized, as the summary shows. Under torchrun or
-    srun the processes share the shards of a folder.
+    SOURCE is a file of PyTorch (.pt, .pth, .bin, .ckpt, .pt2), .safetensors, .gguf or another
+    kind that docs/checkpoints.md lists, a folder as model hubs have them or FSDP training
+    writes them, a repository (hf://org/name) or another address (s3://…). Prints the path of
+    the output. Weights that already are ternary are packed losslessly; others are kept or
+    quantized, as the summary shows. Under torchrun or srun the processes share the shards of
+    a folder.
 
     \b
     Example:

@@ -12,14 +12,17 @@ import click
 from tpack import errors
 from tpack.cli.main import COMMANDS, cli
 from tpack.cli.options import Described
+from tpack.container.kinds import KINDS
 from tpack.dialects.gguf_architectures import ARCHITECTURES, LLAMA_CPP
 from tpack.errors import TpackError
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, OpParam
+from tpack.sources.readers import READERS
 from tpack.wording import option_name
 
 _OPS, _ERRORS, _END = "<!-- generated: ops -->", "<!-- generated: errors -->", "<!-- end -->"
 _ARCHITECTURES = "<!-- generated: architectures -->"
+_KINDS = "<!-- generated: kinds -->"
 
 
 def cli_reference() -> str:
@@ -86,6 +89,19 @@ def layerdef_reference() -> str:
     for row in BUILTIN.values():
         spelling = row.spelling if row.spelling.startswith("nn.") else f"tpack.nn.{row.spelling}"
         lines.append(f"| `{row.name}` | `{spelling}` | {_params(row.params)} |")
+    return "\n".join([*lines, "", _END])
+
+
+def kinds_reference() -> str:
+    """Return the table of kinds of files in ``docs/checkpoints.md``."""
+    lines = [_KINDS, "", "| it is | suffixes | read, or what to do |", "|---|---|---|"]
+    for kind in KINDS.values():
+        suffixes = ", ".join(f"`{suffix}`" for suffix in kind.suffixes)
+        suffixes += f"a folder with `{kind.holds}`" if kind.holds and not suffixes else ""
+        extra = "" if kind.advice else READERS[kind.name].extra
+        read = f'read, with `pip install "tpack-ternary[{extra}]"`' if extra else "read"
+        told = (kind.advice or read).replace("*", r"\*")
+        lines.append(f"| {kind.what} | {suffixes} | {told} |")
     return "\n".join([*lines, "", _END])
 
 
@@ -196,6 +212,7 @@ def write(folder: Path) -> None:
     parts = (
         ("layerdef.md", layerdef_reference()),
         ("errors.md", errors_reference()),
+        ("checkpoints.md", kinds_reference()),
         ("dialects.md", architectures_reference()),
     )
     for name, part in parts:

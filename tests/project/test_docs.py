@@ -17,6 +17,7 @@ from tpack.cli.reference import (
     architectures_reference,
     cli_reference,
     errors_reference,
+    kinds_reference,
     layerdef_reference,
 )
 from tpack.demo import run as run_demo
@@ -139,6 +140,10 @@ def test_exit_codes_and_exceptions_are_up_to_date():
 
 def test_architectures_reference_is_up_to_date():
     assert architectures_reference() in (ROOT / "docs" / "dialects.md").read_text()
+
+
+def test_kinds_of_files_are_up_to_date():
+    assert kinds_reference() in (ROOT / "docs" / "checkpoints.md").read_text()
 
 
 def test_every_command_is_documented_with_an_example():

@@ -1,5 +1,8 @@
 """Tests of which kinds of files are read, and what is said of the others."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -63,3 +66,14 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
         "is a GGUF file, which needs the package tpack_not_there. Install it: "
         'pip install "tpack-ternary[onnx]".'
     )
+
+
+def test_packages_of_extras_are_imported_only_for_their_files(tmp_path):
+    write_pt(tmp_path / "m.pt")
+    code = (
+        "import sys; from tpack.conversion.foreseeing import foresee; foresee(sys.argv[1]);"
+        "print({'onnx', 'h5py', 'keras', 'tflite'} & set(sys.modules))"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path / "m.pt")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

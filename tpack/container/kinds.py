@@ -114,8 +114,7 @@ KINDS = {
         Kind(
             "SavedModel", "a SavedModel of TensorFlow", holds="saved_model.pb", advice=_TENSORFLOW
         ),
-        Kind("Core ML", "a Core ML model", (".mlmodel",), advice=_SOURCE),
-        Kind("Core ML package", "a Core ML model", holds="Manifest.json", advice=_SOURCE),
+        Kind("Core ML", "a Core ML model", (".mlmodel",), holds="Manifest.json", advice=_SOURCE),
         Kind(
             "OpenVINO", "a file of OpenVINO", begins=rb"(<\?xml[^>]*>)?\s*<net[ >]", advice=_SOURCE
         ),
