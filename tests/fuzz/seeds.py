@@ -129,6 +129,50 @@ def gguf_json() -> Iterator[bytes]:
     yield b'["uint64","ffffffffffffffff"]'
 
 
+def pickles() -> Iterator[bytes]:
+    import argparse
+    import collections
+    import io
+    import pickle
+    import zipfile
+
+    import torch
+
+    whole = torch.arange(16.0)
+    values: list[Any] = [
+        {"a": whole, "b": whole.reshape(4, 4).T, "c": torch.nn.Parameter(torch.ones(4, 4))},
+        {"state_dict": {"w": whole.bfloat16()}, "args": argparse.Namespace(lr=0.1), "epoch": 3},
+        torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4)),
+        {"w": whole.to(torch.uint16), "z": (whole * 1j).to(torch.complex64).conj()},
+        {"s": torch.eye(4).to_sparse(), "m": torch.empty(2, device="meta")},
+    ]
+    for value in values:
+        for protocol in (2, 5):
+            file = io.BytesIO()
+            torch.save(value, file, pickle_protocol=protocol)
+            with zipfile.ZipFile(file) as archive:
+                yield archive.read("archive/data.pkl")
+    plain = [
+        {"n": [1, -2.5, None, True, 2**70, "h\u20ac", b"ab", 1j], "t": ((), (1, (2,)))},
+        [collections.OrderedDict(a=1), collections.defaultdict(list, b=2), {1, 2}, frozenset("x")],
+        [np.arange(6.0).reshape(2, 3).T, np.float32(3), np.array([None]), bytearray(b"xy")],
+    ]
+    for value in plain:
+        for protocol in range(6):
+            yield pickle.dumps(value, protocol)
+    yield b"cos\nsystem\n(S'true'\ntR."
+    yield b"(S'true'\nios\nsystem\n."
+    yield b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85}\x92."
+
+
+PICKLE_WORDS = (
+    *("cos\nsystem\n", "cbuiltins\neval\n", "cbuiltins\nset\n", "ccollections\nOrderedDict\n"),
+    *("ctorch._utils\n_rebuild_tensor_v2\n", "ctorch\nFloatStorage\n", "ctorch\nuint16\n"),
+    *("ctorch._utils\n_rebuild_parameter\n", "ctorch._utils\n_rebuild_qtensor\n"),
+    *("ctorch._tensor\n_rebuild_from_type_v2\n", "cnumpy\ndtype\n", "c_codecs\nencode\n"),
+    *("cnumpy.core.multiarray\n_reconstruct\n", "cnumpy.core.multiarray\nscalar\n"),
+    *("_parameters", "_buffers", "_modules", "storage", "X\1\0\0\0a", "K\1", "]", "}", ")", "tR"),
+)
 FORMAT_WORDS = (
     *('"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"tpack"', '"format"', '"pt"'),
     *('"U8"', '"F32"', '"BF16"', '"I64"', '"F8_E8M0"', '"C64"', "NaN", "Infinity", "\\ud800"),

@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ import numpy as np
 import random_trees
 import safetensors
 import seeds
+from audit import nothing_runs
 from drawing import Draw
 from source_names import strangers
 
@@ -44,6 +46,9 @@ from tpack.layerdef import LayerDef, Program, slots, validate
 from tpack.layerdef.names import is_identifier, is_position
 from tpack.sources import PackedTensor, Source, SourceTensor, open_source
 from tpack.sources.dialects import adapt
+from tpack.sources.pickles.files import Storages
+from tpack.sources.pickles.opcodes import read_pickle
+from tpack.sources.pickles.values import Placeholder
 from tpack.verification import verify
 
 Target = Callable[[bytes], None]
@@ -336,6 +341,29 @@ def dialects(data: bytes) -> None:
     _adapt(draw, found)
 
 
+def pickles(data: bytes) -> None:
+    """A pickle, as that of an archive with two storages: nothing runs, whatever is in it."""
+    storages = Storages()
+    b"".decode("raw-unicode-escape")  # a codec is imported when it is first needed
+    try:
+        with nothing_runs():
+            value, _, _ = read_pickle(data, storages)
+    except Exception:  # noqa: BLE001  damaged, it fails wherever reading first stumbles
+        return
+    if not isinstance(value, dict | Placeholder) or not storages.found:
+        return
+    path = _folder() / "pickle.pt"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("m/data.pkl", data)
+        for key in "01":
+            file.writestr(f"m/data/{key}", bytes(range(64)))
+    try:
+        with open_source(path) as source:
+            _read(source)
+    except TpackError as error:
+        _check_refusal(error, path)
+
+
 # ---- codecs and kernels
 
 
@@ -446,6 +474,7 @@ TARGETS = {
     "numpy": Fuzzed(numpy, seeds.arrays, ("NUMPY", "'<f4'", "True", "(2, 3)"), 1024),
     "gguf_json": Fuzzed(gguf_json, seeds.gguf_json, longest=1024),
     "dialects": Fuzzed(dialects, lambda: seeds.random(32), longest=400),
+    "pickles": Fuzzed(pickles, seeds.pickles, seeds.PICKLE_WORDS, longest=2048),
     "packing": Fuzzed(packing, seeds.random, longest=160),
     "scales": Fuzzed(scales, lambda: iter([b"\x08group:128\2\3\4\5\6", b"\3row\1\2"]), longest=64),
     "kernels": Fuzzed(kernels, seeds.random, longest=600),

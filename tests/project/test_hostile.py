@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import hostile_files
+import hostile_pickles
 import numpy as np
 import pytest
 from corpus import make
@@ -113,6 +114,22 @@ def test_a_hostile_gguf_is_refused_at_once(tmp_path):
     check_cost(path, "convert", "FILE", "-o", "FILE.out")
 
 
+QUICK_PICKLES = ("sets", "names", "keys_of_one_hash", "unfolding_pickle")
+
+
+@pytest.mark.parametrize("name", QUICK_PICKLES)
+def test_hostile_pickles_are_refused_at_once(name, tmp_path):
+    path = tmp_path / "hostile.pt"
+    path.write_bytes(hostile_pickles.MAKERS[name]())
+    check_cost(path, "convert", "FILE", "-o", "FILE.out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(hostile_pickles.MAKERS) - set(QUICK_PICKLES)))
+def test_more_hostile_pickles_are_refused_at_once(name, tmp_path):
+    test_hostile_pickles_are_refused_at_once(name, tmp_path)
+
+
 # ---- pickles, flags, configs
 
 
@@ -141,6 +158,9 @@ def test_pickles_run_nothing_under_any_name_and_switch(tmp_path, suffix, monkeyp
                 tpack.convert(path, tmp_path / "out.safetensors")
             assert caught.value.file == str(path)
             assert not canary.exists()
+        torch.save({"w": Evil(str(canary)), "up.weight": torch.eye(8)}, path)
+        tpack.convert(path, tmp_path / "out.safetensors", force=True)
+        assert not canary.exists()
 
 
 def test_no_flag_of_a_file_lends_trust(tmp_path):

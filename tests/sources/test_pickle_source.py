@@ -1,12 +1,20 @@
 """Files of torch as a source: opened whatever is in them, and read by calls, not mapped."""
 
+import argparse
+import collections
+import datetime as dt
+import enum
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 import tpack
 from tpack.container.header import CHUNK
@@ -110,3 +118,103 @@ def test_a_file_that_is_truncated_while_it_is_read_is_an_error(tmp_path, command
     assert done.returncode == 3, done
     assert "truncated while it was read" in done.stderr
     assert not out.exists()
+
+
+# ---- what trainers save
+
+
+@dataclass
+class Settings:
+    width: int = 8
+    root: Path = Path("/data")
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+def trained():
+    """A checkpoint as of Lightning, with all that one meets in them."""
+    return {
+        "state_dict": {"up.weight": WIDE[:4], "up.bias": torch.ones(4)},
+        "epoch": np.int64(3),
+        "loss": np.float32(0.5),
+        "history": collections.defaultdict(list, loss=[np.float64(1.0), 2.0]),
+        "curve": np.arange(3.0),
+        "hyper_parameters": argparse.Namespace(lr=0.1, path=Path("/data")),
+        "settings": Settings(),
+        "colour": Colour.RED,
+        "steps": collections.Counter("aab"),
+        "callbacks": {"best": torch.tensor(0.25), "when": dt.datetime(2026, 1, 2)},
+        "size": torch.Size([1, 2]),
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "function": os.path.join,
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_trainers_save_opens(tmp_path, protocol, zipped):
+    path = tmp_path / "m.ckpt"
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": zipped}
+    torch.save(trained(), path, **options)
+    b"".decode("raw-unicode-escape")
+    with open_source(path) as source:
+        assert values(source, "up.weight") == WIDE[:4].numpy().tobytes()
+        assert list(source.tensors) == ["up.weight", "up.bias"]
+        (note,) = (note for note in source.notes if "no code of a file runs" in note)
+    assert "argparse.Namespace" in note
+    assert "numpy" not in note
+    assert "collections" not in note
+    assert "torch" not in note
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 8)
+        self.layers = nn.ModuleList([nn.TransformerEncoderLayer(8, 2, 16), nn.LSTM(8, 8)])
+        self.convolution = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.GroupNorm(1, 2))
+        self.cell = nn.GRUCell(8, 8)
+        self.register_buffer("kept", torch.arange(3.0))
+        self.register_buffer("transient", torch.arange(3.0), persistent=False)
+        self.register_parameter("nothing", None)
+        self.head = nn.Linear(8, 7, bias=False)
+        self.head.weight = self.table.weight
+
+
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_module_is_its_state_dict_with_its_roles(tmp_path, inside, zipped):
+    path, net = tmp_path / "m.pt", Net()
+    whole = {"model": net, "epoch": 1} if inside else net
+    torch.save(whole, path, _use_new_zipfile_serialization=zipped)
+    with open_source(path) as source, open_source(net) as live:
+        assert list(source.tensors) == list(live.tensors)
+        assert dict(source.aliases) == dict(live.aliases) == {"head.weight": "table.weight"}
+        assert source.roles == {
+            name: role for name, role in live.roles.items() if name != "head.weight"
+        } | {"head.weight": source.roles["table.weight"]}
+        assert source.trained == live.trained
+        for name in live.tensors:
+            assert values(source, name) == values(live, name)
+        assert not any("no code of a file runs" in note for note in source.notes)
+
+
+def test_a_module_that_holds_itself(tmp_path):
+    net = nn.Linear(2, 2)
+    net._modules["again"] = net
+    torch.save(net, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="100 modules inside of each other"):
+        open_source(tmp_path / "m.pt")
+
+
+def test_torch_is_not_imported(path):
+    code = (
+        "import sys, tpack.sources as s\n"
+        "with s.open_source(sys.argv[1]) as source:\n"
+        "    [list(tensor.chunks()) for tensor in source.tensors.values()]\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, path], check=True)

@@ -76,9 +76,11 @@ class Archive:
         self._files = ExitStack()
         self._lock = Lock()
         for info in self._zip.infolist():
-            with _damage(f"the header of record {info.filename!r}"):
+            try:
                 self._by_name[info.filename] = place = self._place(info)
-                self._places[place] = info
+            except Exception as error:
+                raise _unreadable(f"the header of record {info.filename!r}") from error
+            self._places[place] = info
         records = self._places.values()
         if min(len(self._by_name), len(records)) < len(self._zip.infolist()):
             raise InputError(f"has two records of one name or place. {AGAIN}")
@@ -90,20 +92,18 @@ class Archive:
         Raises:
             ValueError: that header differs from the directory at the end.
         """
-        header = bytearray(_LOCAL.size)
+        named = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
         begin = self._start + info.header_offset
-        read_into(self._handle, memoryview(header), begin)
-        magic, _, flags, method, _, _, crc, packed, whole, name, extra = _LOCAL.unpack(header)
-        stored = bytearray(name)
-        read_into(self._handle, memoryview(stored), begin + _LOCAL.size)
-        encoding = "utf-8" if info.flag_bits & _UTF8 else "cp437"
+        header = os.pread(self._handle, _LOCAL.size + len(named), begin)
+        fields = _LOCAL.unpack_from(header)
+        magic, _, flags, method, _, _, crc, packed, whole, name, extra = fields
         same = magic == BEGIN and method == info.compress_type
-        same = same and stored == info.orig_filename.encode(encoding)
+        same = same and name == len(named) and header.endswith(named)
         if not flags & _BEHIND and whole != 0xFFFFFFFF:
             same = same and (crc, packed, whole) == (info.CRC, info.compress_size, info.file_size)
         if not same:
             raise ValueError
-        return begin + _LOCAL.size + int(name) + int(extra)
+        return begin + len(header) + int(extra)
 
     @property
     def names(self) -> list[str]:
@@ -320,4 +320,8 @@ def _damage(what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{what} cannot be read. {AGAIN}") from error
+        raise _unreadable(what) from error
+
+
+def _unreadable(what: str) -> InputError:
+    return InputError(f"{what} cannot be read. {AGAIN}")

@@ -65,8 +65,11 @@ def _class(found: Any) -> str:
 def _word(found: Any) -> str:
     """Return the name of a dtype or a layout, without its module."""
     if isinstance(found, Placeholder):  # of serialization._get_layout("torch.strided")
-        return str(found.args[0]).removeprefix("torch.")
-    return _class(found).removeprefix("torch.")
+        found = Global(str(found.args[0]))
+    word = _class(found)
+    if not word.isprintable():
+        raise ValueError
+    return word.removeprefix("torch.")
 
 
 # ---- tensors

@@ -27,6 +27,7 @@ _BUILT = BUILDERS.keys() | DICTS.keys() | SETS.keys()
 _WORD = re.compile(
     r"torch\.(bfloat|float|int|uint|complex|qint|quint|bits|bool|strided|sparse_|per_|device)\w*"
     r"|torch\.(\w+_format|channels_last|channels_last_3d|serialization\._get_layout)"
+    r"|torch\.nn\.functional\.\w+|numpy\.ndarray"
     r"|torch\.([a-z]+\.)?[A-Z]\w*Storage|builtins\.(int|float|str|bool|object|type|slice|range)"
 )
 
@@ -76,7 +77,9 @@ class Machine:
 
     def find(self, name: str) -> Global:
         """Return a global; the same one for the same name."""
-        self.spend(2 * len(name))
+        self.spend(400 + 2 * len(name))
+        if not name.isprintable():
+            raise ValueError
         return self.named.setdefault(name, Global(name))
 
     def make(self, function: Any, args: Any, kwargs: Any = None) -> Any:

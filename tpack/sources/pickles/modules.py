@@ -64,11 +64,10 @@ class Opener:
         parameters, buffers, modules = parts
         role = _role(module.name)
         transient = _state(module).get("_non_persistent_buffers_set")
+        left = transient if isinstance(transient, set) else set()
         for held, is_parameter in ((parameters, True), (buffers, False)):
             for name, value in held.items():
-                if not isinstance(value, Tensor) or (
-                    not is_parameter and name in (transient or ())
-                ):
+                if not isinstance(value, Tensor) or (not is_parameter and name in left):
                     continue
                 self._left -= 1
                 self.trained.setdefault(id(value), is_parameter)

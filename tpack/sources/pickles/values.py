@@ -24,7 +24,7 @@ class Global:
     name: str
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Placeholder:
     """What would have been made by code: what it is, and what it would have been made from.
 
@@ -42,8 +42,11 @@ class Placeholder:
     items: list[Any] = field(default_factory=list)
     pairs: dict[Any, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"<{self.name}>"  # what is in it may hold itself
 
-@dataclass(eq=False, slots=True)
+
+@dataclass(eq=False, slots=True, repr=False)
 class Storage:
     """Bytes of a file that tensors view.
 
@@ -60,7 +63,7 @@ class Storage:
     start: int = 0
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Tensor:
     """A tensor: where its elements lie in a storage.
 
@@ -93,7 +96,7 @@ class Tensor:
         return math.prod(self.shape)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class ArrayType:
     """A dtype of numpy: its code, and its byte order, which comes as its state."""
 
@@ -120,7 +123,7 @@ class ArrayType:
         return found
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Array:
     """An array of numpy, of any dtype; ``values`` are those of plain numbers."""
 
