@@ -124,7 +124,7 @@ def test_public_packages_need_no_import_of_their_own():
 def test_what_works_without_torch(tmp_path):
     (tmp_path / "m").mkdir()
     save_file({"up.weight": np.float32([[1, 0, -1, 1]] * 4)}, tmp_path / "m" / "model.safetensors")
-    (tmp_path / "m.pt").write_bytes(b"\0")
+    (tmp_path / "m.pt2").write_bytes(b"\0")
     codes = {
         "convert m --exact -q": "0",
         "verify m.tpack": "0",
@@ -133,7 +133,7 @@ def test_what_works_without_torch(tmp_path):
         "diff m.tpack m.tpack": "0",
         "codegen m.tpack": "0",
         "unpack m.tpack -o plain": "0",
-        "convert m.pt": "3",
+        "convert m.pt2": "3",
         "bench": "3",
     }
     arguments = [sys.executable, "-c", WITHOUT_TORCH, *codes]
