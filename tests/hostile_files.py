@@ -239,6 +239,36 @@ def many_gguf_strings() -> bytes:
     return head + string + value + string * (count - 1)
 
 
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes in a message of protobuf."""
+    size, length = len(content), b""
+    while size >= 128:
+        size, length = size >> 7, length + bytes([size & 127 | 128])
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def onnx_model(graph: bytes) -> bytes:
+    """An ONNX model with the fields of its graph."""
+    return b"\x08\x0a" + _field(7, graph)
+
+
+def many_onnx_nodes() -> bytes:
+    """Empty nodes of two bytes, each of which would take a hundred in memory."""
+    return onnx_model(b"\x0a\x00" * (SIZE // 2))
+
+
+def deep_onnx() -> bytes:
+    """Graphs inside of nodes inside of graphs."""
+    graph = b""
+    for _ in range(1000):
+        graph = _field(1, _field(5, _field(6, graph)))
+    return onnx_model(graph)
+
+
+def many_onnx_tensors() -> bytes:
+    return onnx_model(b"".join(_field(5, _field(8, b"%d" % i)) for i in range(190_000)))
+
+
 #: Those that are well-formed, if odd.
 HARMLESS = frozenset({"wide_expression"})
 

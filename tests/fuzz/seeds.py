@@ -10,8 +10,10 @@ from typing import Any
 
 import gguf_files
 import numpy as np
+import onnx_models
 import random_trees
 from drawing import Draw
+from onnx import TensorProto, helper
 
 from tpack import hfconfig
 from tpack.container import Checkpoint
@@ -173,6 +175,35 @@ PICKLE_WORDS = (
     *("cnumpy.core.multiarray\n_reconstruct\n", "cnumpy.core.multiarray\nscalar\n"),
     *("_parameters", "_buffers", "_modules", "storage", "X\1\0\0\0a", "K\1", "]", "}", ")", "tR"),
 )
+
+
+def onnx() -> Iterator[bytes]:
+    q = onnx_models.trits(4, 32)
+    codes = onnx_models.packed("q", TensorProto.INT2, q)
+    rows = onnx_models.array("s", np.ones(4, np.float32))
+    blocks = onnx_models.array("s", np.ones(8, np.float32))
+    bytes_ = onnx_models.array("q", np.full((4, 2, 4), 0x5A, np.uint8))
+    wide = onnx_models.array("w", np.ones((4, 600), np.float32))
+    dequantize = helper.make_node("DequantizeLinear", ["q", "s"], ["w"], axis=0)
+    turn = helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0])
+    product = helper.make_node("MatMul", ["x", "t"], ["y"], "/fc/MatMul")
+    n_bits = helper.make_node(
+        "MatMulNBits", ["x", "q", "s"], ["y"], K=32, N=4, bits=2, block_size=16
+    )
+    numbers = [onnx_models.array(name, np.float32(v)) for name, v in (("z", 0), ("n", 2))]
+    quant = helper.make_node("Quant", ["w", "s", "z", "n"], ["t"], signed=1, narrow=1)
+    inner = helper.make_graph([product], "b", [], [], [wide])
+    choice = helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    for nodes, tensors in (
+        ([dequantize, turn, product], [codes, rows]),
+        ([n_bits], [bytes_, blocks]),
+        ([turn, product], [wide]),
+        ([quant, product], [wide, onnx_models.array("s", np.float32(0.5)), *numbers]),
+        ([choice], []),
+    ):
+        yield onnx_models.model(nodes, tensors, ("x",), ("y",)).SerializeToString()
+
+
 FORMAT_WORDS = (
     *('"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"tpack"', '"format"', '"pt"'),
     *('"U8"', '"F32"', '"BF16"', '"I64"', '"F8_E8M0"', '"C64"', "NaN", "Infinity", "\\ud800"),

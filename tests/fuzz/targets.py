@@ -39,13 +39,15 @@ from tpack.container.strictjson import canonical_json, parse_json
 from tpack.dialects import gguf_values
 from tpack.difference import diff
 from tpack.dtypes import BY_NAME
-from tpack.errors import FormatError, LayerDefError, NotTernaryError, TpackError, UsageError
+from tpack.errors import FormatError, LayerDefError, NotTernaryError, TpackError, UsageError, locate
 from tpack.hfconfig import read_config
 from tpack.inspection import inspect
 from tpack.layerdef import LayerDef, Program, slots, validate
 from tpack.layerdef.names import is_identifier, is_position
+from tpack.options import Reading
 from tpack.sources import PackedTensor, Source, SourceTensor, open_source
 from tpack.sources.dialects import adapt
+from tpack.sources.onnx_files import open_onnx
 from tpack.sources.pickles.files import Storages
 from tpack.sources.pickles.opcodes import read_pickle
 from tpack.sources.pickles.values import Placeholder
@@ -279,6 +281,16 @@ def numpy(data: bytes) -> None:
         assert found["file"].tobytes() == theirs.astype(theirs.dtype.newbyteorder("=")).tobytes()
 
 
+def onnx(data: bytes) -> None:
+    """An ONNX model, all of it read."""
+    path = _file(data, "file.onnx")
+    try:
+        with locate(file=path), open_onnx(path, Reading()) as source:
+            _read(source)
+    except TpackError as error:
+        _check_refusal(error, path)
+
+
 def gguf_json(data: bytes) -> None:
     """Metadata of GGUF that a checkpoint carries, as bytes for a file and as JSON again."""
     try:
@@ -472,6 +484,7 @@ TARGETS = {
     "config": Fuzzed(config, seeds.configs, seeds.CONFIG_WORDS, 2048),
     "gguf": Fuzzed(gguf, seeds.gguf, ("GGUF", "general.architecture", "general.alignment")),
     "numpy": Fuzzed(numpy, seeds.arrays, ("NUMPY", "'<f4'", "True", "(2, 3)"), 1024),
+    "onnx": Fuzzed(onnx, seeds.onnx, ("MatMul", "DequantizeLinear", "Quant", "w", "q", "s", "x")),
     "gguf_json": Fuzzed(gguf_json, seeds.gguf_json, longest=1024),
     "dialects": Fuzzed(dialects, lambda: seeds.random(32), longest=400),
     "pickles": Fuzzed(pickles, seeds.pickles, seeds.PICKLE_WORDS, longest=2048),

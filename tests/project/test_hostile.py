@@ -130,6 +130,13 @@ def test_more_hostile_pickles_are_refused_at_once(name, tmp_path):
     test_hostile_pickles_are_refused_at_once(name, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["many_onnx_nodes", "deep_onnx", "many_onnx_tensors"])
+def test_a_hostile_onnx_model_is_refused_at_once(tmp_path, name):
+    path = tmp_path / "hostile.onnx"
+    path.write_bytes(getattr(hostile_files, name)())
+    check_cost(path, "convert", "FILE", "-o", "FILE.out")
+
+
 # ---- pickles, flags, configs
 
 

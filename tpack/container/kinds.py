@@ -69,12 +69,7 @@ KINDS = {
             records=r"([^/]+/)?(archive_format|serialized_exported_program\.json)",
         ),
         Kind("GGUF", "a GGUF file", (".gguf",), rb"GGUF"),
-        Kind(
-            "ONNX",
-            "an ONNX file",
-            (".onnx",),
-            advice="Save the weights of the model as safetensors, where it was made.",
-        ),
+        Kind("ONNX", "an ONNX file", (".onnx",)),
         Kind(
             "Keras",
             "a Keras file",

@@ -11,6 +11,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from tpack.errors import InputError
 
+#: Tensors that a model may have.
+MAX_TENSORS = 50_000
+
 
 @dataclass(eq=False)
 class Node:
@@ -32,18 +35,26 @@ class Node:
         return str(self.proto.op_type)
 
     def attribute(self, name: str, default: Any) -> Any:
-        """Return a number, text or list among the attributes."""
+        """Return a number, text or list among the attributes, of the type of its default.
+
+        Raises:
+            InputError: it is of another type.
+        """
         for one in self.proto.attribute:
-            if one.name == name:
-                match one.type:
-                    case AttributeProto.INT:
-                        return one.i
-                    case AttributeProto.FLOAT:
-                        return one.f
-                    case AttributeProto.STRING:
-                        return one.s.decode("utf-8", "replace")
-                    case AttributeProto.INTS:
-                        return list(one.ints)
+            if one.name != name:
+                continue
+            found: Any = {
+                AttributeProto.INT: one.i,
+                AttributeProto.FLOAT: one.f,
+                AttributeProto.STRING: one.s.decode("utf-8", "replace"),
+                AttributeProto.INTS: list(one.ints),
+            }.get(one.type)
+            if type(found) is not type(default):
+                raise InputError(
+                    f"is used by {self.op!r:.60}, whose attribute {name} is of another type than "
+                    "ONNX has. Export the model again."
+                )
+            return found
         return default
 
 
@@ -137,8 +148,12 @@ class Nodes:
         """Give a value its name, after the place of its graph if another value has the name.
 
         Raises:
-            InputError: two values of one graph have it.
+            InputError: two values of one graph have it; there are too many tensors.
         """
+        if len(self.stored) > MAX_TENSORS:
+            raise InputError(
+                f"has more than {MAX_TENSORS} tensors. tpack reads no more of one file."
+            )
         unique = name
         if place and (name in self.made_by or self.value(name) is not None):
             unique = f"{place}{name}"

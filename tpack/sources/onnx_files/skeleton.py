@@ -47,6 +47,15 @@ _INSIDE: dict[str, dict[int, str]] = {
     "shape": {1: "leaf"},
     "leaf": {},
 }  # fmt: skip
+#: Which fields of a message are names, and must be UTF-8: protobuf gives others as bytes.
+_NAMES: dict[str, tuple[int, ...]] = {
+    "node": (1, 2, 3, 4, 7),
+    "tensor": (8,),
+    "attribute": (1, 21),
+    "value": (1,),
+    "function": (1, 4, 5, 6, 10),
+    "leaf": (1, 2),
+}
 #: Fields of a tensor that are its elements as they lie in memory: float_data, raw_data and
 #: double_data.
 _ELEMENTS = (4, 9, 10)
@@ -93,6 +102,8 @@ class _Scan:
             elif kind == "tensor" and number in _ELEMENTS and at - content >= SMALL:
                 pieces += [self.copy(plain, first), _reference(number, content, at)]
             else:
+                if number in _NAMES.get(kind, ()):
+                    self.check_name(content, at)
                 continue
             plain = at
         return [*pieces, self.copy(plain, stop)] if pieces or not depth else []
@@ -137,6 +148,16 @@ class _Scan:
                 return value, self.at + place
             shift += 7
         raise InputError("is not an ONNX model, or is truncated. Download or copy it again.")
+
+    def check_name(self, start: int, stop: int) -> None:
+        first, last = start - self.at, stop - self.at
+        inside = first >= 0 and last <= len(self.window)
+        try:
+            (self.window[first:last] if inside else self.read(start, stop)).decode()
+        except UnicodeDecodeError:
+            raise InputError(
+                f"has a name at byte {start} that is no text. The file is damaged: copy it again."
+            ) from None
 
     def copy(self, start: int, stop: int) -> bytes:
         self.kept += stop - start

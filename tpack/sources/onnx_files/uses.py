@@ -42,8 +42,8 @@ CONVOLUTIONS = {
 }  # fmt: skip
 LOOKUPS = {"Gather": (0,), "GatherBlockQuantized": (0,), "EmbedLayerNormalization": (2, 3, 4)}
 _STANDARD = ("", "ai.onnx")
-#: How many nodes are looked at in one direction.
-_FAR = 256
+#: How many uses are looked at for one tensor, and for all of them; of others, names tell.
+_FAR, _ALL = 256, 100_000
 
 
 @dataclass
@@ -70,14 +70,17 @@ class Uses:
     graph: Nodes
     shape_of: Callable[[str], tuple[int, ...]]
     _fed: set[str] = field(default_factory=set)
+    _computed: set[Node] = field(default_factory=set)
     _deep: set[str] = field(default_factory=set)
     _followed: set[str] = field(default_factory=set)
+    _looked: int = 0
 
     def __post_init__(self) -> None:
         """Mark values that depend on inputs, that come after layers, and before which they come."""
         fed, deep = set(self.graph.inputs), self._deep
         for node in self.graph.nodes:
             if any(name in fed for name in node.inputs):
+                self._computed.add(node)
                 fed.update(node.outputs)
                 if _is_layer(node) or any(name in deep for name in node.inputs):
                     deep.update(node.outputs)
@@ -100,21 +103,29 @@ class Uses:
         """Yield the uses of a tensor in any of its forms."""
         at: list[tuple[str, bool, tuple[str, ...]]] = [(name, False, ())]
         seen = {name}
-        while at and len(seen) < _FAR:
+        while at:
             value, turned, changed = at.pop()
-            for node, place in self.graph.users.get(value, ()):
+            for node, place in self._users(value):
                 role = self._role(node, place, name)
                 if role == "form":
                     swaps = node.op == "Transpose" and _swaps_last(node)
                     ops = changed if node.op in FORMS else (*changed, node.op)
-                    for out in node.outputs:
-                        if out and out not in seen:
+                    for out in node.outputs[:_FAR]:
+                        if out and out not in seen and len(seen) < _FAR:
                             seen.add(out)
                             at.append((out, turned != swaps, ops))
                 elif role is not None:
                     transposed = bool(node.attribute("transB", 0)) != turned
                     lies = PRODUCTS.get(node.op, {}).get(place, False) != transposed
                     yield Used(role, node, lies, changed)
+
+    def _users(self, value: str) -> Iterator[tuple[Node, int]]:
+        """Yield the nodes that take a value, so far as they are looked at."""
+        for count, user in enumerate(self.graph.users.get(value, ())):
+            self._looked += 1
+            if count >= _FAR or self._looked > _ALL:
+                return
+            yield user
 
     def _role(self, node: Node, place: int, name: str) -> str | None:
         """Return the role of an operand; ``form`` to go on, None for what says nothing."""
@@ -133,7 +144,7 @@ class Uses:
             return None
         if node.proto.domain not in _STANDARD or node.op in _CONTROL:
             return ""
-        return "other" if any(one in self._fed for one in node.inputs) else "form"
+        return "other" if node in self._computed else "form"
 
     def _convolution(self, node: Node, shape: tuple[int, ...]) -> str:
         kernel = list(shape[2:])
@@ -164,8 +175,8 @@ class Uses:
         """Yield nodes that use what a node makes; with ``stop``, only up to the next layers."""
         at, seen = [node], {node}
         while at and len(seen) < _FAR:
-            for out in at.pop(0).outputs:
-                for user, _ in self.graph.users.get(out, ()):
+            for out in at.pop().outputs:
+                for user, _ in self._users(out):
                     if user not in seen and not (stop and _is_layer(user)):
                         seen.add(user)
                         at.append(user)
