@@ -84,8 +84,8 @@ class Reading:
     key: str | None = option(
         None, "Which nested dict of weights to take, such as a.b.", form="NAME"
     )
-    i2s_order: str = option(
-        "x86", "Order of weights in I2_S, which no file records.", among=I2S_ORDERS
+    i2s_order: str | None = option(
+        None, "Order of weights in I2_S, which no file records.", among=I2S_ORDERS
     )
 
     def __post_init__(self) -> None:

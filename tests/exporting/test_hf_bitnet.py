@@ -351,6 +351,20 @@ def test_a_model_without_packed_weights(tmp_path):
         export_hf_bitnet(file, tmp_path / "out")
 
 
+def test_codes_of_other_systems_are_refused(tmp_path):
+    weights = {
+        "a.weight": ternary(64, 64, 0.375),
+        "lm_head.weight_packed": torch.zeros(64, 8, dtype=torch.int32),
+        "lm_head.weight_scale": torch.ones(64, 1),
+        "lm_head.weight_shape": torch.tensor([64, 64]),
+    }
+    path = folder_of(tmp_path, weights)
+    with Checkpoint(path) as file, pytest.raises(UnsupportedError, match="looks packed by") as e:
+        export_hf_bitnet(file, tmp_path / "out")
+    assert e.value.tensor == "lm_head.weight_packed"
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_config_without_a_dtype_has_that_of_the_weights(tmp_path):
     weights = {"a.weight": ternary(8, 8, 0.375).half(), "a.bias": torch.zeros(8).half()}
     path = folder_of(tmp_path, weights, {"dtype": None})

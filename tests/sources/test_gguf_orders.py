@@ -49,11 +49,20 @@ def test_i2_s_in_the_order_that_is_said(tmp_path, order, shape):
             np.concatenate([codec.unpack(source.tensors["w"].rows(i, i + 1), shape[1])
                             for i in range(shape[0])]) * np.float32(0.25), wanted)  # fmt: skip
         assert any(f"order that {order} has" in note for note in source.notes)
+        assert source.warnings == []
     tpack.convert(path, tmp_path / "o", i2s_order=order)
     assert np.array_equal(tpack.unpack(tmp_path / "o")["w"].numpy(), wanted)
     assert tpack.verify(tmp_path / "o", path, i2s_order=order).ok
     if order != "x86" and shape[1] % 128 == 0:
         assert not tpack.verify(tmp_path / "o", path).ok
+
+
+def test_an_order_that_nobody_said_is_warned_of(tmp_path):
+    data = bytes(32) + struct.pack("<f", 0.25) + bytes(28)
+    path = put(tmp_path, container((), [("w", (1, 128), 36, data)]))
+    (warning,) = tpack.convert(path, tmp_path / "o", exact=True).warnings
+    assert "in the order that x86 has" in warning
+    assert "try i2s_order='arm' or 'rows'" in warning
 
 
 def test_the_orders_of_i2_s_have_blocks_and_a_meaning():

@@ -38,7 +38,7 @@ def convert(
     destination: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
-    i2s_order: str = "x86",
+    i2s_order: str | None = None,
     exact: bool = False,
     quantize: str = "auto",
     scale: str = "auto",

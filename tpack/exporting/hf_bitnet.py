@@ -31,6 +31,8 @@ from tpack.layerdef.from_names import is_embedding
 from tpack.quantize import widen
 from tpack.quantize.weight import BLOCK
 from tpack.sources.beside import is_copied
+from tpack.sources.packed_layouts import packed_groups
+from tpack.sources.safetensors_source import as_source
 
 #: Keys of a config that state how the source was packed.
 REPLACED = ("quantization_config", "quantization", "compression_config", "transformers_weights")
@@ -73,12 +75,28 @@ def export_hf_bitnet(
     )
 
 
+def _refuse_codes(checkpoint: Checkpoint) -> None:
+    """Refuse weights that another system packed: transformers would load a layer without one.
+
+    Raises:
+        UnsupportedError: with the name of the first.
+    """
+    kept = {name: as_source(checkpoint, name, name) for name in checkpoint.document.kept}
+    for group in packed_groups(kept):
+        raise UnsupportedError(
+            f"{group.reason}, expected floats: a folder has one packing, and this has bitnet's. "
+            "Convert a model that has this weight in floats.",
+            tensor=group.codes,
+        )
+
+
 class _Plan:
     """The tensors to be written: decided on, and refused, before the first byte is written."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
         self.config = _config(checkpoint)
+        _refuse_codes(checkpoint)
         self.dtype = self.model_dtype()
         self.weights: dict[str, Scaled] = {}
         experts = has_experts(checkpoint.entries)

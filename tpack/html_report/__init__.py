@@ -22,7 +22,7 @@ def html_report(
     against: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
-    i2s_order: str = "x86",
+    i2s_order: str | None = None,
 ) -> str:
     """Return the page of a checkpoint as HTML; every byte of the file is read and verified.
 

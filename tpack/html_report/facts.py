@@ -48,7 +48,7 @@ def gather(
     against: str | os.PathLike[str] | None = None,
     *,
     key: str | None = None,
-    i2s_order: str = "x86",
+    i2s_order: str | None = None,
 ) -> Facts:
     """Inspect and verify a checkpoint, and compare it with its source if that is given.
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tpack.choices import I2S_ORDERS
 from tpack.codec import GROUP_SIZES, Scale
 from tpack.container.header import check_name
 from tpack.container.reader import stored_dtype
@@ -59,7 +60,7 @@ def open_gguf(path: Path, reading: Reading = Reading()) -> Source:  # noqa: B008
     """
     resources = ExitStack()
     with resources:
-        file = resources.enter_context(GgufFile(path, I2_S_ORDERS[reading.i2s_order]))
+        file = resources.enter_context(GgufFile(path, I2_S_ORDERS[reading.i2s_order or "x86"]))
         _refuse_part(file.metadata)
         said = {k: item.plain for k, item in file.metadata.items() if ROTATED.search(k)}
         refuse_rotated(said, "metadata")
@@ -79,6 +80,7 @@ def open_gguf(path: Path, reading: Reading = Reading()) -> Source:  # noqa: B008
             str(path),
             tensors,
             notes=_notes(file, names, reading),
+            warnings=_warnings(file, reading),
             files=(path,),
             nbytes=path.stat().st_size,
             metadata={"gguf": _carried(file, names)},
@@ -114,6 +116,17 @@ def _carried(file: GgufFile, names: Naming) -> str:
     return text
 
 
+def _warnings(file: GgufFile, reading: Reading) -> list[str]:
+    if reading.i2s_order or not any(info.kind == "I2_S" for info in file.tensors):
+        return []
+    others = tuple(order for order in I2S_ORDERS if order != "x86")
+    return [
+        "I2_S is taken in the order that x86 has; in another one the weights would change places, "
+        f"and the file does not say which it is. If the model computes nonsense, try "
+        f"{spell(i2s_order=others)}"
+    ]
+
+
 def _notes(file: GgufFile, names: Naming, reading: Reading) -> list[str]:
     found = []
     kinds = {info.kind for info in file.tensors}
@@ -123,11 +136,8 @@ def _notes(file: GgufFile, names: Naming, reading: Reading) -> list[str]:
         found.append(f"{names.stated}: names as Hugging Face has them{order}")
     elif names.stated:
         found.append(f"{names.stated}: names as GGUF has them")
-    if "I2_S" in kinds:
-        found.append(
-            f"I2_S taken in the order that {reading.i2s_order} has: the file does not say which it "
-            f"is"
-        )
+    if "I2_S" in kinds and reading.i2s_order:
+        found.append(f"I2_S taken in the order that {reading.i2s_order} has, as you say")
     for quant in QUANTS.values():
         if names_of := [names.outside(i.name) for i in file.tensors if i.quant is quant]:
             more = f" and {len(names_of) - 1} others" if len(names_of) > 1 else ""

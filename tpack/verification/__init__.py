@@ -40,7 +40,7 @@ def verify(
     against: str | os.PathLike[str] | Mapping[str, Any] | Any | None = None,
     *,
     key: str | None = None,
-    i2s_order: str = "x86",
+    i2s_order: str | None = None,
 ) -> VerificationReport:
     """Check a checkpoint, and with ``against`` that it is what its source gives.
 
