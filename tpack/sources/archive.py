@@ -68,7 +68,7 @@ class Archive:
         self._handle, self._start = handle, start
         whole = os.fstat(handle).st_size - start if length is None else length
         with _damage("its directory"):
-            self._zip = zipfile.ZipFile(BufferedReader(_Part(handle, start, whole)))
+            self._zip = zipfile.ZipFile(BufferedReader(Part(handle, start, whole)))
         self._places: dict[int, zipfile.ZipInfo] = {}
         self._by_name: dict[str, int] = {}
         self._whole: set[int] = set()
@@ -285,7 +285,7 @@ def _product(a: int, b: int) -> int:
     return product
 
 
-class _Part(RawIOBase):
+class Part(RawIOBase):
     """A part of an open file as a file of its own, with a position of its own."""
 
     def __init__(self, handle: int, start: int, length: int) -> None:

@@ -76,13 +76,14 @@ class Lie:
 
 @dataclass(frozen=True)
 class Levels:
-    """A weight: ``scale * (code - zero point)``.
+    """A weight: ``scale * (code - zero point)``, or divided by the scale.
 
     Attributes:
         name: of the weight.
         shape: of the weight.
         read: numbers ``start`` to ``stop``, flat; zero points are not yet subtracted.
         zeros: the zero points, in a shape that broadcasts as those of ``lie``; None for 0.
+        divides: whether the scale divides.
         scale: as stored, in the shape that the granularity gives.
         scale_dtype: float32, float16 or bfloat16.
         dtype: of the weight.
@@ -103,6 +104,7 @@ class Levels:
     system: str
     nbytes: int
     zeros: Array | None = field(default=None)
+    divides: bool = False
 
     @property
     def split(self) -> int:
@@ -138,11 +140,15 @@ class Levels:
             InputError: a scale is not finite.
         """
         values = widen(self.scale, self.scale_dtype)
-        if not np.isfinite(values).all():
-            raise InputError("has a scale that is NaN or infinite. Export the model again.")
+        if not np.isfinite(values).all() or (self.divides and (values == 0).any()):
+            raise InputError(
+                "has a scale that is NaN or infinite, or divides by 0. Export the model again."
+            )
         magnitude = self._magnitude()
         scale, size = self.scale, np.int16(magnitude)
-        if magnitude > 1:
+        if self.divides:
+            scale = narrow(magnitude / values.astype(np.float64), self.scale_dtype)
+        elif magnitude > 1:
             scale = narrow(values.astype(np.float64) * magnitude, self.scale_dtype)
 
         def rows(first: int, last: int) -> npt.NDArray[np.uint8]:
@@ -179,7 +185,8 @@ class Levels:
             first, last = start // columns, -(-stop // columns)
             rows = self.rows(first, last)
             scale = spread(values, self.lie.granularity, first, *rows.shape)
-            flat = narrow(rows * scale, self.dtype).reshape(-1)
+            floats = rows / scale if self.divides else rows * scale
+            flat = narrow(floats, self.dtype).reshape(-1)
             return flat[start - first * columns : stop - first * columns]
 
         return SourceTensor(self.name, self.dtype, self.shape, read, coded=f"from {self.system}")

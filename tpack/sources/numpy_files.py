@@ -5,90 +5,32 @@ Nothing is unpickled: arrays of objects are refused, whatever they hold.
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from numpy.lib import format as npy
 
 from tpack.container.header import MAX_DIMS, check_name
-from tpack.container.opening import open_input, read_into
-from tpack.container.reader import stored_dtype
-from tpack.dtypes import BY_NAME
+from tpack.container.opening import open_input
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.options import Reading
 from tpack.sources.archive import AGAIN, Archive, archive_of
 from tpack.sources.source import Source, SourceTensor
-from tpack.text import listed, size
-
-Array = npt.NDArray[Any]
+from tpack.sources.stored_array import StoredArray, check_density, dtype_name
+from tpack.text import listed
 
 #: Bytes in which a header has to end; numpy reads no longer ones either.
 _HEADER = 10_000
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 #: Arrays of an archive: beyond that, opening it would take long.
 _MANY = 20_000
-#: What a compressed array may be beyond, in bytes and in times its compressed size.
-_LARGE, _DENSE = 1 << 28, 200
+#: Kinds of texts and times, which are left out.
+_TEXTS = "SUMm"
 _ENDING = ".npy"
-
-
-@dataclass
-class _Stored:
-    """An array in a file.
-
-    Attributes:
-        dtype: of its elements as stored, in their byte order.
-        shape: its shape.
-        by_columns: whether the first index runs fastest, as in Fortran.
-        start: where in its record the elements begin.
-        locate: returns handle and first byte of the record.
-    """
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    by_columns: bool
-    start: int
-    locate: Callable[[], tuple[int, int]]
-    _turned: Array | None = field(default=None, repr=False)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its elements."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def name(self) -> str:
-        """Name of the dtype, without its byte order."""
-        return self.dtype.newbyteorder("=").name
-
-    def elements(self, start: int, stop: int) -> Array:
-        """Read elements as they lie in the file, in the byte order of this machine."""
-        handle, place = self.locate()
-        width = self.dtype.itemsize
-        found = np.empty(stop - start, self.dtype)
-        read_into(handle, memoryview(found.view(np.uint8)), place + self.start + start * width)
-        return found.astype(self.dtype.newbyteorder("="), copy=False).view(stored_dtype(self.name))
-
-    def read(self, start: int, stop: int) -> Array:
-        """Read elements row by row; of an array by columns all, until the last was asked for."""
-        if not self.by_columns:
-            return self.elements(start, stop)
-        if self._turned is None:
-            whole = self.elements(0, math.prod(self.shape))
-            self._turned = whole.reshape(self.shape, order="F").reshape(-1)
-        found = self._turned[start:stop]
-        if stop == self._turned.size:
-            self._turned = None
-        return found
 
 
 def open_numpy(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # frozen
@@ -105,7 +47,7 @@ def open_numpy(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # f
     with resources:
         handle = resources.enter_context(open_input(path)).fileno()
         archive = archive_of(handle)
-        arrays: dict[str, _Stored] = {}
+        arrays: dict[str, StoredArray] = {}
         notes = []
         if archive is None:
             length = os.fstat(handle).st_size
@@ -123,11 +65,7 @@ def open_numpy(path: Path, _: Reading = Reading()) -> Source:  # noqa: B008  # f
                 name = record.removesuffix(_ENDING)
                 with locate(tensor=name):
                     packed, length = archive.sizes(record)
-                    if length > max(_LARGE, _DENSE * packed):
-                        raise UnsupportedError(
-                            f"takes {size(length)}, but is compressed to {size(packed)}, expected "
-                            f"at most {_DENSE} times as much. Save it with numpy.savez."
-                        )
+                    check_density(packed, length)
                     begin = archive.begin(record, _HEADER)
                     arrays[name] = _stored(begin, length, _place(archive, record))
             if others := [name for name in archive.names if not name.endswith(_ENDING)]:
@@ -153,7 +91,7 @@ def _is_kernel(tensor: SourceTensor) -> bool:
     return tensor.name.endswith("kernel") and len(tensor.shape) >= 2
 
 
-def _stored(begin: bytes, length: int, locate_record: Callable[[], tuple[int, int]]) -> _Stored:
+def _stored(begin: bytes, length: int, locate_record: Callable[[], tuple[int, int]]) -> StoredArray:
     """Read a header.
 
     Args:
@@ -172,11 +110,12 @@ def _stored(begin: bytes, length: int, locate_record: Callable[[], tuple[int, in
             shape, by_columns, dtype = _READERS[version](stream, max_header_size=_HEADER)
     except Exception as error:  # damaged, it fails wherever reading first stumbles
         raise InputError(f"has no header of NumPy in its first {_HEADER} bytes. {AGAIN}") from error
-    _check_dtype(dtype)
+    if dtype.kind not in _TEXTS:
+        dtype_name(dtype)
     if len(shape) > MAX_DIMS or not all(0 <= n < 1 << 63 for n in shape):
         raise InputError(f"has {shape!s:.60} as its shape, expected sizes of dims. {AGAIN}")
     by_columns = by_columns and len(shape) > 1
-    stored = _Stored(dtype, tuple(shape), by_columns, stream.tell(), locate_record)
+    stored = StoredArray(dtype, tuple(shape), stream.tell(), locate_record, by_columns)
     if stored.start + stored.nbytes != length:
         raise InputError(
             f"holds {length - stored.start} bytes, expected {stored.nbytes} for shape "
@@ -185,40 +124,14 @@ def _stored(begin: bytes, length: int, locate_record: Callable[[], tuple[int, in
     return stored
 
 
-def _check_dtype(dtype: np.dtype[Any]) -> None:
-    """Refuse elements that are no numbers, or numbers whose kind is not in the file.
-
-    Raises:
-        UnsupportedError: with what to do.
-    """
-    if dtype.names is not None or dtype.subdtype is not None:
-        raise UnsupportedError(
-            "is an array of records, expected numbers. Save each field as an array of its own."
-        )
-    if dtype.hasobject:
-        raise UnsupportedError(
-            "is an array of Python objects, which only a pickle can hold and tpack never "
-            "unpickles. Save each array in it under a name of its own: numpy.savez(path, **arrays)."
-        )
-    if dtype.kind == "V":
-        raise UnsupportedError(
-            f"has elements of {dtype.itemsize} bytes without a kind, as NumPy saves bfloat16 and "
-            "float8. Save it as float32: array.astype('float32')."
-        )
-    if dtype.kind not in "SUMm" and dtype.name not in BY_NAME:
-        raise UnsupportedError(
-            f"is an array of {dtype.name}, expected numbers of at most 8 bytes. Cast it first."
-        )
-
-
-def _tensors(arrays: dict[str, _Stored]) -> tuple[dict[str, SourceTensor], list[str]]:
+def _tensors(arrays: dict[str, StoredArray]) -> tuple[dict[str, SourceTensor], list[str]]:
     """Return arrays of numbers as tensors, and notes.
 
     Raises:
         InputError: two arrays have one name.
     """
     tensors: dict[str, SourceTensor] = {}
-    texts = [name for name, array in arrays.items() if array.dtype.kind in "SUMm"]
+    texts = [name for name, array in arrays.items() if array.dtype.kind in _TEXTS]
     for stored, array in arrays.items():
         if stored in texts:
             continue
@@ -229,7 +142,7 @@ def _tensors(arrays: dict[str, _Stored]) -> tuple[dict[str, SourceTensor], list[
                 f"would have the name {name!r}, which another array has. Rename one.",
                 tensor=stored,
             )
-        tensors[name] = SourceTensor(name, array.name, array.shape, array.read)
+        tensors[name] = SourceTensor(name, dtype_name(array.dtype), array.shape, array.read)
     notes = []
     if any("/" in name for name in arrays):
         notes.append("wrote '/' in names as '.'")
