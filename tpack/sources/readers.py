@@ -47,6 +47,7 @@ READERS = {
     "GGUF": Reader("tpack.sources.gguf_source", "open_gguf"),
     "ONNX": Reader("tpack.sources.onnx_files", "open_onnx", "onnx", "onnx"),
     "Keras": Reader("tpack.sources.keras_files", "open_keras", "h5py", "keras"),
+    "Keras index": Reader("tpack.sources.keras_files", "open_keras", "h5py", "keras"),
     "HDF5": Reader("tpack.sources.keras_files", "open_keras", "h5py", "keras"),
     "NumPy": Reader("tpack.sources.numpy_files", "open_numpy"),
     "TFLite": Reader("tpack.sources.tflite_files", "open_tflite", "tflite", "tflite"),
