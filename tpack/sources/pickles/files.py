@@ -153,11 +153,6 @@ def _read_archive(archive: Archive, longest: int, room: int) -> Pickled:
 
 
 def _read_stream(handle: int, size: int, longest: int, room: int) -> Pickled:
-    if os.pread(handle, 5, 257) == b"ustar":
-        raise UnsupportedError(
-            "is a tar archive of torch 0.1, expected a file of torch 0.2 or newer. If you trust "
-            "it, save it again: torch.save(torch.load(path, weights_only=False), 'weights.pt')."
-        )
     for length in (_FIRST, longest):
         head = os.pread(handle, length, 0)
         try:
