@@ -344,7 +344,15 @@ def with_quantizer(path, package, described):
 @pytest.mark.parametrize(
     ("package", "quantizer", "label"),
     [
-        ("QuantDense", {"class_name": "Larq>SteTern", "config": {}}, "SteTern"),
+        (
+            "QuantDense",
+            {
+                "class_name": "SteTern",
+                "config": {"threshold_value": 0.05, "ternary_weight_networks": True},
+            },
+            "SteTern",
+        ),
+        ("QuantDense", {"class_name": "Larq>SteSign", "config": {}}, "SteSign"),
         ("QuantDense", "ste_tern", "ste_tern"),
         ("QDense", {"class_name": "ternary", "config": {"alpha": 1}}, "ternary"),
     ],
@@ -356,6 +364,35 @@ def test_latent_weights_are_kept_and_their_quantizer_is_named(tmp_path, package,
     assert report.warnings[0].startswith(
         f"1 weight kept as floats, though the layer rounds them by {label} as it runs: q.kernel."
     )
+
+
+def test_larqs_threshold_is_applied_as_larq_does(tmp_path):
+    """Larq 0.14.0 rounds these so; and 2 million others as the same formula in numpy does."""
+    quantizer = {"threshold_value": 0.05, "ternary_weight_networks": False}
+    described = {"kernel_quantizer": {"class_name": "SteTern", "config": quantizer}}
+    with_quantizer(tmp_path / "m.h5", "QuantDense", described)
+    limit = np.float32(0.05)
+    below, above = np.nextafter(limit, np.float32(0)), np.nextafter(limit, np.float32(1))
+    with h5py.File(tmp_path / "m.h5", "a") as file:
+        edge = [limit, -limit, below, above, 0.049, 0, 0.1, -0.1]
+        file["model_weights/q/q/kernel:0"][0, :8] = edge
+    report = tpack.convert(tmp_path / "m.h5", tmp_path / "m.safetensors", exact=True)
+    assert (
+        "rounded to -1, 0 and 1 by SteTern with threshold 0.05, as the layer does when it runs: "
+        "q.kernel" in report.notes
+    )
+    found = tpack.unpack(tmp_path / "m.safetensors")["q.kernel"]
+    assert found[0, :8].tolist() == [1, -1, 0, 1, 0, 0, 1, -1]
+    np.testing.assert_array_equal(found[1:], trits(64, 32)[1:])
+
+
+def test_a_layer_of_larq_without_a_config_is_not_rounded(tmp_path):
+    with h5py.File(tmp_path / "m.weights.h5", "w") as file:
+        file["layers/quant_dense/vars/0"] = np.ones((8, 8), np.float32) / 3
+        file["layers/dense/vars/0"] = trits(64, 32)
+    report = tpack.convert(tmp_path / "m.weights.h5", tmp_path / "m.safetensors")
+    assert [t.name for t in report.tensors if t.action == "packed"] == ["dense.kernel"]
+    assert "by a quantizer that the file does not name as it runs" in report.warnings[0]
 
 
 def test_a_layer_without_a_quantizer_has_weights(tmp_path):

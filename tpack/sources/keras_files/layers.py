@@ -21,7 +21,7 @@ _MODELS = ("functional", "sequential", "model")
 _RECURRENT = ("lstm", "gru", "simple_rnn")
 ATTENTION = ("multi_head_attention", "group_query_attention")
 #: Packages whose quantized layers have the variables of Keras's own, and what they add to names.
-_QUANTIZED = {"larq": "quant_", "qkeras": "q_"}
+QUANTIZED = {"larq": "quant_", "qkeras": "q_"}
 
 Config = Mapping[str, Any]
 
@@ -53,9 +53,9 @@ def layer_of(described: Any) -> Layer:
     package = str(described.get("module") or "keras").partition(".")[0]
     registered = str(described.get("registered_name") or "").partition(">")[0].lower()
     kind = snake_case(str(described.get("class_name", "")).rpartition(">")[2])
-    prefix = _QUANTIZED.get(package) or _QUANTIZED.get(registered)
+    prefix = QUANTIZED.get(package) or QUANTIZED.get(registered)
     if prefix is None and package == "keras":  # Keras 2 does not write modules
-        prefix = next((one for one in _QUANTIZED.values() if kind.startswith(one)), None)
+        prefix = next((one for one in QUANTIZED.values() if kind.startswith(one)), None)
     if prefix is not None and kind.removeprefix(prefix) in VARIABLES:
         kind = kind.removeprefix(prefix)
     elif package not in ("keras", "tf_keras"):
@@ -115,22 +115,22 @@ def groups(root: Layer, name_of: Callable[[str], str | None]) -> Callable[[str],
         if up.is_layer:
             known = _inside(up.layer, key)
             return Group((*up.parts, key), known or Layer(), bool(known) or name is not None)
-        known = _listed(up.layer, key, name) if up.is_model else None
+        known, listed = _listed(up.layer, key, name) if up.is_model else (None, "")
         layer = known or Layer(re.sub(r"_\d+$", "", key))
-        part = (name or key).replace("/", ".")
+        part = (name or listed or key).replace("/", ".")
         return Group((*up.parts, part), layer, bool(known) or name is not None)
 
     return described
 
 
-def _listed(model: Layer, key: str, name: str | None) -> Layer | None:
-    """Find a layer in the config of its model, by its name, else by its group."""
+def _listed(model: Layer, key: str, name: str | None) -> tuple[Layer | None, str]:
+    """Find a layer and its name in the config of its model, by its name, else by its group."""
     found = list(layers_of(model.config or {}))
     for column, wanted in ((1, name), (0, key)):
         for row in found:
             if wanted and row[column] == wanted:
-                return layer_of(row[2])
-    return None
+                return layer_of(row[2]), row[1]
+    return None, ""
 
 
 def _inside(layer: Layer, key: str) -> Layer | None:

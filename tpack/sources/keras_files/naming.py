@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from tpack.container.header import check_name
 from tpack.errors import InputError, locate
 from tpack.sources.keras_files.hdf5 import Hdf5
-from tpack.sources.keras_files.layers import Group, groups
+from tpack.sources.keras_files.layers import QUANTIZED, Group, groups
 from tpack.sources.keras_files.quantized import read_quantized
 from tpack.sources.keras_files.quantizers import quantizer_of
 from tpack.sources.keras_files.variables import Layer, Variable
@@ -23,6 +23,8 @@ class Found:
     Attributes:
         unnamed: layers whose variables have no names in the file.
         opaque: those of them whose variables are codes.
+        applied: weights that were rounded as their layers do, by the quantizer.
+        quantizers: weights that were not, by the quantizer.
     """
 
     tensors: dict[str, SourceTensor | PackedTensor] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class Found:
     warnings: list[str] = field(default_factory=list)
     unnamed: list[str] = field(default_factory=list)
     opaque: list[str] = field(default_factory=list)
+    applied: dict[str, list[str]] = field(default_factory=dict)
     quantizers: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, tensor: SourceTensor | PackedTensor, column_dims: int = 1) -> None:
@@ -57,16 +60,24 @@ class Found:
             held: the variable under ""; if Keras quantized it, also its scales.
         """
         dims = layer.column_dims(row, held[""].shape)
-        if len(held) == 1:
-            self.add(replace(held[""], name=name), dims)
-        else:
+        quantizer = None if row.role == "bias" else quantizer_of(layer, row.name)
+        if len(held) > 1:
             for tensor in read_quantized(name, held, layer, dims):
                 self.add(tensor, dims)
+        elif quantizer is not None and (trits := quantizer.trits(held[""])) is not None:
+            self.add(replace(trits, name=name), dims)
+            self.applied.setdefault(str(quantizer), []).append(name)
+        else:
+            self.add(replace(held[""], name=name), dims)
+            if quantizer is not None:
+                self.add_rounded(name, str(quantizer))
         if row.role:
             self.roles[name] = row.role
-        if (quantizer := quantizer_of(layer, row.name)) is not None:
-            self.floats[name] = f"its layer rounds it by {quantizer}"
-            self.quantizers.setdefault(quantizer, []).append(name)
+
+    def add_rounded(self, name: str, quantizer: str) -> None:
+        """Keep a tensor as it is, for its layer rounds it by a rule that is not applied."""
+        self.floats[name] = f"its layer rounds it by {quantizer}"
+        self.quantizers.setdefault(quantizer, []).append(name)
 
     def say(self) -> None:
         """Say what was found, for the report."""
@@ -80,6 +91,11 @@ class Found:
                 f"{plural(len(self.opaque), 'layer')} quantized by Keras kept as they are, for the "
                 f"file does not say how to read them: {listed(self.opaque)}. To pack them, convert "
                 "the model as it was before, or as model.save('model.keras') writes it."
+            )
+        for quantizer, names in self.applied.items():
+            self.notes.append(
+                f"rounded to -1, 0 and 1 by {quantizer}, as the layer does when it runs: "
+                f"{listed(names)}"
             )
         for quantizer, names in self.quantizers.items():
             self.warnings.append(
@@ -133,6 +149,11 @@ def _add_group(found: Found, group: Group, variables: Mapping[str, SourceTensor]
             found.add(replace(variables[number], name=name))
             if quantized:
                 found.floats[name] = "quantized by Keras"
+            elif (
+                group.layer.kind.startswith(tuple(QUANTIZED.values()))
+                and len(variables[number].shape) > 1
+            ):
+                found.add_rounded(name, "a quantizer that the file does not name")
         return
     stored: dict[Variable, dict[str, SourceTensor]] = {}
     for number, (row, what) in zip(order, parts, strict=True):
