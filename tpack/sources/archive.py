@@ -230,8 +230,11 @@ class Archive:
 
 
 def _is_data(info: zipfile.ZipInfo) -> bool:
-    """Return whether a record holds the bytes of a tensor: ``NAME/data/0``."""
-    return info.filename.split("/")[1:2] == ["data"]
+    """Return whether a record holds the bytes of a tensor: ``NAME/data/0``.
+
+    A program of TorchScript also has them in ``constants`` and ``traced_inputs``.
+    """
+    return info.filename.split("/")[1:2] in (["data"], ["constants"], ["traced_inputs"])
 
 
 def checksum(handle: int, start: int, length: int) -> int:

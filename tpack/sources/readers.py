@@ -103,7 +103,9 @@ def _refusal(kind: Kind) -> UnsupportedError:
 
 
 def _is_called_otherwise(kind: Kind, name: str) -> bool:
-    """Return whether a name has a suffix of another kind."""
+    """Return whether a name has a suffix of a kind that something else reads."""
     return not name.endswith(kind.suffixes) and any(
-        name.endswith(other.suffixes) for other in KINDS.values()
+        name.endswith(other.suffixes)
+        for other in KINDS.values()
+        if READERS.get(other.name) != READERS[kind.name]
     )

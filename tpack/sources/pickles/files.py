@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from tpack.container.opening import read_into
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError, UnsupportedError
+from tpack.errors import InputError
 from tpack.sources.archive import AGAIN, Archive, archive_of
 from tpack.sources.pickles.building import STORAGES
 from tpack.sources.pickles.machine import ROOM
 from tpack.sources.pickles.opcodes import read_pickle
+from tpack.sources.pickles.torchscript import parameters, read_classes
 from tpack.sources.pickles.values import Global, Storage
 
 #: Bytes that the pickle of any file may have.
@@ -51,6 +52,7 @@ class Pickled:
             their CRC-32 if there is one.
         swapped: whether elements are stored with the highest byte first.
         checksums: whether there are CRC-32s.
+        notes, warnings: about tensors that are no parameters.
     """
 
     value: Any
@@ -59,6 +61,8 @@ class Pickled:
     locate: Callable[[Storage], tuple[int, int]]
     swapped: bool = False
     checksums: bool = False
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
 
 
 def read_file(handle: int, resources: ExitStack) -> Pickled:
@@ -89,9 +93,14 @@ def read_file(handle: int, resources: ExitStack) -> Pickled:
 
 
 class Storages:
-    """The storages that a pickle names, each made once."""
+    """The storages that a pickle names, each made once.
 
-    def __init__(self) -> None:
+    Args:
+        folder: of an archive, where their bytes are; it begins their keys.
+    """
+
+    def __init__(self, folder: str = "") -> None:
+        self.folder = folder
         self.found: dict[str, Storage] = {}
         self.views: dict[tuple[str, int, int], Storage] = {}
 
@@ -108,7 +117,8 @@ class Storages:
         dtype = STORAGES[kind.name.rpartition(".")[2]]
         if what != "storage" or type(numel) is not int or not 0 <= numel < 1 << 62:
             raise ValueError
-        storage = self.found.setdefault(str(key), Storage(str(key), dtype, numel))
+        key = f"{self.folder}{key}"
+        storage = self.found.setdefault(key, Storage(key, dtype, numel))
         if (storage.dtype, storage.numel) != (dtype, numel):
             raise ValueError
         if not view or view[0] is None:
@@ -125,28 +135,29 @@ class Storages:
 
 def _read_archive(archive: Archive, longest: int, room: int) -> Pickled:
     prefix = archive.names[0].split("/")[0]
-    if f"{prefix}/constants.pkl" in archive.names:
-        archive.check_all()  # torch.jit.load does not do that
-        raise UnsupportedError(
-            "is a program of TorchScript, expected a state dict. Save that: "
-            "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
-        )
     archive.check_description(longest)
     if f"{prefix}/data.pkl" not in archive.names:
         raise InputError(NOT_TORCH)
     data = archive.read(f"{prefix}/data.pkl")
-    value, _, named = read_pickle(data, Storages(), room=room)
+    value, _, named = read_pickle(data, Storages("data/"), room=room)
+    notes: list[str] = []
+    warnings: list[str] = []
+    if f"{prefix}/constants.pkl" in archive.names:
+        text = archive.read(f"{prefix}/constants.pkl")
+        constants, *_ = read_pickle(text, Storages("constants/"), room=room)
+        classes = dict(read_classes(archive, f"{prefix}/code/"))
+        value, notes, warnings = parameters(value, constants, classes)
     order = f"{prefix}/byteorder"
     big = order in archive.names and archive.read(order) == b"big"
 
     def check(storage: Storage) -> None:
         size = itemsize(storage.dtype)
-        archive.check_size(f"{prefix}/data/{storage.key}", storage.numel * size, size)
+        archive.check_size(f"{prefix}/{storage.key}", storage.numel * size, size)
 
     def locate(storage: Storage) -> tuple[int, int]:
-        return archive.locate(f"{prefix}/data/{storage.key}")
+        return archive.locate(f"{prefix}/{storage.key}")
 
-    return Pickled(value, named, check, locate, big, archive.checksums)
+    return Pickled(value, named, check, locate, big, archive.checksums, notes, warnings)
 
 
 # ---- streams

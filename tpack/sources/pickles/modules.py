@@ -96,6 +96,6 @@ def _parts(value: Placeholder) -> tuple[Mapping[Any, Any], ...] | None:
 
 
 def _role(name: str) -> str | None:
-    """Return the role of the parameters of a class of torch."""
-    library, _, kind = name.rpartition(".")
+    """Return the role of the parameters of a class of torch, in TorchScript too."""
+    library, _, kind = name.removeprefix("__torch__.").rpartition(".")
     return _ROLES.get(_DERIVED.get(kind, kind)) if library.startswith("torch.nn.") else None

@@ -46,6 +46,8 @@ def open_pickle(path: Path, reading: Reading, naming: Naming = clean_names) -> S
         source = collect(file.value, str(path), kind, naming, reading, path.stat().st_size)
         source.resources.push(resources.pop_all())
     source.files = (path,)
+    source.notes += file.notes
+    source.warnings += file.warnings
     source.notes += _left(name for name in file.named if name not in opener.opened)
     if not file.checksums:
         source.notes.append("has no checksums: a flipped bit in its tensors cannot be noticed")
@@ -72,7 +74,7 @@ def _left(names: Iterable[str]) -> list[str]:
     """Name the classes and functions that were neither made nor run, by their libraries."""
     libraries: dict[str, list[str]] = {}
     for name in names:
-        if not is_built(name):
+        if not is_built(name) and not name.startswith("torch.jit._pickle."):  # types of lists
             libraries.setdefault(name.partition(".")[0], []).append(name)
     if not libraries:
         return []
