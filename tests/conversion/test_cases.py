@@ -105,12 +105,15 @@ def test_beside_a_ternary_weight_others_are_kept_bit_for_bit(make, tmp_path):
 
 
 def test_where_no_weight_is_ternary_all_are_rounded_and_that_is_said(make, tmp_path):
-    report = tpack.convert(make(MASTERS), tmp_path / "out")
+    source = make(MASTERS)
+    report = tpack.convert(source, tmp_path / "out")
     assert set(actions(report).values()) == {"quantized"}
     assert {tensor.method for tensor in report.tensors} == {"absmean"}
     (warning,) = report.warnings
     assert warning.startswith("no weight of the source is ternary: 3 weights were rounded by abs")
     assert "masters of BitNet b1.58" in warning
+    (warning,) = tpack.convert(source, tmp_path / "dry", dry_run=True).warnings
+    assert "3 weights would be rounded by absmean" in warning
 
 
 def test_a_method_that_is_named_rounds_without_a_warning(make, tmp_path):

@@ -33,9 +33,10 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
     if rounded := {name: e for name, e in lossy.items() if e.method == "absmean"}:
         errors = [entry.relative_error or 0.0 for entry in rounded.values()]
         low, high = f"{min(errors):.2f}", f"{max(errors):.2f}"
+        were = "would be" if plan.options.dry_run else "was" if len(rounded) == 1 else "were"
         found.append(
             f"no weight of the source is ternary: {plural(len(rounded), 'weight')} "
-            f"{'was' if len(rounded) == 1 else 'were'} rounded by absmean, with relative error "
+            f"{were} rounded by absmean, with relative error "
             f"{low if low == high else f'{low}–{high}'}. That is right only for masters of BitNet "
             "b1.58, which round the same way as they run. For other models choose "
             f"{spell(quantize=tuple(name for name in QUANTIZERS if name != 'absmean'))}, or "
