@@ -92,6 +92,10 @@ def _tensors(value: Any, at: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from _tensors(inner, f"{at}.{key}" if at else str(key))
 
 
+def of_script(path: Path) -> State:
+    return dict(_tensors(torch.jit.load(path, "cpu")))
+
+
 def of_onnx(path: Path) -> State:
     """Read the initializers, and constants that are more than a number of an op.
 
@@ -162,6 +166,7 @@ class File:
 
 
 FILES = (
+    File("silero-vad==6.2.3", "data/silero_vad.jit", of_script),
     File("resemblyzer==0.1.4", "pretrained.pt", of_torch, "model_state"),
     File("facenet-pytorch==2.6.0", "data/onet.pt", of_torch),
     File("dists-pytorch==0.1", "weights.pt", of_torch, options=("--include", "*")),
