@@ -218,6 +218,8 @@ class Source:
             and shapes tell of others.
         trained: whether a tensor is a parameter of its module, by name; empty where the source
             does not record it.
+        graph: what the model computes, where the source says it and not as code of Python: an
+            ``OnnxGraph``.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input, without what is left of it.
         path: of a file or folder; None for what is in memory.
@@ -243,6 +245,7 @@ class Source:
     in_out: frozenset[str] = frozenset()
     splits: Mapping[str, int] = field(default_factory=dict)
     trained: Mapping[str, bool] = field(default_factory=dict)
+    graph: Any = None
     files: tuple[Path, ...] = ()
     nbytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)

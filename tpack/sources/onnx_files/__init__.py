@@ -10,11 +10,16 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
 
 from tpack.container.header import check_name
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.options import Reading
+from tpack.sources.onnx_files.constants import numbers_in
+from tpack.sources.onnx_files.identifiers import as_paths
 from tpack.sources.onnx_files.model import OnnxModel, load_model
 from tpack.sources.onnx_files.names import torch_names
 from tpack.sources.onnx_files.nodes import Node, Nodes
@@ -42,14 +47,14 @@ def open_onnx(path: Path, reading: Reading) -> Source:
     with ExitStack() as resources:
         model = load_model(path)
         resources.callback(model.close)
-        opened = _Opened(model)
+        opened = OnnxGraph(model)
         source = opened.source()
         source.path = path
         source.resources = resources.pop_all()
         return source
 
 
-class _Opened:
+class OnnxGraph:
     """One reading of a model.
 
     Attributes:
@@ -63,12 +68,17 @@ class _Opened:
         self.model = model
         self.nodes = Nodes.of(model.proto)
         self.named, self.notes = torch_names(model.graph)
+        own = [self.named.get(name, name) for name, _ in self.nodes.of_all()]
+        paths = as_paths(own)
+        for (name, _), path in zip(self.nodes.of_all(), own, strict=True):
+            self.named[name] = paths.get(path, path)
         self.warnings: list[str] = []
         self.found: dict[str, SourceTensor] = {}
         self._read_all()
         self.uses = Uses(self.nodes, lambda name: self.found[name].shape)
         self.weights: dict[str, SourceTensor | PackedTensor] = {}
         self.left: dict[str, SourceTensor] = {}
+        self.names: dict[str, str] = {}
         self.taken: set[str] = set()
         self.turned: set[str] = set()
         self.systems: Counter[str] = Counter()
@@ -99,8 +109,9 @@ class _Opened:
         tensors: dict[str, SourceTensor | PackedTensor] = {}
         roles: dict[str, str] = {}
         in_out: set[str] = set()
+        numbers = numbers_in(self.nodes, self.found)
         for name, tensor in self.found.items():
-            if name in self.taken and name not in self.weights:
+            if name not in self.weights and (name in self.taken or name in numbers):
                 continue
             used = self.uses.of(name)
             if name in self.nodes.constants and not _is_weight(tensor, used):
@@ -109,6 +120,7 @@ class _Opened:
             if name not in self.weights:
                 stored = replace(stored, name=self.named.get(name, name))
             self._add(tensors, stored, name)
+            self.names[name] = stored.name
             if used.role:
                 roles[stored.name] = used.role
             if used.in_out != (name in self.turned) and len(stored.shape) == 2:
@@ -121,9 +133,22 @@ class _Opened:
             warnings=self.warnings,
             roles=roles,
             in_out=frozenset(in_out),
+            graph=self,
             files=tuple(self.model.files),
             nbytes=sum(path.stat().st_size for path in self.model.files),
         )
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own ops."""
+        versions = [one.version for one in self.model.proto.opset_import if not one.domain]
+        return max(versions, default=1)
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Read a stored tensor, by its name in the graph."""
+        tensor = self.found[name]
+        values = tensor.read(0, tensor.numel).reshape(tensor.shape)
+        return values.astype(bool) if tensor.dtype == "bool" else values
 
     def _add(
         self,

@@ -57,7 +57,7 @@ def torch_names(graph: GraphProto) -> tuple[dict[str, str], list[str]]:
     for node in graph.node:
         module = module_of(node)
         for name, role in _operands(node):
-            if module is None or name not in stored or not _MADE_UP.fullmatch(name):
+            if module is None or name not in stored or not is_made_up(name):
                 continue
             last = _parameter(node, module)
             if last is None and f"{module}." not in holders:
@@ -77,6 +77,11 @@ def torch_names(graph: GraphProto) -> tuple[dict[str, str], list[str]]:
         else:
             found[name] = wish
     return found, notes
+
+
+def is_made_up(name: str) -> bool:
+    """Return whether an exporter of torch made a name up."""
+    return _MADE_UP.fullmatch(name) is not None
 
 
 def module_of(node: NodeProto) -> str | None:
