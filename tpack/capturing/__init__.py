@@ -112,7 +112,7 @@ class Captured:
         assert self.example is not None
         module = plain(self.program(()), self.graph)
         found = compare(module, self.example, self.graph, limit=float_rounding(self.graph))
-        return f"the captured program equals the module: {found}"
+        return f"the captured program equals {self.example.called}: {found}"
 
     def compare_packed(self, program: Program, pieces: Iterable[Piece], *, lossy: int) -> str:
         """Compare a program of packed weights with the source.
@@ -139,9 +139,9 @@ class Captured:
         limit = None if lossy else max(float_rounding(self.graph), LEVEL)
         found = compare(built(program, tensors), self.example, self.graph, limit=limit)
         if not lossy:
-            return f"the packed model equals the module: {found}"
+            return f"the packed model equals {self.example.called}: {found}"
         some = f"{lossy} rounded weights" if lossy > 1 else "1 rounded weight"
-        return f"the packed model with {some} differs from the module: {found}"
+        return f"the packed model with {some} differs from {self.example.called}: {found}"
 
     def taken(self, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
         """Yield the tensors of a checkpoint by name, from the source if it has them."""

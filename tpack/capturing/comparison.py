@@ -31,12 +31,14 @@ class Example:
         original: a module, or an exported program as one.
         args, kwargs: its arguments.
         ranges: the smallest and largest value of each free size.
+        called: what messages call the original.
     """
 
     original: nn.Module
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     ranges: Mapping[sympy.Symbol, Any]
+    called: str = "the module"
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the original with other tensors in the arguments; return its tensors."""

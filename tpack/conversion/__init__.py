@@ -16,7 +16,7 @@ from typing import Any
 from tpack.choices import Means
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.kinds import is_called_as_file
-from tpack.conversion.captures import OWN_RULE, captured, masters
+from tpack.conversion.captures import OWN_RULE, captured, captured_graph, masters
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.outputs import Job, convert_file, unwritten
 from tpack.conversion.ranks import Ranks
@@ -111,6 +111,8 @@ def convert(
             place = stack.enter_context(remote_target(destination, force=force or dry_run))
         opened = stack.enter_context(open_source(source, options))
         target = _target(source, opened, place)
+        if program is None and trace is None:
+            trace = captured_graph(opened)
         if opened.shards:
             if address is not None and Ranks.here().of > 1:
                 raise UsageError(

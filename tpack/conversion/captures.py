@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from tpack.container.kinds import kind_of
 from tpack.container.opening import input_errors
 from tpack.describing import Description
-from tpack.errors import UsageError, locate
+from tpack.errors import InputError, LayerDefError, UsageError, locate
 from tpack.quantize import Rounding
 
 if TYPE_CHECKING:
     from tpack.capturing import Captured
+    from tpack.sources import Source
 
 
 #: Why a weight is kept that forward rounds, or measures, by a rule that tpack does not know.
@@ -67,6 +68,27 @@ def captured(
     from tpack.capturing import trace_module
 
     return _compared(trace_module(source, args or (), kwargs, dynamic_shapes))
+
+
+def captured_graph(source: Source) -> Captured | None:
+    """Capture the graph that the file of a source has, and compare its results.
+
+    None if it has none, or one that LayerDef cannot express: a note says why.
+    """
+    if source.graph is None:
+        return None
+    from tpack.capturing.onnx_graphs import trace_onnx
+
+    try:
+        return _compared(trace_onnx(source.graph, source.tensors))
+    except LayerDefError as error:
+        reason = str(error)
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001  # a graph may be anything, and so what torch raises
+        reason = f"{type(error).__name__} in tracing it: {error!s:.200}"
+    source.notes.append(f"the graph is not captured: {reason}")
+    return None
 
 
 def _is_exported(path: Path) -> bool:
