@@ -257,7 +257,7 @@ def compare(file: File, path: Path) -> str:
     if file.part:
         start = f"{file.part}."
         expected = {n.removeprefix(start): v for n, v in expected.items() if n.startswith(start)}
-    read = as_read(path)
+    read, aliases = as_read(path)
     twins = find_twins(read, expected, file.library in RENAMED)
     packed, plain = path.with_suffix(".safetensors"), path.with_suffix(".plain.safetensors")
     call("inspect", path)
@@ -267,34 +267,35 @@ def compare(file: File, path: Path) -> str:
     unpacked = load_file(plain)
     if unpacked.keys() != twins.keys():
         raise Differs(f"unpack: other names: {sorted(unpacked.keys() ^ twins.keys())[:6]}")
-    for row in report["tensors"]:
-        name, wanted = row["name"], expected[twins[row["name"]]]
-        if row["action"] == "quantized":
-            wanted = absmean(wanted)
-        if not same(unpacked[name], wanted):
-            raise Differs(f"{name!r}, {row['action']}, unpacks to other values")
-    counts = Counter(row["action"] for row in report["tensors"])
+    done = {row["name"]: row["action"] for row in report["tensors"]}
+    for name, twin in twins.items():
+        action, wanted = done[aliases.get(name, name)], expected[twin]
+        if not same(unpacked[name], absmean(wanted) if action == "quantized" else wanted):
+            raise Differs(f"{name!r}, {action}, unpacks to other values")
+    counts = Counter(done.values())
     what = ", ".join(f"{counts[a]} {a}" for a in ("packed", "quantized", "kept") if counts[a])
     values = sum(value.numel() for value in read.values())
     name, _, version = file.package.partition("==")
     return f"| {name} {version} | `{file.path}` | {len(read)} | {values:,} | {what} |"
 
 
-def as_read(path: Path) -> State:
-    """Read all values of a file with tpack."""
+def as_read(path: Path) -> tuple[State, Mapping[str, str]]:
+    """Read all values of a file with tpack; tied weights under each of their names.
+
+    Returns:
+        The values, and the names that are another name for the same tensor.
+    """
     found: State = {}
     with open_source(path) as source:
         for name, tensor in source.tensors.items():
             assert isinstance(tensor, SourceTensor), name
             assert tensor.factor is None, name
             dtype, stored = getattr(torch, tensor.dtype), tensor.read(0, tensor.numel).tobytes()
-            empty = torch.empty(tensor.shape, dtype=dtype)
-            found[name] = (
-                torch.frombuffer(bytearray(stored), dtype=dtype).view(tensor.shape)
-                if stored
-                else empty
-            )
-    return found
+            none = torch.empty(0, dtype=dtype)
+            flat = torch.frombuffer(bytearray(stored), dtype=dtype) if stored else none
+            found[name] = flat.view(tensor.shape)
+        found |= {alias: found[name] for alias, name in source.aliases.items()}
+    return found, source.aliases
 
 
 def find_twins(read: State, expected: State, renamed: bool) -> dict[str, str]:
