@@ -33,7 +33,7 @@ _TORCH = frozenset(
     avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d tensor device
     register_buffer complex64 float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2
     float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu int64 uint64 int32 uint32 int16 uint16 int8
-    uint8 bool
+    uint8 bool float4_e2m1fn_x2 empty
     """.split()  # noqa: SIM905
 )
 _OURS = frozenset(

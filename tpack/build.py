@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import tpack.nn
 from tpack.codec import Scale
+from tpack.dtypes import BY_NAME
 from tpack.layerdef import (
     Assignment,
     BinaryOp,
@@ -162,11 +163,13 @@ class BuiltModule(PackedModule):
 
 def _store(module: BuiltModule, param: Param) -> None:
     """Register the tensors of one parameter."""
-    shape, dtype = param.shape or (), getattr(torch, param.dtype)
+    shape, dtype = param.shape or (), getattr(torch, BY_NAME[param.dtype].held)
     if param.param_type == "Constant":
         module.register_buffer(param.name, constant(param), persistent=False)
     elif param.param_type == "Buffer":
-        module.register_buffer(param.name, torch.zeros(shape, dtype=dtype))
+        make = torch.empty if BY_NAME[param.dtype].torch else torch.zeros  # none can be filled
+        held = BY_NAME[param.dtype].held_shape(shape)
+        module.register_buffer(param.name, make(held, dtype=dtype))
     elif param.param_type == "Tensor":
         module.register_parameter(param.name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tpack.container import Checkpoint, Origin, Piece
 from tpack.container.header import Entry
 from tpack.container.reader import stored_dtype
 from tpack.describing import Packer, Stored, describe
-from tpack.dtypes import BY_NAME
+from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import (
     FormatError,
     InputError,
@@ -141,16 +142,16 @@ def map_tensors(
 
 
 def _view(mapped: mmap.mmap, entry: Entry, data_start: int) -> Tensor:
-    dtype = getattr(torch, entry.dtype)
+    dtype: torch.dtype = getattr(torch, BY_NAME[entry.dtype].held)
+    shape = BY_NAME[entry.dtype].held_shape(entry.shape)
     start = data_start + entry.start
     if entry.nbytes == 0:
-        return torch.empty(entry.shape, dtype=dtype)
-    if start % BY_NAME[entry.dtype].size:  # not written by tpack: no address to compute on
-        return torch.frombuffer(bytearray(mapped[start : start + entry.nbytes]), dtype=dtype).view(
-            entry.shape
-        )
-    count = entry.nbytes // BY_NAME[entry.dtype].size
-    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start).view(entry.shape)
+        return torch.empty(shape, dtype=dtype)
+    if start % dtype.itemsize:  # not written by tpack: no address to compute on
+        data = bytearray(mapped[start : start + entry.nbytes])
+        return torch.frombuffer(data, dtype=dtype).view(shape)
+    count = entry.nbytes // dtype.itemsize
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=start).view(shape)
 
 
 def unpack(
@@ -175,9 +176,10 @@ def unpack(
 
 
 def _to_torch(piece: Piece) -> Tensor:
-    dtype = getattr(torch, piece.dtype)
+    dtype = BY_NAME[piece.dtype]
     try:
-        return torch.from_numpy(plain_array(piece)).view(dtype).view(piece.shape)
+        flat = torch.from_numpy(plain_array(piece)).view(getattr(torch, dtype.held))
+        return flat.view(dtype.held_shape(piece.shape))
     except RuntimeError as error:  # the strides of an empty tensor may overflow
         raise UnsupportedError(
             f"has shape {piece.shape}, which torch cannot hold. Write it to a file: tpack unpack.",
@@ -260,8 +262,10 @@ def _stored(slot: Slot, module: nn.Module, state: Mapping[str, Tensor], *, given
     param, name = slot.param, slot.name
     shape, split = param.shape or (), param.rows_split
     if param.param_type != "TernaryTensor":
-        tensor = _required(state, name, shape, param.dtype)
-        return stored_tensor(name, tensor, trained=param.param_type == "Tensor")
+        dtype = BY_NAME[param.dtype]
+        tensor = _required(state, name, dtype.held_shape(shape), dtype.held)
+        found = stored_tensor(name, tensor, trained=param.param_type == "Tensor")
+        return replace(found, shape=shape, dtype=dtype.name)
     packed = _required(state, f"{name}_packed", param.packed_shape, "uint8")
     granularity, now = Scale.parse(param.scale), state.get(f"{name}_scale")
     if now is not None and now.shape != param.scale_shape and not given:
@@ -274,8 +278,8 @@ def _stored(slot: Slot, module: nn.Module, state: Mapping[str, Tensor], *, given
 
 def stored_tensor(name: str, tensor: Tensor, *, trained: bool | None) -> Stored:
     """Return a tensor to store as it is; its bytes are read when the file is written."""
-    shape = tuple(tensor.shape)
-    return Stored(name, shape, dtype_name(tensor), lambda: [_bytes(tensor)], trained)
+    dtype, shape = elements_of(dtype_name(tensor), tuple(tensor.shape))
+    return Stored(name, shape, dtype, lambda: [_bytes(tensor)], trained)
 
 
 def stored_weight(

@@ -80,7 +80,7 @@ class InspectionReport:
     @property
     def source_bytes(self) -> int:
         """What the tensors took before, ternary ones in the dtype that they came in."""
-        ternary = sum(math.prod(t.shape) * BY_NAME[t.source_dtype].size for t in self.tensors)
+        ternary = sum(BY_NAME[t.source_dtype].nbytes(math.prod(t.shape)) for t in self.tensors)
         return ternary + sum(t.nbytes for t in self.kept)
 
     @property

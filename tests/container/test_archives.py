@@ -8,10 +8,11 @@ import torch
 
 from tpack.container import Piece
 from tpack.container.archives import write_npz, write_torch
-from tpack.dtypes import DTYPES
+from tpack.dtypes import BY_CODE, DTYPES
 from tpack.errors import ExistsError, UnsupportedError
 from tpack.sources import open_source
 
+WHOLE = [dtype for dtype in DTYPES if not dtype.torch]
 BYTES = np.random.default_rng(0).integers(0, 2, 8 * 24, dtype=np.uint8)
 SHAPES = [(), (0,), (3, 0, 2), (1,), (24,), (2, 3, 4), (1, 24)]
 
@@ -22,7 +23,7 @@ def piece(name, dtype, shape):
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("dtype", WHOLE, ids=lambda dtype: dtype.name)
 def test_torch_loads_every_dtype(tmp_path, dtype, mmap):
     pieces = [piece(f"t.{number}", dtype, shape) for number, shape in enumerate(SHAPES)]
     path = tmp_path / "m.pt"
@@ -40,6 +41,26 @@ def test_torch_loads_every_dtype(tmp_path, dtype, mmap):
         assert {name: t.shape for name, t in source.tensors.items()} == {
             one.name: one.shape for one in pieces
         }
+
+
+def test_elements_of_less_than_a_byte(tmp_path):
+    """Of four bits as torch holds them, two in an item; of six, torch has no dtype."""
+    write_torch(tmp_path / "m.pt", [Piece.of("t", "float4_e2m1fn", (3, 4), BYTES[:6])])
+    found = torch.load(tmp_path / "m.pt", weights_only=True)["t"]
+    assert (found.dtype, tuple(found.shape)) == (torch.float4_e2m1fn_x2, (3, 2))
+    with open_source(tmp_path / "m.pt") as source:
+        read = source.tensors["t"]
+        assert (read.dtype, read.shape, read.nbytes) == ("float4_e2m1fn", (3, 4), 6)
+        assert b"".join(map(bytes, read.chunks())) == BYTES[:6].tobytes()
+        assert bytes(read.read(2, 6)) == BYTES[1:3].tobytes()
+    for code, shape in (("F6_E2M3", (2, 4)), ("F6_E3M2", (4,)), ("F4", (2, 1))):
+        dtype = BY_CODE[code]
+        data = BYTES[: dtype.nbytes(int(np.prod(shape)))]
+        with pytest.raises(UnsupportedError, match="which torch does not have") as caught:
+            write_torch(tmp_path / "no.pt", [Piece.of("w", dtype.name, shape, data)])
+        assert caught.value.tensor == "w"
+        with pytest.raises(UnsupportedError, match="which NumPy does not have"):
+            write_npz(tmp_path / "no.npz", [Piece.of("w", dtype.name, shape, data)])
 
 
 def test_names_that_share_chunks_share_a_storage(tmp_path):
@@ -70,7 +91,7 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path):
 
 
 def test_numpy_loads_what_it_has(tmp_path):
-    dtypes = [dtype for dtype in DTYPES if not dtype.name.startswith(("bfloat", "float8"))]
+    dtypes = [dtype for dtype in WHOLE if not dtype.name.startswith(("bfloat", "float8"))]
     pieces = [
         piece(f"{dtype.name}/{number}", dtype, shape)
         for dtype in dtypes

@@ -6,6 +6,8 @@ import errno
 import gc
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
@@ -31,7 +33,7 @@ PIECES = st.lists(
             lambda name: name != "__metadata__"
         ),
         st.sampled_from(sorted(BY_NAME)),
-        st.lists(st.integers(0, 5), max_size=4).map(tuple),
+        st.lists(st.integers(0, 5), max_size=4).map(lambda shape: (*shape, 4)),
     ),
     unique_by=lambda piece: piece[0],
     max_size=8,
@@ -56,7 +58,7 @@ def test_header_reads_back(pieces, metadata):
 @given(PIECES)
 def test_order_is_by_size_then_name_without_holes(pieces):
     entries = list(lay_out(pieces).values())
-    keys = [(-BY_NAME[e.dtype].size, e.name) for e in entries]
+    keys = [(-BY_NAME[e.dtype].bits, e.name) for e in entries]
     assert keys == sorted(keys)
     position = 0
     for entry in entries:
@@ -67,11 +69,17 @@ def test_order_is_by_size_then_name_without_holes(pieces):
 def test_the_codes_are_those_of_safetensors(tmp_path):
     for code, dtype in BY_CODE.items():
         path = tmp_path / code
-        entries = lay_out([("t", dtype.name, (2,))])
-        path.write_bytes(header_bytes(entries, {}) + bytes(2 * dtype.size))
+        entries = lay_out([("t", dtype.name, (4,))])
+        path.write_bytes(header_bytes(entries, {}) + bytes(4 * dtype.bits // 8))
         with safe_open(path, "numpy") as file:
             assert file.get_slice("t").get_dtype() == code
-            assert file.get_slice("t").get_shape() == [2]
+            assert file.get_slice("t").get_shape() == [4]
+
+
+def test_the_manual_lists_the_dtypes():
+    text = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
+    found = re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d+) \|$", text, re.MULTILINE)
+    assert found == [(dtype.code, dtype.name, str(dtype.bits)) for dtype in BY_CODE.values()]
 
 
 def test_a_header_that_hubs_refuse_is_not_written():
@@ -184,8 +192,12 @@ FIELDS = "has other fields than dtype, shape and data_offsets."
         (tensor(more=1), "R4", FIELDS),
         ({key: value for key, value in tensor().items() if key != "shape"}, "R4", FIELDS),
         *(
-            (tensor(dtype), "R5", f"has dtype {dtype!r}, expected one of {', '.join(BY_CODE)}.")
-            for dtype in ("u8", "", "F4", None, 8, ["U8"])
+            (
+                *(tensor(dtype), "R5"),
+                f"has dtype {dtype!r}, expected one of {', '.join(BY_CODE)}. No reader of "
+                "safetensors opens a file with another: write it again with one of these.",
+            )
+            for dtype in ("u8", "", "U2", None, 8, ["U8"])
         ),
         *(
             (
@@ -205,6 +217,15 @@ FIELDS = "has other fields than dtype, shape and data_offsets."
         ),
         (tensor(shape=(3,)), "R5", "holds 2 bytes, expected 3 for shape (3,) in U8."),
         (tensor("F16"), "R5", "holds 2 bytes, expected 4 for shape (2,) in F16."),
+        (tensor("F4"), "R5", "holds 2 bytes, expected 1 for shape (2,) in F4."),
+        *(
+            (
+                *(tensor(dtype, shape), "R5"),
+                f"has shape {shape} in {dtype}, expected elements that fill whole bytes. No reader "
+                "of safetensors opens such a file: write it again with rows that do.",
+            )
+            for dtype, shape in (("F4", (3,)), ("F4", ()), ("F6_E2M3", (2,)), ("F6_E3M2", (3, 2)))
+        ),
         (tensor(offsets=(0, 0)), "R5", "holds 0 bytes, expected 2 for shape (2,) in U8."),
         *(
             (

@@ -31,6 +31,7 @@ DTYPES = {
     "F16": "float16",
     "BF16": "bfloat16",
     "U8": "uint8",
+    "F4": "float4_e2m1fn",
     "I64": "int64",
     "I32": "int32",
     "I8": "int8",
@@ -60,6 +61,7 @@ def checkpoints() -> dict[str, tuple[Any, dict[str, Any]]]:
         "phase": torch.tensor([1 + 2j, -1j], dtype=torch.complex64),
         "wide": torch.tensor([0.1, 0.2], dtype=torch.float64),
     }
+    four = torch.arange(6, dtype=torch.uint8).view(torch.float4_e2m1fn_x2).reshape(2, 3)
     return {
         "linear": ({"fc.weight": trits(3, 5) * 0.5, "fc.bias": torch.arange(3.0)}, {}),
         "row_bf16": ({"fc.weight": (trits(3, 5) * row_scales).bfloat16()}, {}),
@@ -71,6 +73,7 @@ def checkpoints() -> dict[str, tuple[Any, dict[str, Any]]]:
         "conv": ({"conv.weight": trits(4, 3, 3, 3), "conv.bias": torch.arange(4.0)}, {}),
         "blocks": (deep, {}),
         "kinds": (kinds, {}),
+        "sub_byte": ({"fc.weight": trits(3, 4), "up.weight": four}, {"exclude": ["up.weight"]}),
         "names": ({"class.née 1": trits(4, 4)}, {}),
         "tied": ({"a.weight": tied, "b.weight": tied}, {}),
         "quantized": ({"fc.weight": (torch.arange(12.0) - 5).reshape(3, 4)}, {}),
@@ -189,6 +192,7 @@ def rejected() -> dict[str, bytes]:
     change("R05_unknown_dtype", on_bias(dtype="F31"))
     change("R05_dtype_no_string", on_bias(dtype=["F32"]))
     change("R05_span", on_bias(shape=[4]))
+    change("R05_half_byte", on_bias(dtype="F4", shape=[3, 3]))
     change("R05_overflow", on_bias(shape=[2**62, 2**62]))
     shift = {"data_offsets": [header["fc.weight_packed"]["data_offsets"][i] + 4 for i in (0, 1)]}
     change("R06_hole", lambda h, _: h["fc.weight_packed"].update(shift), more=b"\0\0\0\0")

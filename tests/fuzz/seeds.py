@@ -55,6 +55,7 @@ CONFIGS: tuple[Any, ...] = (
 def json_texts() -> Iterator[bytes]:
     yield from (b"{}", b'{"a":[1,-2.5e3,true,null,"\\ud83d\\ude00"]}', b'[[[["\\\\"]]]]')
     yield b'{"__metadata__":{"format":"pt"},"t":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    yield b'{"t":{"dtype":"F4","shape":[2,2],"data_offsets":[0,2]}}'
 
 
 def files() -> Iterator[bytes]:

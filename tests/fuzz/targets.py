@@ -328,7 +328,7 @@ def _adapt(draw: Draw, config: Mapping[str, Any]) -> None:
 
 
 def _stored(name: str, dtype: str, shape: tuple[int, ...], content: bytes) -> SourceTensor:
-    size = math.prod(shape) * BY_NAME[dtype].size
+    size = BY_NAME[dtype].nbytes(math.prod(shape))
     data = (content * (size // max(len(content), 1) + 1) if content else bytes(size))[:size]
     kind = np.dtype("uint16" if dtype == "bfloat16" else dtype)
     array = np.frombuffer(data, dtype=kind)

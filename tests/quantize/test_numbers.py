@@ -93,7 +93,7 @@ CASES = {
     "complex64 vector": (T([1 + 2j, NAN - 1j]).to(torch.complex64), KEPT),
     "complex128": (BASE.to(torch.complex128), "complex128, which safetensors cannot hold"),
     "float8 matrix": (BASE.to(torch.float8_e4m3fn), "is a weight in float8_e4m3fn"),
-    "float4": (torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "float4"),
+    "float4": (torch.zeros(4, 4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), KEPT),
     "uint4": (torch.zeros(4, 4, dtype=torch.uint8).view(torch.uint4), "uint4"),
     "kept NaN, infinities and -0.0": (T([NAN, INF, -INF, -0.0, 1e-45]), KEPT),
     "kept NaN with a payload": (
@@ -170,7 +170,7 @@ def test_kinds_that_warn_when_they_are_made(out):
         tpack.pack_ternary(quantized_by_torch(BASE))
 
 
-@pytest.mark.parametrize("dtype", [d.name for d in DTYPES])
+@pytest.mark.parametrize("dtype", list(dict.fromkeys(d.held for d in DTYPES)))
 def test_kept_tensors_of_every_dtype_are_bit_equal(dtype, out):
     """All 256 bytes in every place: whatever they mean, they are kept."""
     raw = torch.arange(256, dtype=torch.uint8).repeat(8)
@@ -184,7 +184,7 @@ def test_kept_tensors_of_every_dtype_are_bit_equal(dtype, out):
 def test_the_dtypes_are_those_of_safetensors(tmp_path):
     """A code that the crate knows is known, or refused by its name."""
     known = set()
-    for code in (*BY_CODE, "F4", "F6_E2M3", "F6_E3M2", "F128", "I4"):
+    for code in (*BY_CODE, "F128", "I4", "U2"):
         header = {"t": {"dtype": code, "shape": [0], "data_offsets": [0, 0]}}
         text = json.dumps(header).encode()
         path = tmp_path / f"{code}.safetensors"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tpack.dtypes import DTYPES
+from tpack.dtypes import DTYPES, elements_of
 from tpack.errors import InputError, UnsupportedError
 from tpack.sources.pickles.files import read_file
 from tpack.sources.pickles.tensors import Reader
@@ -42,7 +42,7 @@ def read(path):
 
 def wanted(state):
     return {
-        name: (str(t.dtype).removeprefix("torch."), tuple(t.shape), raw(t))
+        name: (*elements_of(str(t.dtype).removeprefix("torch."), tuple(t.shape)), raw(t))
         for name, t in state.items()
     }
 
@@ -64,8 +64,8 @@ def everything():
     z = torch.tensor([1 + 2j, 3 - 1j])
     state |= {"conj": z.conj(), "imag": z.clone().imag, "neg": z.clone().conj().imag}
     for dtype in DTYPES:
-        kind = getattr(torch, dtype.name)
-        whole = torch.randint(0, 2, (6, 8 * dtype.size), dtype=torch.uint8).view(kind)
+        kind = getattr(torch, dtype.held)
+        whole = torch.randint(0, 2, (6, 8 * kind.itemsize), dtype=torch.uint8).view(kind)
         state |= {dtype.name: whole, f"{dtype.name}.T": whole.T}
     return state
 
@@ -107,7 +107,7 @@ def test_compressed_archives(tmp_path):
     assert read(path) == wanted(loaded(path))
 
 
-@pytest.mark.parametrize("dtype", [t.name for t in DTYPES])
+@pytest.mark.parametrize("dtype", [t.held for t in DTYPES])
 def test_the_highest_byte_first(tmp_path, dtype):
     """As a machine of such an order writes it: torch swaps the bytes of each element."""
     path = tmp_path / "m.pt"

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from tpack.build import build_module
 from tpack.capturing.graph import Graph
 from tpack.container import Piece
+from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError
 from tpack.layerdef import Program, slots
 
@@ -114,10 +115,11 @@ def built(program: Program, tensors: Mapping[str, Tensor]) -> nn.Module:
 def tensor_of(piece: Piece) -> Tensor:
     """Read the tensor of a piece into memory."""
     data = bytearray().join(piece.chunks())
-    dtype: torch.dtype = getattr(torch, piece.dtype)
+    dtype: torch.dtype = getattr(torch, BY_NAME[piece.dtype].held)
+    shape = BY_NAME[piece.dtype].held_shape(piece.shape)
     if not data:
-        return torch.empty(piece.shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).view(piece.shape)
+        return torch.empty(shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).view(shape)
 
 
 def plain(program: Program, graph: Graph) -> nn.Module:

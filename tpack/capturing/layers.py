@@ -16,6 +16,7 @@ from tpack.capturing.names import free_name, is_loop
 from tpack.capturing.scopes import NoLayerError, Scope, make_scopes
 from tpack.capturing.statements import Child, Item, write_body
 from tpack.capturing.variables import Body
+from tpack.dtypes import elements_of
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
     Identifier,
@@ -243,7 +244,8 @@ class _Maker:
             split = 2 if name in self.stacks else None
             return Param(relative, "TernaryTensor", tuple(tensor.shape), dtype=dtype, split=split)
         trained = name not in self.graph.buffers
-        return kept_param(relative, tuple(tensor.shape), dtype, trained=trained)
+        dtype, shape = elements_of(dtype, tuple(tensor.shape))
+        return kept_param(relative, shape, dtype, trained=trained)
 
     def uncalled(self, path: str) -> dict[str, Param]:
         """Describe modules that are never called, but hold tensors."""

@@ -24,6 +24,7 @@ from tpack.codegen.printer import (
 )
 from tpack.codegen.standalone import definitions
 from tpack.container.version import Version
+from tpack.dtypes import BY_NAME
 from tpack.layerdef import (
     Dict,
     LayerDef,
@@ -192,7 +193,10 @@ class _Class:
         if param.param_type == "Constant":
             options = (f'"{param.name}"', self.constant(param), Keyword("persistent", "False"))
             return lay_out(Call("self.register_buffer", options), _BODY)
-        zeros = Call("torch.zeros", (*self.sizes(param.shape or ()), *_dtype(param.dtype)))
+        dtype = BY_NAME[param.dtype]
+        shape = dtype.held_shape(param.shape or ())
+        make = "torch.empty" if dtype.torch else "torch.zeros"  # torch can fill none of these
+        zeros = Call(make, (*self.sizes(shape), *_dtype(dtype.held)))
         if param.param_type == "Buffer":
             call = Call("self.register_buffer", (f'"{param.name}"', zeros))
             return lay_out(call, _BODY)

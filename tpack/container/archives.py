@@ -20,8 +20,9 @@ import numpy as np
 
 from tpack.container.atomic import new_file
 from tpack.container.header import ALIGNMENT
+from tpack.container.reader import stored_dtype
 from tpack.container.writer import Piece
-from tpack.dtypes import BY_NAME
+from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import UnsupportedError
 
 #: The classes of storages in torch, by dtype; later dtypes have none of their own.
@@ -50,8 +51,16 @@ def write_torch(
 
     Raises:
         ExistsError, StorageError: as ``new_file``.
+        UnsupportedError: a dtype that torch does not have.
     """
     pieces = list(pieces)
+    for piece in pieces:
+        dtype = BY_NAME[piece.dtype]
+        if elements_of(dtype.held, dtype.held_shape(piece.shape)) != (piece.dtype, piece.shape):
+            raise UnsupportedError(
+                f"is {piece.dtype} {piece.shape}, which torch does not have. Write .safetensors.",
+                tensor=piece.name,
+            )
     owners: dict[Any, Piece] = {}
     for piece in pieces:
         owners.setdefault(piece.chunks, piece)
@@ -79,7 +88,7 @@ def write_npz(path: str | os.PathLike[str], pieces: Iterable[Piece], *, force: b
     """
     pieces = list(pieces)
     for piece in pieces:
-        if piece.dtype.startswith(("bfloat", "float8")):
+        if piece.dtype != "bool" and stored_dtype(piece.dtype) != piece.dtype:
             raise UnsupportedError(
                 f"is {piece.dtype}, which NumPy does not have. Write .safetensors or .pt.",
                 tensor=piece.name,
@@ -129,16 +138,17 @@ def _global(module: str, name: str) -> bytes:
 
 def _tensor(piece: Piece, key: str) -> bytes:
     """Pickle a contiguous tensor as torch does: its storage by key, then how it lies in it."""
-    storage = _STORAGES.get(piece.dtype)
-    numel = math.prod(piece.shape)
-    stride = tuple(accumulate((1, *piece.shape[:0:-1]), lambda a, b: a * b))[::-1]
+    held = BY_NAME[piece.dtype].held
+    shape = BY_NAME[piece.dtype].held_shape(piece.shape)
+    storage = _STORAGES.get(held)
+    stride = tuple(accumulate((1, *shape[:0:-1]), lambda a, b: a * b))[::-1]
     if storage is None:
         function, kind = "_rebuild_tensor_v3", _global("torch.storage", "UntypedStorage")
-        count, dtype = numel * BY_NAME[piece.dtype].size, _global("torch", piece.dtype)
+        count, dtype = piece.nbytes, _global("torch", held)
     else:
         function, kind = "_rebuild_tensor_v2", _global("torch", storage)
-        count, dtype = numel, b""
+        count, dtype = math.prod(shape), b""
     place = b"(" + _plain("storage") + kind + _plain(key) + _plain("cpu") + _plain(count) + b"tQ"
     hooks = _global("collections", "OrderedDict") + b")R"
-    lies = _plain(0) + _plain(piece.shape) + _plain(stride[: len(piece.shape)])
+    lies = _plain(0) + _plain(shape) + _plain(stride[: len(shape)])
     return _global("torch._utils", function) + b"(" + place + lies + b"\x89" + hooks + dtype + b"tR"

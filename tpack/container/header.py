@@ -29,8 +29,8 @@ MAX_DIMS = 128
 #: Where the data begins, so that mapped tensors are aligned.
 ALIGNMENT = 64
 _FIELDS = {"dtype", "shape", "data_offsets"}
-#: Bytes read or written at a time.
-CHUNK = 1 << 22
+#: Bytes read or written at a time; no element of any dtype, of 6 bits either, lies in two of them.
+CHUNK = 3 << 20
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 #: An escape that nobody writes: all writers use small hex digits, a flipped bit makes large ones.
@@ -117,7 +117,11 @@ def _entry(name: str, value: Any) -> Entry:
         raise fail("has other fields than dtype, shape and data_offsets.")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BY_CODE:
-        raise fail(f"has dtype {dtype!r:.40}, expected one of {', '.join(BY_CODE)}.", "R5")
+        raise fail(
+            f"has dtype {dtype!r:.40}, expected one of {', '.join(BY_CODE)}. No reader of "
+            "safetensors opens a file with another: write it again with one of these.",
+            "R5",
+        )
     if not isinstance(shape, list) or len(shape) > MAX_DIMS or not _are_sizes(shape):
         raise fail(
             f"has shape {shape!r:.60}, expected a list of at most {MAX_DIMS} integers from 0."
@@ -129,7 +133,13 @@ def _entry(name: str, value: Any) -> Entry:
         or offsets[0] > offsets[1]
     ):
         raise fail(f"has data_offsets {offsets!r:.60}, expected [start, stop].")
-    expected = math.prod(shape) * BY_CODE[dtype].size
+    if math.prod(shape) * BY_CODE[dtype].bits % 8:
+        raise fail(
+            f"has shape {tuple(shape)!r:.100} in {dtype}, expected elements that fill whole bytes. "
+            "No reader of safetensors opens such a file: write it again with rows that do.",
+            "R5",
+        )
+    expected = BY_CODE[dtype].nbytes(math.prod(shape))
     if expected != offsets[1] - offsets[0]:
         count = str(expected) if expected < 2**64 else "far more"
         raise fail(
@@ -156,16 +166,16 @@ def check_name(name: str) -> None:
 
 
 def lay_out(pieces: Iterable[tuple[str, str, tuple[int, ...]]]) -> dict[str, Entry]:
-    """Place tensors (name, dtype, shape): by size of dtype descending, then by name.
+    """Place tensors (name, dtype, shape): by bits of an element descending, then by name.
 
     Raises:
         InputError: as ``check_name``.
     """
     entries: dict[str, Entry] = {}
     position = 0
-    for name, dtype, shape in sorted(pieces, key=lambda p: (-BY_NAME[p[1]].size, p[0])):
+    for name, dtype, shape in sorted(pieces, key=lambda p: (-BY_NAME[p[1]].bits, p[0])):
         check_name(name)
-        stop = position + math.prod(shape) * BY_NAME[dtype].size
+        stop = position + BY_NAME[dtype].nbytes(math.prod(shape))
         entries[name] = Entry(name, dtype, shape, position, stop)
         position = stop
     return entries

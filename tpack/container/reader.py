@@ -29,6 +29,7 @@ from tpack.container.document import (
 from tpack.container.header import Entry, TensorFile
 from tpack.container.index import INDEX, SINGLE, Index, description_digest, read_index
 from tpack.container.kinds import Kind, kind_of
+from tpack.dtypes import BY_NAME
 from tpack.errors import FormatError, InputError, UnsupportedError, locate
 from tpack.wording import spell_call
 
@@ -37,10 +38,25 @@ def stored_dtype(dtype: str) -> str:
     """numpy's name for how elements are read: float8 and bool as bytes, bfloat16 as bits.
 
     Bools stay bytes because a damaged one may be neither 0 nor 1, and is to be kept as it is.
+    Elements of less than a byte are read as the bytes that they lie in.
     """
-    if dtype == "bool" or dtype.startswith("float8"):
+    if dtype == "bool" or dtype.startswith(("float8", "float6_", "float4_")):
         return "uint8"
     return "uint16" if dtype == "bfloat16" else dtype
+
+
+def differing(a: Any, b: Any, dtype: str) -> npt.NDArray[np.bool_]:
+    """Return which elements differ, bit for bit, in two buffers of equally many whole bytes.
+
+    Elements of less than a byte begin at its lowest bits.
+    """
+    one, two = (np.frombuffer(buffer, np.uint8) for buffer in (a, b))
+    width, rest = divmod(BY_NAME[dtype].bits, 8)
+    if rest:
+        one, two = (np.unpackbits(part, bitorder="little") for part in (one, two))
+        width = rest
+    found: npt.NDArray[np.bool_] = (one != two).reshape(-1, width).any(axis=1)
+    return found
 
 
 class CheckpointFile(TensorFile):

@@ -41,7 +41,7 @@ class Piece:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes."""
-        return math.prod(self.shape) * BY_NAME[self.dtype].size
+        return BY_NAME[self.dtype].nbytes(math.prod(self.shape))
 
     @classmethod
     def of(cls, name: str, dtype: str, shape: tuple[int, ...], data: Any) -> Piece:

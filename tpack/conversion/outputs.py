@@ -203,7 +203,7 @@ def _reports(
 def _report(one: Stored, batch: Batch, *, rounded: bool) -> TensorReport:
     name, entry = one.name, one.entry
     if entry is None:
-        bits = 8.0 * BY_NAME[one.dtype].size
+        bits = float(BY_NAME[one.dtype].bits)
         left = name in batch.left and not batch.left[name].silent
         reason = batch.reasons[name]
         return TensorReport(name, "kept", None, None, 0.0, bits, one.shape, reason, left)

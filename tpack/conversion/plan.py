@@ -343,7 +343,7 @@ def _kept_form(
     if plain.stored is not None and not options.keep_dtype and reason != "LayerDef":
         return plain.stored, reason
     wish = KEEP_DTYPES[options.keep_dtype].name if options.keep_dtype else plain.dtype
-    if wish != plain.dtype and BY_NAME[plain.dtype].is_float and BY_NAME[plain.dtype].size > 1:
+    if wish != plain.dtype and BY_NAME[plain.dtype].is_cast:
         return plain.cast(wish), f"{reason}, {plain.dtype} to {wish}"
     return plain, reason
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from tpack.codec import unpack
 from tpack.container import Checkpoint, TernaryEntry
+from tpack.container.reader import differing
 from tpack.difference.changes import Changes, Trits
 from tpack.difference.report import TensorDifference
-from tpack.dtypes import BY_NAME
 from tpack.errors import FormatError, NotTernaryError, locate
 from tpack.quantize import widen
 from tpack.quantize.fitting import repeat_scale
@@ -159,12 +159,10 @@ def _compare_kept(a: Checkpoint, b: Checkpoint, name: str) -> TensorDifference:
     changed = None
     if not form:
         # bits, not values: kept means kept bit for bit, NaN and -0.0 too
-        width = BY_NAME[ours.dtype].size
         changed = 0
         for x, y in zip(a.chunks(name), b.chunks(name), strict=True):
             if x != y:
-                one, two = (np.frombuffer(part, np.uint8).reshape(-1, width) for part in (x, y))
-                changed += int((one != two).any(axis=1).sum())
+                changed += int(differing(x, y, ours.dtype).sum())
     return TensorDifference(name, "kept", form, math.prod(ours.shape), changed, shape=ours.shape)
 
 

@@ -188,7 +188,7 @@ class _Export:
             chunks = partial(block_chunks, self.checkpoint, name, fitted, order)
         else:
             kind, number = fitted.dtype, PLAIN_IDS[fitted.dtype]
-            nbytes = math.prod(entry.shape) * BY_NAME[kind].size
+            nbytes = BY_NAME[kind].nbytes(math.prod(entry.shape))
             chunks = partial(float_chunks, self.checkpoint, name, kind, order)
         self.tensors.append(OutTensor(inside, number, entry.shape, nbytes, chunks))
         self.reports.append(
@@ -207,16 +207,17 @@ class _Export:
             self.reports.append(ExportedTensor(inside, name, quant.name, shape))
             return
         if entry.dtype not in PLAIN_IDS:
+            again = f"Convert the model again with {spell(keep_dtype='f32')}."
+            if not BY_NAME[entry.dtype].is_cast:
+                again = "Convert a model that has it in one of these."
             raise UnsupportedError(
-                f"is {entry.dtype}, expected {', '.join(PLAIN_IDS)} in GGUF. Convert the model "
-                f"again with {spell(keep_dtype='f32')}.",
-                tensor=name,
+                f"is {entry.dtype}, expected {', '.join(PLAIN_IDS)} in GGUF. {again}", tensor=name
             )
         wide = len(entry.shape) < 2 and entry.dtype in _WIDENED and inside not in self.model.kinds
         dtype = "float32" if wide else entry.dtype
         with locate(tensor=name):
             order = self.order(inside, entry.shape)
-        nbytes = math.prod(entry.shape) * BY_NAME[dtype].size
+        nbytes = BY_NAME[dtype].nbytes(math.prod(entry.shape))
         chunks = partial(_plain_chunks, self.checkpoint, name, dtype, order)
         self.tensors.append(OutTensor(inside, PLAIN_IDS[dtype], entry.shape, nbytes, chunks))
         self.reports.append(ExportedTensor(inside, name, dtype, entry.shape))
@@ -242,10 +243,10 @@ def _plain_chunks(
     if order is None and dtype == entry.dtype:
         yield from checkpoint.chunks(name)
         return
-    width, size = math.prod(entry.shape[1:]), BY_NAME[entry.dtype].size
+    width, nbytes = math.prod(entry.shape[1:]), BY_NAME[entry.dtype].nbytes
 
     def read(first: int, last: int) -> npt.NDArray[Any]:
-        data = checkpoint.read(name, first * width * size, last * width * size)
+        data = checkpoint.read(name, nbytes(first * width), nbytes(last * width))
         return np.frombuffer(data, dtype=stored_dtype(entry.dtype)).reshape(last - first, width)
 
     rows = permuted(read, order)

@@ -165,7 +165,7 @@ def _totals(facts: Facts) -> str:
         return totals(cards, f'{disk}<p class="empty">No tensor of this checkpoint is ternary.</p>')
     counts = [sum(t.counts[i] for t in report.tensors) for i in range(3)]
     weights, now = sum(counts), packed + scales
-    before = sum(sum(t.counts) * BY_NAME[t.source_dtype].size for t in report.tensors)
+    before = sum(BY_NAME[t.source_dtype].nbytes(sum(t.counts)) for t in report.tensors)
     dtypes = " and ".join(sorted({t.source_dtype for t in report.tensors}))
     cards += [
         (f"{before / now:.1f}×", f"smaller weights: {size(before)} in {dtypes}, {size(now)} now"),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 
 from tpack.codec import GRANULARITIES, LAYOUTS, Scale
-from tpack.dtypes import BY_NAME, SCALE_DTYPES
+from tpack.dtypes import BY_NAME, SCALE_DTYPES, WHOLE
 from tpack.errors import LayerDefError, UsageError
 from tpack.layerdef.builtin import BUILTIN, Builtin
 from tpack.layerdef.constants import CONSTANTS, MAX_VALUES, constant_shape
@@ -43,7 +43,7 @@ def check_constant(param: OpParam, value: object, path: str) -> None:
     if "|" in kind:
         good = isinstance(value, str) and value in kind.split("|")
     elif kind == "dtype":
-        good = isinstance(value, str) and value in BY_NAME
+        good = isinstance(value, str) and value in WHOLE
     elif kind == "scale":
         good = isinstance(value, str) and _is_scale(value)
     elif kind == "bool":
@@ -123,9 +123,9 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
         raise LayerDefError(
             f"has fields of a TernaryTensor, but is a {kind}. Remove them.", node=path
         )
-    elif param.dtype not in BY_NAME:
+    elif param.dtype not in (known := BY_NAME if kind == "Buffer" else WHOLE):
         raise LayerDefError(
-            f"dtype {param.dtype!r:.40} is unknown, expected {either(BY_NAME)}.", node=path
+            f"dtype {param.dtype!r:.40} is unknown, expected {either(known)}.", node=path
         )
     elif kind == "Buffer" and param.shape is None:
         raise LayerDefError("a Buffer has no shape, expected one. Add it.", node=path)

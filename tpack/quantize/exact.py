@@ -126,11 +126,11 @@ def _holds(granularity: Scale, group: Scale) -> bool:
 
 def _is_worth_it(weight: Weight, granularity: Scale, sets: int) -> bool:
     """Return whether packing makes a weight smaller; in small groups, small enough."""
-    size = 8 * BY_NAME[weight.scale_dtype].size
+    size = BY_NAME[weight.scale_dtype].bits
     if granularity.group_size in SMALL and 2 + size / granularity.group_size > MOST_BITS:
         return False
     bits = 8 * weight.rows * -(-weight.columns // 4) + size * sets
-    return bits < 8 * BY_NAME[weight.dtype].size * weight.rows * weight.columns
+    return bits < BY_NAME[weight.dtype].bits * weight.rows * weight.columns
 
 
 #: How many of the four codes of a byte are 0, and how many are 2.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tpack.capturing.known import constant_param
 from tpack.codec.shapes import Scale
+from tpack.dtypes import elements_of
 from tpack.layerdef import Param
 from tpack.layerdef.ops import OpParam
 from tpack.layerdef.tensors import kept_param, ternary_param
@@ -39,8 +40,8 @@ def stored_params(module: nn.Module) -> list[Param]:
             if name in unsaved:
                 found.append(constant_param(tensor.detach().cpu(), name))
             elif name not in hidden:
-                shape = tuple(tensor.shape)
-                found.append(kept_param(name, shape, _dtype(tensor), trained=trained))
+                dtype, shape = elements_of(_dtype(tensor), tuple(tensor.shape))
+                found.append(kept_param(name, shape, dtype, trained=trained))
     return found
 
 

@@ -225,9 +225,10 @@ def _measure(value: Any) -> tuple[tuple[int, ...], int] | None:
 
 
 def _tensor(name: str, stored: str, info: TensorStorageMetadata, tensors: _Tensors) -> SourceTensor:
-    dtype, convert = element_reader(info.properties.dtype, name)
+    shape = tuple(info.size)
+    dtype, convert = element_reader(info.properties.dtype, name, shape)
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
         return convert(tensors.read(stored).reshape(-1)[start:stop])
 
-    return SourceTensor(name, dtype, tuple(info.size), read)
+    return SourceTensor(name, dtype, shape, read).of_elements()

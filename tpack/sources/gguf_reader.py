@@ -291,7 +291,7 @@ def _sized(info: TensorInfo) -> TensorInfo:
     """Return a tensor with the number of bytes that its shape takes."""
     kind, count = info.blocks or info.quant, math.prod(info.shape)
     if kind is None:
-        return replace(info, nbytes=count * BY_NAME[str(info.dtype)].size)
+        return replace(info, nbytes=BY_NAME[str(info.dtype)].nbytes(count))
     columns = info.shape[-1] if info.shape else 1
     if not count or columns % kind.weights:
         raise InputError(

@@ -239,11 +239,11 @@ def _elements(
     file: GgufFile, info: TensorInfo, dtype: str, order: RowOrder | None
 ) -> Callable[[int, int], Array]:
     """Return a reader of the elements of a plain tensor, flat."""
-    size, kind = BY_NAME[dtype].size, np.dtype(stored_dtype(dtype)).newbyteorder("<")
+    nbytes, kind = BY_NAME[dtype].nbytes, np.dtype(stored_dtype(dtype)).newbyteorder("<")
     width = math.prod(info.shape[1:])
 
     def flat(start: int, stop: int) -> Array:
-        return np.frombuffer(file.read(info, start * size, stop * size), dtype=kind)
+        return np.frombuffer(file.read(info, nbytes(start), nbytes(stop)), dtype=kind)
 
     return _flat_in_order(flat, width, order)
 

@@ -100,13 +100,14 @@ def packed_groups(tensors: Tensors) -> list[PackedGroup]:
             layout, beside = told
             parts = [n for n in dict.fromkeys((*beside, *companions)) if n in plain]
             parts = [n for n in parts if n not in found]
-            found[name] = _group(tensor, layout, next(iter(beside), ""), parts)
+            found[name] = _group(tensor, layout, next(iter((*beside, *parts)), ""), parts)
             taken |= {name, *parts}
     return [found[name] for name in tensors if name in found]
 
 
 def _group(codes: SourceTensor, layout: Layout, first: str, parts: Sequence[str]) -> PackedGroup:
-    reason = f"looks packed by {layout.system}: {codes.dtype} beside {first!r}"
+    beside = f" beside {first!r}" if first else ""
+    reason = f"looks packed by {layout.system}: {codes.dtype}{beside}"
     advice = layout.advice
     if codes.coded:
         reason = f"is packed by {layout.system}: {codes.coded}"
@@ -176,7 +177,8 @@ def _named(tensor: SourceTensor, tensors: Tensors) -> _Found:
         prefix = rooted.removesuffix(layout.codes)
         beside = [f"{prefix}{last}"[1:] for last in layout.beside]
         beside = [n for n in beside if n in tensors and n != tensor.name]
-        if beside and (not layout.of or tensors[beside[0]].dtype in layout.of):
+        enough = beside or not layout.beside
+        if enough and (not layout.of or tensors[beside[0]].dtype in layout.of):
             return layout, beside
     return None
 

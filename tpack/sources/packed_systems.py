@@ -23,7 +23,7 @@ class Layout:
         codes: how the name of the codes ends; a root's tensor counts as ``.weight``.
         dtypes: of the codes.
         beside: endings in place of ``codes``; at least one such tensor must lie beside the codes.
-            All tensors with these endings belong to the weight.
+            All tensors with these endings belong to the weight. None: the dtype tells enough.
         advice: what to do; a function if that is an option, which callers spell differently.
         of: dtypes of the first tensor beside, where only they distinguish systems.
     """
@@ -86,6 +86,8 @@ LAYOUTS = (
     ),
     Layout("FP8", "", _FLOAT8, ("_scale", "_scale_inv", "_scales")),
     Layout("FP8", ".weight", _FLOAT8, (".scale", ".scales", ".scale_weight", ".scale_inv")),
+    Layout("MXFP4 or NVFP4", "", ("float4_e2m1fn",), ()),
+    Layout("MXFP6", "", ("float6_e2m3fn", "float6_e3m2fn"), ()),
     Layout(
         "compressed-tensors",
         ".weight_packed",

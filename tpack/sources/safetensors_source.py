@@ -53,10 +53,10 @@ def as_source(file: TensorFile | Checkpoint, stored: str, name: str) -> SourceTe
         name: what it is called from then on.
     """
     entry = file.entries[stored]
-    size = BY_NAME[entry.dtype].size
+    nbytes = BY_NAME[entry.dtype].nbytes
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
-        data = file.read(stored, start * size, stop * size)
+        data = file.read(stored, nbytes(start), nbytes(stop))
         return np.frombuffer(data, dtype=stored_dtype(entry.dtype))
 
     return SourceTensor(name, entry.dtype, entry.shape, read)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import Scale, rows_and_columns, unpack
-from tpack.dtypes import BY_NAME
+from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import InputError
 from tpack.quantize import Rounding, Weight, narrow, widen
 from tpack.quantize.fitting import spread
@@ -32,7 +32,8 @@ class SourceTensor:
         dtype: one of ``dtypes.BY_NAME``.
         shape: logical shape.
         read: elements ``start`` to ``stop`` (flat, row-major) as stored: bfloat16 as bits in
-            uint16, float8 and bool as uint8, complex64 as complex64.
+            uint16, float8 and bool as uint8, complex64 as complex64; of dtypes of less than a
+            byte the bytes, from a ``start`` at a whole one.
         factor: multiplies the values; None for 1. Float32, in as many dims as the tensor, each
             of size 1, of the tensor's, or of a divisor of it: blocks share a factor.
         coded: what its source says of it, where that is another system's code: completes "it …"
@@ -59,13 +60,23 @@ class SourceTensor:
     @property
     def nbytes(self) -> int:
         """Bytes that it takes as stored."""
-        return self.numel * BY_NAME[self.dtype].size
+        return BY_NAME[self.dtype].nbytes(self.numel)
 
     def chunks(self) -> Iterator[memoryview]:
         """Yield the bytes as stored, in pieces."""
         for start in range(0, self.numel, BLOCK):
             piece = self.read(start, min(start + BLOCK, self.numel))
             yield memoryview(np.ascontiguousarray(piece)).cast("B")
+
+    def of_elements(self) -> SourceTensor:
+        """Return a tensor of torch, whose items may hold several elements, as one of elements."""
+        dtype, shape = elements_of(self.dtype, self.shape)
+        if dtype == self.dtype:
+            return self
+        nbytes = BY_NAME[dtype].nbytes
+        return replace(
+            self, dtype=dtype, shape=shape, read=lambda a, b: self.read(nbytes(a), nbytes(b))
+        )
 
     def cast(self, dtype: str) -> SourceTensor:
         """Return a float tensor in another dtype.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tpack.container.reader import stored_dtype
-from tpack.dtypes import BY_NAME
+from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import UnsupportedError
 from tpack.options import Reading
 from tpack.sources.names import Naming, clean_names
@@ -122,18 +122,18 @@ def _source_tensor(name: str, tensor: Tensor, held: _Held) -> SourceTensor:
     if tensor.layout != torch.strided:
         raise UnsupportedError(f"is {tensor.layout}. Make it dense: .to_dense().", tensor=name)
     kind = torch.float32 if tensor.is_quantized else tensor.dtype
-    dtype, convert = element_reader(kind, name)
+    dtype, convert = element_reader(kind, name, tuple(tensor.shape))
 
     def read(start: int, stop: int) -> npt.NDArray[Any]:
         piece = held.flatten(tensor)[start:stop]
         return convert(piece.resolve_conj().resolve_neg())
 
     coded = f"{str(tensor.dtype).removeprefix('torch.')} of torch" if tensor.is_quantized else ""
-    return SourceTensor(name, dtype, tuple(tensor.shape), read, coded=coded)
+    return SourceTensor(name, dtype, tuple(tensor.shape), read, coded=coded).of_elements()
 
 
 def element_reader(
-    kind: torch.dtype, name: str
+    kind: torch.dtype, name: str, shape: tuple[int, ...]
 ) -> tuple[str, Callable[[Tensor], npt.NDArray[Any]]]:
     """Return the name of a dtype, and the function that gives numpy a flat tensor as stored.
 
@@ -141,7 +141,7 @@ def element_reader(
         UnsupportedError: safetensors has no such dtype.
     """
     dtype = str(kind).removeprefix("torch.")
-    if dtype not in BY_NAME:
+    if elements_of(dtype, shape)[0] not in BY_NAME:
         raise UnsupportedError(
             f"has dtype {dtype}, which safetensors cannot hold. Cast it first.", tensor=name
         )

@@ -88,7 +88,7 @@ def _compare_kept(file: Checkpoint, checks: Checks, tensor: SourceTensor | Packe
     if plain.stored is not None and plain.stored.dtype == stored.dtype:
         plain = plain.stored
     both = [BY_NAME[dtype] for dtype in (plain.dtype, stored.dtype)]
-    cast = plain.dtype != stored.dtype and all(d.is_float and d.size > 1 for d in both)
+    cast = plain.dtype != stored.dtype and all(d.is_cast for d in both)
     dtype = stored.dtype if cast else plain.dtype
     if not _same_form(checks, (stored.dtype, stored.shape), (dtype, plain.shape)):
         return

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.container import Checkpoint, TernaryEntry
-from tpack.container.reader import stored_dtype
+from tpack.container.reader import differing, stored_dtype
 from tpack.dtypes import BY_NAME
 from tpack.kernels import reference
 from tpack.quantize import Fit, Weight, widen
@@ -62,24 +62,26 @@ def of_kept(
 ) -> Difference | None:
     """Compare a kept tensor with a source, or with the cast of one to its dtype, bit for bit."""
     entry = file.entries[name]
-    size, count = BY_NAME[entry.dtype].size, tensor.numel
+    dtype, count = BY_NAME[entry.dtype], tensor.numel
     plain = tensor.cast(entry.dtype) if cast else tensor
     found: Difference | None = None
     differ = 0
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
-        stored = np.frombuffer(file.read(name, start * size, stop * size), np.uint8)
-        expected = np.ascontiguousarray(plain.read(start, stop)).reshape(-1).view(np.uint8)
-        if np.array_equal(stored, expected):
+        stored = file.read(name, dtype.nbytes(start), dtype.nbytes(stop))
+        values = np.ascontiguousarray(plain.read(start, stop)).reshape(-1)
+        expected = memoryview(values.view(np.uint8))
+        if stored == expected:
             continue
-        pair = stored.reshape(-1, size), expected.reshape(-1, size)
-        different = (pair[0] != pair[1]).any(axis=1)
+        different = differing(stored, expected, entry.dtype)
         differ += int(different.sum())
         if found is None:
             at = int(different.argmax())
-            one, two = (_element(elements[at].tobytes(), entry.dtype) for elements in pair)
+            place = slice(at * dtype.bits // 8, dtype.nbytes(at + 1))
+            pair = bytes(stored[place]), bytes(expected[place])
+            one, two = (_element(element, entry.dtype) for element in pair)
             if str(one) == str(two):  # two that are no numbers, or print as the same
-                one, two = (f"{v} ({e[at].tobytes().hex()})" for v, e in zip((one, two), pair))  # noqa: B905
+                one, two = (f"{v} ({e.hex()})" for v, e in zip((one, two), pair))  # noqa: B905
             index = _index(start + at, entry.shape)
             source = _source_element(tensor, start + at) if cast else None
             found = Difference("values", index, one, two, source, 0, count)
@@ -138,11 +140,11 @@ def _source_element(tensor: SourceTensor, at: int) -> Value:
 
 
 def _element(stored: bytes, dtype: str) -> Value:
-    """Return a stored element as a number, or as its bytes where numpy has no such dtype."""
-    if dtype.startswith("float8") or (dtype == "bool" and stored not in (b"\0", b"\1")):
-        return f"the byte {stored.hex()}"
-    if dtype == "bool":
+    """Return a stored element as a number, or the bytes that it lies in where numpy has none."""
+    if dtype == "bool" and stored in (b"\0", b"\1"):
         return bool(stored[0])
+    if dtype != "uint8" and stored_dtype(dtype) == "uint8":
+        return f"the {'byte' if len(stored) == 1 else 'bytes'} {stored.hex()}"
     raw = np.frombuffer(stored, stored_dtype(dtype))
     value: Value = (widen(raw, dtype) if dtype == "bfloat16" else raw)[0].item()
     return value

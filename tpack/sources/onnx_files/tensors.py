@@ -70,10 +70,10 @@ def read_tensor(model: OnnxModel, tensor: TensorProto, name: str) -> SourceTenso
         raise UnsupportedError(
             f"has type {type_name(tensor.data_type)}, which no safetensors file can hold."
         )
-    size, kind = BY_NAME[dtype].size, np.dtype(stored_dtype(dtype)).newbyteorder("<")
-    data = model.bytes_of(tensor, numel * size)
+    nbytes, kind = BY_NAME[dtype].nbytes, np.dtype(stored_dtype(dtype)).newbyteorder("<")
+    data = model.bytes_of(tensor, nbytes(numel))
     return SourceTensor(
-        name, dtype, shape, lambda start, stop: data(start * size, stop * size).view(kind)
+        name, dtype, shape, lambda start, stop: data(nbytes(start), nbytes(stop)).view(kind)
     )
 
 

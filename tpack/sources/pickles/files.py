@@ -37,7 +37,7 @@ NOT_TORCH = "is not a checkpoint of torch, or is damaged. Download or copy it ag
 
 def itemsize(dtype: str) -> int:
     """Return the bytes of an element; 1 for a dtype of torch that tpack does not know."""
-    return BY_NAME[dtype].size if dtype in BY_NAME else _SIZES.get(dtype, 1)
+    return BY_NAME[dtype].nbytes(1) if dtype in BY_NAME else _SIZES.get(dtype, 1)
 
 
 @dataclass

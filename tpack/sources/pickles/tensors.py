@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tpack.container.opening import read_into
 from tpack.container.reader import stored_dtype
-from tpack.dtypes import BY_NAME
+from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.sources.pickles.files import Pickled, itemsize
 from tpack.sources.pickles.values import Tensor
@@ -49,7 +49,7 @@ class Reader:
                 return self._read(tensor, start, stop)
 
         coded = f"{tensor.dtype} of torch" if tensor.quantizer else ""
-        return SourceTensor(name, dtype, tensor.shape, read, coded=coded)
+        return SourceTensor(name, dtype, tensor.shape, read, coded=coded).of_elements()
 
     def _check(self, tensor: Tensor) -> str:
         """Return the dtype of the values of a tensor that can be read."""
@@ -58,7 +58,7 @@ class Reader:
         dtype = tensor.dtype
         if tensor.quantizer is not None and dtype in _QUANTIZED and _scheme(tensor):
             dtype = "float32"
-        if dtype not in BY_NAME:
+        if elements_of(dtype, tensor.shape)[0] not in BY_NAME:
             raise UnsupportedError(
                 f"has dtype {dtype}, which safetensors cannot hold. Cast it first."
             )
