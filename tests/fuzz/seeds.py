@@ -12,6 +12,7 @@ import gguf_files
 import numpy as np
 import onnx_models
 import random_trees
+import tflite_models
 from drawing import Draw
 from onnx import TensorProto, helper
 
@@ -123,6 +124,18 @@ def arrays() -> Iterator[bytes]:
         stream = BytesIO()
         save(stream, a=array, b=array[0])
         yield stream.getvalue()
+
+
+def tflite_files() -> Iterator[bytes]:
+    """One layer of codes in each width, with its bytes inside and outside of the FlatBuffer."""
+    codes = np.resize(np.array([-1, 0, 1], np.int8), (4, 9))
+    for outside in (False, True):
+        for kind in ("int8", "int4", "int2"):
+            model = tflite_models.Model(outside=outside)
+            model.tensor("b", (4,), "int32", np.arange(4, dtype=np.int32), [0.5] * 4)
+            weight = model.tensor("w", (4, 9), kind, codes, [0.5, 1, 2, 0.25])
+            model.fully_connected(weight, 9, 4)
+            yield model.content()
 
 
 def gguf_json() -> Iterator[bytes]:

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -255,12 +255,12 @@ def _read_elements(tensor: SourceTensor) -> None:
     assert sum(chunk.nbytes for chunk in tensor.chunks()) == tensor.nbytes
 
 
-def gguf(data: bytes) -> None:
-    """A GGUF file, all of it read."""
-    path = _file(data, "file.gguf")
+def whole_file(name: str, data: bytes) -> None:
+    """A file of another kind, all of it read."""
+    path = _file(data, name)
     try:
         with open_source(path) as source:
-            json.loads(source.metadata["gguf"])
+            json.loads(source.metadata.get("gguf", "{}"))
             _read(source)
     except TpackError as error:
         _check_refusal(error, path)
@@ -482,9 +482,14 @@ TARGETS = {
     "codegen": Fuzzed(codegen, lambda: seeds.random(64, 300), longest=600),
     "index": Fuzzed(index, seeds.indices, seeds.CONFIG_WORDS, 1024),
     "config": Fuzzed(config, seeds.configs, seeds.CONFIG_WORDS, 2048),
-    "gguf": Fuzzed(gguf, seeds.gguf, ("GGUF", "general.architecture", "general.alignment")),
+    "gguf": Fuzzed(
+        partial(whole_file, "file.gguf"),
+        seeds.gguf,
+        ("GGUF", "general.architecture", "general.alignment"),
+    ),
     "numpy": Fuzzed(numpy, seeds.arrays, ("NUMPY", "'<f4'", "True", "(2, 3)"), 1024),
     "onnx": Fuzzed(onnx, seeds.onnx, ("MatMul", "DequantizeLinear", "Quant", "w", "q", "s", "x")),
+    "tflite": Fuzzed(partial(whole_file, "file.tflite"), seeds.tflite_files, ("TFL3",)),
     "gguf_json": Fuzzed(gguf_json, seeds.gguf_json, longest=1024),
     "dialects": Fuzzed(dialects, lambda: seeds.random(32), longest=400),
     "pickles": Fuzzed(pickles, seeds.pickles, seeds.PICKLE_WORDS, longest=2048),

@@ -86,7 +86,6 @@ NEED = {
     "hf ": ("transformers", "import tpack.hf"),
     "onnx": ("onnx", "from tpack.cli.main import main; main(['convert', 'm.onnx'])"),
     "keras": ("h5py", "from tpack.cli.main import main; main(['convert', 'm.h5'])"),
-    "tflite": ("tflite", "from tpack.cli.main import main; main(['convert', 'm.tflite'])"),
     "remote": ("fsspec", "from tpack.cli.main import main; main(['convert', 's3://a/b'])"),
 }
 
@@ -94,7 +93,7 @@ NEED = {
 @pytest.mark.parametrize("extra", NEED)
 def test_what_needs_an_extra_names_it(extra, tmp_path):
     package, code = NEED[extra]
-    for suffix in ("onnx", "h5", "tflite"):
+    for suffix in ("onnx", "h5"):
         (tmp_path / f"m.{suffix}").write_bytes(b"\0")
     code = f"import sys; sys.modules[{package!r}] = None; {code}"
     arguments = [sys.executable, "-c", code]

@@ -90,7 +90,7 @@ KINDS = {
             rb"\x93NUMPY",
             r".+\.npy",
         ),
-        Kind("TFLite", "a TFLite file", (".tflite",), rb"....TFL3", advice=_SOURCE),
+        Kind("TFLite", "a TFLite file", (".tflite",), rb"....TFL3"),
         Kind("ORT", "a file of ONNX Runtime", (".ort",), rb"....ORTM", advice=_SOURCE),
         Kind(
             "Flax",

@@ -50,7 +50,7 @@ READERS = {
     "Keras index": Reader("tpack.sources.keras_files", "open_keras", "h5py", "keras"),
     "HDF5": Reader("tpack.sources.keras_files", "open_keras", "h5py", "keras"),
     "NumPy": Reader("tpack.sources.numpy_files", "open_numpy"),
-    "TFLite": Reader("tpack.sources.tflite_files", "open_tflite", "tflite", "tflite"),
+    "TFLite": Reader("tpack.sources.tflite_files", "open_tflite"),
 }
 
 
