@@ -19,7 +19,8 @@ class DType:
         bits: of one element. Elements of less than a byte lie without gaps, and a tensor of them
             fills whole bytes.
         is_float: whether torch can train it.
-        torch: the dtype of one byte that a tensor of torch has, whose elements are less.
+        torch: for elements of less than a byte, the dtype of the tensor of torch that holds them;
+            its items are bytes.
     """
 
     name: str
@@ -43,14 +44,13 @@ class DType:
         return self.torch or self.name
 
     def held_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape that a tensor of torch has, whose last dim may count bytes.
+        """Return the shape that a tensor of torch has.
+
+        Where its items are bytes, the last dim counts them; if rows end within a byte, it is flat.
 
         Example:
             >>> BY_CODE["F4"].held_shape((2, 8)), BY_CODE["F6_E2M3"].held_shape((2, 8))
             ((2, 4), (2, 6))
-
-            Rows that end within a byte make it flat.
-
             >>> BY_CODE["F4"].held_shape((2, 3))
             (3,)
         """

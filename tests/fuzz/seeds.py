@@ -220,7 +220,18 @@ def onnx() -> Iterator[bytes]:
 
 FORMAT_WORDS = (
     *('"dtype"', '"shape"', '"data_offsets"', '"__metadata__"', '"tpack"', '"format"', '"pt"'),
-    *('"U8"', '"F32"', '"BF16"', '"I64"', '"F8_E8M0"', '"C64"', "NaN", "Infinity", "\\ud800"),
+    *(
+        '"U8"',
+        '"F32"',
+        '"BF16"',
+        '"I64"',
+        '"F8_E8M0"',
+        '"C64"',
+        '"F4"',
+        "NaN",
+        "Infinity",
+        "\\ud800",
+    ),
     *("9223372036854775807", "9223372036854775808", "1e999", "-0", "true", "null", "[", "{", ":"),
 )
 TREE_WORDS = (

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import tpack
 from tpack.container.version import KNOWN
+from tpack.dtypes import BY_NAME
 
 
 @pytest.mark.parametrize("layout", ["t2", "t5"])
@@ -57,7 +58,7 @@ def test_json_has_the_keys_of_the_contract(name):
         assert 0 <= row["zeros"] <= 1
     for row in data["kept"]:
         assert {"name", "dtype", "shape"} <= set(row)
-        assert f"torch.{row['dtype']}" == str(source[row["name"]].dtype)
+        assert f"torch.{BY_NAME[row['dtype']].held}" == str(source[row["name"]].dtype)
 
 
 def test_a_file_without_any_tensor(tmp_path):
