@@ -41,11 +41,10 @@ def open_source(
     """Open a checkpoint of any kind that tpack reads.
 
     Args:
-        source: path of a ``.safetensors``, ``.gguf``, ``.pt2``, ``.pt``, ``.pth``, ``.bin`` or
-            ``.ckpt`` file; of a folder as model hubs have them, or as
-            ``torch.distributed.checkpoint`` writes them; ``hf://org/name[@revision]`` or
-            ``org/name`` for a repository of the Hugging Face hub; an address with another
-            scheme that fsspec knows; a state dict, or an ``nn.Module``.
+        source: path of a file of a kind that ``readers.READERS`` lists; of a folder as model hubs
+            have them, or as ``torch.distributed.checkpoint`` writes them;
+            ``hf://org/name[@revision]`` or ``org/name`` for a repository of the Hugging Face hub;
+            an address with another scheme that fsspec knows; a state dict, or an ``nn.Module``.
         reading: how to read it; ``Options`` are one.
 
     Raises:
