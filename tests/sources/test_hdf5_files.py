@@ -63,8 +63,15 @@ def deep(file, _):
 
 
 def many(file, _):
-    for number in range(21_000):
+    for number in range(11_000):
         file.create_group(str(number))
+
+
+def many_groups(file, _):
+    for number in range(100):
+        group = file.create_group(f"layers/{number}")
+        for inner in range(110):
+            group.create_group(f"{inner}")
 
 
 def huge(file, _):
@@ -91,6 +98,7 @@ HOSTILE = {
     cycle: "is in the file twice, by links",
     deep: "has groups in more than 48 levels",
     many: "members in a group",
+    many_groups: "comes after 10000 others",
     huge: "but is compressed to 0 B",
     unwritten: "holds 0 bytes, expected 4398046511104",
     wide_chunks: "has chunks of more than",

@@ -17,15 +17,15 @@ from tpack.errors import InputError, UnsupportedError, locate
 from tpack.options import Reading
 from tpack.sources.archive import AGAIN, archive_of
 from tpack.sources.keras_files.hdf5 import Hdf5, joined
-from tpack.sources.keras_files.layers import layer_of, mapping
+from tpack.sources.keras_files.layers import layer_of
 from tpack.sources.keras_files.legacy import read_legacy
 from tpack.sources.keras_files.naming import Found, read_layers, read_paths
-from tpack.sources.keras_files.variables import Layer
+from tpack.sources.keras_files.variables import Layer, mapping
 from tpack.sources.source import Source
 from tpack.text import listed
 
 #: Records of a .keras file, and how long a config may be.
-_CONFIG, _WEIGHTS, _LONG = "config.json", "model.weights.h5", 1 << 26
+_CONFIG, _WEIGHTS, _LONG = "config.json", "model.weights.h5", 6 << 20
 #: Groups beside the weights, which no model needs to compute.
 _ASIDE = ("optimizer", "optimizer_weights", "metrics", "compile_metrics")
 

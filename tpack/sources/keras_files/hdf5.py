@@ -26,13 +26,13 @@ from tpack.sources.stored_array import StoredArray, check_density, dtype_name, n
 Array = npt.NDArray[Any]
 
 #: Groups and datasets of a file, and how deep they may lie.
-_MANY, _DEEP = 20_000, 48
+_MANY, _DEEP = 10_000, 48
 #: Filters that h5py has built in: deflate, shuffle, Fletcher's checksum, LZF.
 _FILTERS = (1, 2, 3, 32000)
 #: Bytes of a chunk, which is read whole.
 _CHUNK = 1 << 26
 #: Of texts that attributes hold: a config of many layers.
-_TEXT = 1 << 26
+_TEXT = 6 << 20
 
 
 @dataclass
@@ -42,10 +42,12 @@ class Hdf5:
     Attributes:
         datasets: its datasets of numbers, by their path.
         left_out: paths of other datasets: texts, records.
+        groups: paths of groups, with those that are not looked into.
     """
 
     datasets: dict[str, SourceTensor]
     left_out: list[str]
+    groups: set[str]
     _file: Any
 
     @classmethod
@@ -64,7 +66,7 @@ class Hdf5:
         """
         with _damage():
             file = h5py.File(BufferedReader(Part(handle, place, length)), "r")
-        found = cls({}, [], file)
+        found = cls({}, [], set(), file)
         at = None if file.userblock_size else (handle, place)
         found._walk(file, "", at, skip, set())
         return found
@@ -77,6 +79,8 @@ class Hdf5:
         """Return an attribute that is a text; None if there is none."""
         value = self._attribute(path, name)
         value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        if isinstance(value, str) and len(value) > _TEXT:
+            raise InputError(f"has a long attribute {name!r} in {path!r}. {AGAIN}")
         return value if isinstance(value, str) else None
 
     def texts(self, path: str, name: str) -> list[str]:
@@ -89,9 +93,8 @@ class Hdf5:
         return [t.decode("utf-8", "replace") if isinstance(t, bytes) else str(t) for t in found]
 
     def has(self, path: str) -> bool:
-        """Return whether there is a group or dataset."""
-        with _damage():
-            return path in self._file
+        """Return whether there is a group."""
+        return path in self.groups
 
     def _attribute(self, path: str, name: str) -> Any:
         with _damage():
@@ -116,6 +119,7 @@ class Hdf5:
         for key in _keys(group):
             inner = f"{path}/{key}".lstrip("/")
             if inner in skip:
+                self.groups.add(inner)
                 continue
             with locate(tensor=inner[:200]):
                 with _damage():
@@ -136,6 +140,7 @@ class Hdf5:
                 if isinstance(found, h5py.Dataset):
                     self._add(found, inner, at)
             if isinstance(found, h5py.Group):
+                self.groups.add(inner)
                 self._walk(found, inner, at, skip, seen)
 
     def _add(self, dataset: Any, path: str, at: tuple[int, int] | None) -> None:

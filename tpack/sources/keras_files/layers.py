@@ -7,13 +7,12 @@ attribute of its group; what it is made of stands in the config of the model, if
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from tpack.sources.keras_files.variables import VARIABLES, Layer
+from tpack.sources.keras_files.variables import VARIABLES, Layer, mapping, snake_case
 
 #: Groups that hold the layers of a model: now, and until TensorFlow 2.13.
 _LAYERS = ("layers", "_layer_checkpoint_dependencies")
@@ -22,25 +21,6 @@ _RECURRENT = ("lstm", "gru", "simple_rnn")
 ATTENTION = ("multi_head_attention", "group_query_attention")
 #: Packages whose quantized layers have the variables of Keras's own, and what they add to names.
 QUANTIZED = {"larq": "quant_", "qkeras": "q_"}
-
-Config = Mapping[str, Any]
-
-
-def snake_case(name: str) -> str:
-    """Return the name of a class as files call groups.
-
-    Example:
-        >>> snake_case("BatchNormalization"), snake_case("Conv2DTranspose")
-        ('batch_normalization', 'conv2d_transpose')
-    """
-    name = re.sub(r"\W+", "", name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def mapping(value: Any) -> Config:
-    """Return a part of a config, empty if it is none."""
-    return value if isinstance(value, Mapping) else {}
 
 
 def layer_of(described: Any) -> Layer:
@@ -61,17 +41,6 @@ def layer_of(described: Any) -> Layer:
     elif package not in ("keras", "tf_keras"):
         kind = ""
     return Layer(kind, mapping(described.get("config")))
-
-
-def layers_of(config: Config) -> Iterator[tuple[str, str, Any]]:
-    """Yield group, name and description of each layer that the config of a model lists."""
-    counts: Counter[str] = Counter()
-    listed = config.get("layers")
-    for described in listed if isinstance(listed, list) else []:
-        kind = snake_case(str(mapping(described).get("class_name", "")))
-        group = f"{kind}_{counts[kind]}" if counts[kind] else kind
-        counts[kind] += 1
-        yield group, str(mapping(mapping(described).get("config")).get("name", "")), described
 
 
 @dataclass(frozen=True)
@@ -125,12 +94,9 @@ def groups(root: Layer, name_of: Callable[[str], str | None]) -> Callable[[str],
 
 def _listed(model: Layer, key: str, name: str | None) -> tuple[Layer | None, str]:
     """Find a layer and its name in the config of its model, by its name, else by its group."""
-    found = list(layers_of(model.config or {}))
-    for column, wanted in ((1, name), (0, key)):
-        for row in found:
-            if wanted and row[column] == wanted:
-                return layer_of(row[2]), row[1]
-    return None, ""
+    by_name, by_group = model.layers
+    listed = by_name.get(name or "") or by_group.get(key)
+    return (None, "") if listed is None else (layer_of(listed[1]), listed[0])
 
 
 def _inside(layer: Layer, key: str) -> Layer | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import cache
 
 from tpack.errors import InputError, locate
 from tpack.sources.archive import AGAIN
 from tpack.sources.keras_files.hdf5 import Hdf5
-from tpack.sources.keras_files.layers import ATTENTION, layer_of, layers_of, mapping
+from tpack.sources.keras_files.layers import ATTENTION, layer_of
 from tpack.sources.keras_files.naming import Found
-from tpack.sources.keras_files.variables import VARIABLES, Layer, Variable
+from tpack.sources.keras_files.variables import VARIABLES, Layer, Variable, mapping
 from tpack.sources.source import SourceTensor
 
 _WEIGHTS = "model_weights"
@@ -33,7 +34,7 @@ def read_legacy(file: Hdf5) -> Found:
     model = Layer()
     with suppress(ValueError, RecursionError):
         model = layer_of(json.loads(file.text("", "model_config") or "{}"))
-    found = Found()
+    found, layer_at = Found(), _finder(model)
     for name in dict.fromkeys((*file.texts(root, "layer_names"), _ROOT)):
         group = f"{root}/{name}".lstrip("/")
         if not file.has(group):
@@ -52,7 +53,7 @@ def read_legacy(file: Hdf5) -> Found:
             held.setdefault((*own, *inner), {})[last] = tensor
         for parts, variables in held.items():
             with locate(tensor=".".join(parts)):
-                _add(found, parts, variables, _find(model, parts))
+                _add(found, parts, variables, layer_at(parts))
     found.say()
     return found
 
@@ -87,16 +88,21 @@ def _row(layer: Layer, name: str) -> Variable:
     return own.get(name) or _ROWS.get(name) or Variable(name, "")
 
 
-def _find(model: Layer, parts: Sequence[str]) -> Layer:
-    """Find the innermost layer on a path of names that the config of a model describes."""
-    layer = model
-    for part in parts:
+def _finder(model: Layer) -> Callable[[tuple[str, ...]], Layer]:
+    """Return a function that finds the innermost layer that a config describes on a path."""
+
+    @cache
+    def found(parts: tuple[str, ...]) -> Layer:
+        if not parts:
+            return model
+        layer, part = found(parts[:-1]), parts[-1]
         inside = mapping(mapping(layer.config).get("layer"))
-        named = {name: described for _, name, described in layers_of(mapping(layer.config))}
         if mapping(inside.get("config")).get("name") == part:
-            layer = layer_of(inside)
-        elif part in named:
-            layer = layer_of(named[part])
-        elif layer.kind in ATTENTION and part in ("query", "key", "value"):
-            layer = Layer("attention_inputs", layer.config)
-    return layer
+            return layer_of(inside)
+        if part in layer.layers[0]:
+            return layer_of(layer.layers[0][part][1])
+        if layer.kind in ATTENTION and part in ("query", "key", "value"):
+            return Layer("attention_inputs", layer.config)
+        return layer
+
+    return found

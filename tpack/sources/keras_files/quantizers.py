@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tpack.sources.keras_files.layers import mapping
-from tpack.sources.keras_files.variables import Layer
+from tpack.sources.keras_files.variables import Layer, mapping
 from tpack.sources.source import SourceTensor
 from tpack.text import printable
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -74,6 +77,23 @@ _FLOAT8 = tuple(
 MODES = ("int8", "int4", "float8", "gptq", "awq")
 
 
+def snake_case(name: str) -> str:
+    """Return the name of a class as files call groups.
+
+    Example:
+        >>> snake_case("BatchNormalization"), snake_case("Conv2DTranspose")
+        ('batch_normalization', 'conv2d_transpose')
+    """
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """Return a part of a config, empty if it is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
 @dataclass(frozen=True)
 class Layer:
     """What is known of the layer that a group of a file belongs to.
@@ -85,6 +105,24 @@ class Layer:
 
     kind: str = ""
     config: Mapping[str, Any] | None = None
+
+    @cached_property
+    def layers(self) -> tuple[dict[str, tuple[str, Any]], dict[str, tuple[str, Any]]]:
+        """The layers that the config of a model lists, by name and by group of a file.
+
+        Each is its name and how the config describes it.
+        """
+        by_name: dict[str, tuple[str, Any]] = {}
+        by_group: dict[str, tuple[str, Any]] = {}
+        counts: Counter[str] = Counter()
+        listed = mapping(self.config).get("layers")
+        for described in listed if isinstance(listed, list) else []:
+            kind = snake_case(str(mapping(described).get("class_name", "")))
+            group = f"{kind}_{counts[kind]}" if counts[kind] else kind
+            counts[kind] += 1
+            name = str(mapping(mapping(described).get("config")).get("name", ""))
+            by_name[name] = by_group[group] = name, described
+        return by_name, by_group
 
     @property
     def mode(self) -> str:
