@@ -86,6 +86,7 @@ class Captured:
     Attributes:
         notes: sentences for the user about the trace.
         example: the source, with arguments; None if no arguments are known.
+        reason: why there is none, as a sentence.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Captured:
         self.graph = graph
         self.notes = tuple(notes)
         self.example = example
+        self.reason = ""
 
     def compare(self) -> str:
         """Compare the program, on the source's own weights, with the source.
@@ -153,6 +155,8 @@ class Captured:
     @property
     def untold(self) -> str | None:
         """The reason why the source cannot be run; None if it can."""
+        if self.reason:
+            return self.reason
         if self.example is None:
             return (
                 "the captured program was not compared with its source: the file has no example "

@@ -254,9 +254,13 @@ class _Maker:
             owner, _, _ = self.relative(name, path).rpartition(".")
             if owner:
                 owners.setdefault(owner, []).append(name)
-        found = {}
-        for owner, names in owners.items():
+        found: dict[str, Param] = {}
+        inside = {one: [o for o in owners if o.startswith(f"{one}.")] for one in owners}
+        for owner in sorted(owners, key=lambda one: len(inside[one])):  # inner ones first
+            names = owners[owner]
             params = [self.param(name, name.rpartition(".")[2]) for name in names]
+            inner = [(o, found.pop(o)) for o in inside[owner] if o in found]
+            params += [replace(param, name=o[len(owner) + 1 :]) for o, param in inner]
             looked_up = any(
                 value.op == "embedding" and value.args["weight"].name in names
                 for value in self.graph.values

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
+from torch.utils.flop_counter import FlopCounterMode
 
 from tpack.capturing import Captured, export, trace
 from tpack.capturing.comparison import tensor_of
 from tpack.capturing.onnx_graphs.arguments import dtype_of
-from tpack.capturing.onnx_graphs.evaluation import Evaluated, NotRunError
+from tpack.capturing.onnx_graphs.evaluation import MOST as MOST_WORK, Evaluated, NotRunError
 from tpack.capturing.onnx_graphs.module import MOST, GraphModule, row_name, with_calls
 from tpack.capturing.onnx_graphs.numbers import FOLDED
 from tpack.capturing.onnx_graphs.rows import ROWS
@@ -39,6 +40,10 @@ __all__ = ["trace_onnx"]
 
 #: Bytes of tensors above which a graph is not run to compare.
 LARGEST = 1 << 29
+#: Nodes above which a graph is not traced: it would take minutes.
+MOST_NODES = 5000
+#: Multiplications and additions above which a graph is not run to compare.
+LONGEST_WORK = 10**11
 #: Sizes that are tried for free dims after the first, until the graph takes them.
 _SIZES = (7, 16, 32, 64, 224, 1)
 
@@ -54,6 +59,8 @@ def trace_onnx(graph: OnnxGraph, tensors: Any) -> Captured:
         LayerDefError: it has ops that LayerDef does not, or the program gives other results.
     """
     _check_ops(graph)
+    if len(graph.nodes.nodes) > MOST_NODES:
+        raise LayerDefError(f"the graph has more than {MOST_NODES} nodes, too many to trace.")
     dense = {
         name: one.dense() if isinstance(one, PackedTensor) else one for name, one in tensors.items()
     }
@@ -61,7 +68,7 @@ def trace_onnx(graph: OnnxGraph, tensors: Any) -> Captured:
     held = {name: _tensor(one, large=large) for name, one in dense.items()}
     inputs = _input_names(graph)
     module = GraphModule(graph, held, inputs)
-    args = _example(graph, module)
+    args, work = _example(graph, module)
     shapes = {
         name: {i: Dim.AUTO for i, size in enumerate(dims) if not isinstance(size, int)}
         for name, (_, dims) in zip(inputs.values(), _infos(graph), strict=True)
@@ -70,10 +77,11 @@ def trace_onnx(graph: OnnxGraph, tensors: Any) -> Captured:
     notes = fixed_sizes(program, module, args, None, shapes)
     with_calls(program, _root_class(graph))
     captured = trace(program, notes)
-    if large:
+    if large or work > LONGEST_WORK:
         captured.example = None
+        captured.reason = "the captured program was not compared with the graph: it is too large"
     elif captured.example is not None:
-        original, called = _original(graph, module, args)
+        original, called = _original(graph, module, args, work)
         captured.example = replace(captured.example, original=original, called=called)
     return captured
 
@@ -139,8 +147,11 @@ def _input_names(graph: OnnxGraph) -> dict[str, str]:
     return found
 
 
-def _example(graph: OnnxGraph, module: GraphModule) -> list[Tensor]:
+def _example(graph: OnnxGraph, module: GraphModule) -> tuple[list[Tensor], int]:
     """Make inputs that the graph takes: of a batch of 2, and of the first sizes that fit.
+
+    Returns:
+        The inputs, and how many multiplications and additions the graph makes of them.
 
     Raises:
         LayerDefError: it takes none that were tried.
@@ -156,25 +167,31 @@ def _example(graph: OnnxGraph, module: GraphModule) -> list[Tensor]:
         ]
         if any(math.prod(shape) > MOST for shape in shapes):
             raise LayerDefError("the graph takes inputs too large to try it.")
+        counted = FlopCounterMode(display=False)
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counted:
                 module(*(torch.empty(s, dtype=d) for s, (d, _) in zip(shapes, infos, strict=True)))
         except LayerDefError as error:
             problem = error
             continue
         generator = torch.Generator().manual_seed(0)
-        return [
+        args = [
             torch.randn(shape, generator=generator).to(dtype)
             if dtype.is_floating_point
             else torch.randint(0, 2, shape, generator=generator).to(dtype)
             for shape, (dtype, _) in zip(shapes, infos, strict=True)
         ]
+        return args, counted.get_total_flops()
     raise problem
 
 
-def _original(graph: OnnxGraph, module: GraphModule, args: list[Tensor]) -> tuple[nn.Module, str]:
+def _original(
+    graph: OnnxGraph, module: GraphModule, args: list[Tensor], work: int
+) -> tuple[nn.Module, str]:
     """Return what to compare the program with, and what messages call it."""
     try:
+        if work > MOST_WORK:
+            raise NotRunError("it would take minutes")
         evaluated = Evaluated(graph)
         evaluated(*args)
     except NotRunError as error:

@@ -7,7 +7,7 @@ of numpy, of dtype object where sizes are among them that the input decides.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,12 +64,14 @@ class Arguments:
         values: of its inputs; None for one left out.
         opset: the version of ONNX's ops.
         made: keeps known numbers as a tensor, and returns that.
+        read: names of the attributes that were asked for.
     """
 
     node: Node
     values: Sequence[Known | None]
     opset: int
     made: Callable[[Node, Array], Tensor]
+    read: set[str] = field(default_factory=set)
 
     def outside(self, text: str) -> LayerDefError:
         """Return the error for what this node asks; the text goes on after the name of the op."""
@@ -142,6 +144,7 @@ class Arguments:
 
     def attribute(self, name: str, default: Any) -> Any:
         """Return an attribute, as a list if it is one; floats with the digits of float32."""
+        self.read.add(name)
         for one in self.node.proto.attribute:
             if one.name == name:
                 found = get_attribute_value(one)
@@ -151,6 +154,19 @@ class Arguments:
                     return plain(np.float32(found))
                 return found if isinstance(found, int) else list(found)
         return default
+
+    def check_read(self) -> None:
+        """Refuse attributes that nobody asked for: they may change what the node computes."""
+        given = {str(one.name) for one in self.node.proto.attribute}
+        if unread := sorted(given - self.read - _NEUTRAL):
+            raise self.outside(f"has {unread[0]!r:.40}")
+
+
+#: Attributes that change no result, or repeat what shapes say.
+_NEUTRAL = frozenset(
+    {"kernel_shape", "stash_type", "storage_order", "momentum", "spatial", "ratio", "seed"}
+    | {"is_test", "consumed_inputs", "sorted", "cubic_coeff_a", "saturate", "value", "num_outputs"}
+)
 
 
 def plain(number: Any) -> Any:

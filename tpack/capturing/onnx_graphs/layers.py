@@ -196,24 +196,16 @@ def _instance_norm(args: Arguments) -> Tensor:
     return F.group_norm(x, weight.shape[0], weight, bias, args.attribute("epsilon", 1e-5))
 
 
-def _lp_norm(args: Arguments) -> Tensor:
-    x, axis = args.tensor(), args.attribute("axis", -1)
-    if args.attribute("p", 2) == 1:
-        return x / x.abs().sum([axis], keepdim=True)
-    return x / torch.sqrt(torch.square(x).sum([axis], keepdim=True))
-
-
 # ---- reductions
 
 
 def _reduce(compute: Callable[..., Tensor]) -> Row:
     def row(args: Arguments) -> Tensor:
         x, axes = args.tensor(), args.numbers(1, "axes")
-        if not axes:
-            if args.attribute("noop_with_empty_axes", 0):
-                return x
-            axes = list(range(x.dim()))
-        return compute(x, axes, keepdim=bool(args.attribute("keepdims", 1)))
+        keepdim, none = args.attribute("keepdims", 1), args.attribute("noop_with_empty_axes", 0)
+        if not axes and none:
+            raise args.outside("reduces no axis")
+        return compute(x, axes or list(range(x.dim())), keepdim=bool(keepdim))
 
     return row
 
@@ -252,7 +244,9 @@ def _top_k(args: Arguments) -> tuple[Tensor, Tensor]:
 def _cumsum(args: Arguments) -> Tensor:
     if args.attribute("exclusive", 0) or args.attribute("reverse", 0):
         raise args.outside("is exclusive or in reverse")
-    return torch.cumsum(args.tensor(), args.number(1, "axis", 0))
+    x = args.tensor()
+    found = torch.cumsum(x, args.number(1, "axis", 0))
+    return found if found.dtype == x.dtype else found.to(x.dtype)
 
 
 # ---- attention
@@ -296,7 +290,6 @@ LAYERS: dict[str, Row] = {
     "RMSNormalization": _rms_norm,
     "GroupNormalization": _group_norm,
     "InstanceNormalization": _instance_norm,
-    "LpNormalization": _lp_norm,
     "ReduceMean": _reduce(torch.mean),
     "ReduceSum": _reduce(torch.sum),
     "ReduceMax": _reduce(torch.amax),

@@ -127,6 +127,8 @@ class GraphModule(nn.Module):
 
     def results(self, node: Node, values: Sequence[Known | None]) -> Sequence[Known]:
         """Compute a node."""
+        if node.op == "Constant" and node.outputs[0] in self.graph.found:
+            return (self.stored(node.outputs[0], node),)
         if (row := QUANTIZED.get(node.op)) is not None:
             return (self.unpacked(node, values, node.inputs[row.codes]),)
         args = Arguments(node, values, self.opset, self.constant)
@@ -136,6 +138,7 @@ class GraphModule(nn.Module):
         if compute is None:
             raise outside(node, "is an op")
         made = compute(args)
+        args.check_read()
         return made if isinstance(made, tuple) else (made,)
 
     def unpacked(self, node: Node, values: Sequence[Known | None], codes: str) -> Known:

@@ -65,7 +65,9 @@ def _add(args: Arguments) -> Any:
 
 def _power(args: Arguments) -> Any:
     x, y = args.operand(0, 1), args.operand(1, 0)
-    return x ** (int(y) if isinstance(y, float) and y.is_integer() else y)
+    found = x ** (int(y) if isinstance(y, float) and y.is_integer() else y)
+    kept = args.tensor().dtype if isinstance(x, Tensor) else found.dtype
+    return found if found.dtype == kept else found.to(kept)
 
 
 def _multiply(args: Arguments) -> Any:
