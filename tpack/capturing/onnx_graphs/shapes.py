@@ -184,6 +184,8 @@ def _resize(args: Arguments) -> Tensor:
     mode = args.attribute("mode", "nearest")
     way = args.attribute("coordinate_transformation_mode", "half_pixel")
     rounding = args.attribute("nearest_mode", "round_prefer_floor")
+    for name in ("antialias", "exclude_outside", "extrapolation_value"):  # of other modes
+        args.attribute(name, None)
     simple = args.node.op == "Upsample" or (way, rounding) == ("asymmetric", "floor")
     simple = simple or (way in ("half_pixel", "pytorch_half_pixel") and "round" in rounding)
     if (
