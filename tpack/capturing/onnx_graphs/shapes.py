@@ -188,6 +188,7 @@ def _resize(args: Arguments) -> Tensor:
         args.attribute(name, None)
     simple = args.node.op == "Upsample" or (way, rounding) == ("asymmetric", "floor")
     simple = simple or (way in ("half_pixel", "pytorch_half_pixel") and "round" in rounding)
+    simple = args.attribute("keep_aspect_ratio_policy", "stretch") == "stretch" and simple
     if (
         mode != "nearest"
         or not simple
