@@ -212,6 +212,36 @@ def test_gather_block_quantized(tmp_path):
 # ---- codes that are not ternary
 
 
+@pytest.mark.parametrize(
+    ("kind", "zero"), [(TensorProto.INT4, 0), (TensorProto.UINT4, 1), (TensorProto.UINT4, 8)]
+)
+def test_gather_block_quantized_of_typed_codes(tmp_path, kind, zero):
+    q, scale = trits(10, 16), np.arange(1, 11, dtype=np.float32).reshape(10, 1)
+    initializers = [packed("e_quant", kind, q + zero), array("e_scales", scale)]
+    initializers.append(packed("e_zero", kind, np.full((10, 1), zero)))
+    node = helper.make_node(
+        "GatherBlockQuantized", ["e_quant", "ids", "e_scales", "e_zero"], ["y"],
+        domain="com.microsoft", block_size=16, quantize_axis=1, gather_axis=0,
+    )  # fmt: skip
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
+    made = onnx_models.model([node], initializers, (ids,), ("y",), opset=21)
+    values, *_ = converted(onnx_models.save(tmp_path / "m.onnx", made), tmp_path, exact=True)
+    assert np.array_equal(values["e"].numpy(), q * scale)
+    assert np.array_equal(values["e"].numpy(), onnx_models.run(made, {"ids": np.arange(10)}))
+
+
+def test_integers_of_a_bias_are_read_whole(tmp_path):
+    q, bias = trits(4, 8), np.array([100_000, -70_000, 5, 65_536], np.int32)
+    nodes = [helper.make_node("DequantizeLinear", ["w_quant", "s"], ["w"])]
+    nodes.append(helper.make_node("DequantizeLinear", ["b_quant", "t"], ["b"]))
+    nodes.append(helper.make_node("Gemm", ["x", "w", "b"], ["y"], transB=1))
+    initializers = [array("w_quant", q), array("b_quant", bias)]
+    initializers += [onnx_models.array(n, np.float32([0.001])) for n in "st"]
+    made = onnx_models.model(nodes, initializers, ("x",), ("y",), opset=21)
+    values, *_ = converted(onnx_models.save(tmp_path / "m.onnx", made), tmp_path)
+    assert np.array_equal(values["b"].numpy(), bias.astype(np.float32) * np.float32(0.001))
+
+
 def four_levels():
     q = trits(4, 32)
     q[0, 0] = -2
@@ -244,7 +274,7 @@ def test_codes_of_a_product_whose_scale_lies_elsewhere(tmp_path):
     y = helper.make_tensor_value_info("y", TensorProto.INT32, None)
     made = onnx_models.model([node], [array("b", trits(4, 8))], (x,), (y,), opset=21)
     path = onnx_models.save(tmp_path / "m.onnx", made)
-    with pytest.raises(NotTernaryError, match="MatMulInteger, without a scale that is stor"):
+    with pytest.raises(NotTernaryError, match="MatMulInteger, without a scale of its own"):
         tpack.convert(path, tmp_path / "out.safetensors")
 
 
@@ -263,6 +293,22 @@ def test_codes_of_a_product_that_is_scaled_afterwards(tmp_path):
     made = onnx_models.model(nodes, initializers, ("x",), ("y",), opset=21)
     values, *_ = converted(onnx_models.save(tmp_path / "m.onnx", made), tmp_path, exact=True)
     assert np.array_equal(values["w"].numpy(), q * scale)
+
+
+def test_a_scale_of_a_product_is_not_that_of_its_weight(tmp_path):
+    """The number is the scale of the inputs times that of the weight: neither can be told."""
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"]),
+        helper.make_node("MatMulInteger", ["xq", "w", "xz"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "both"], ["y"]),
+    ]
+    initializers = [array("w", trits(4, 6)), array("both", np.float32([0.01]))]
+    initializers += [array("xs", np.float32([0.1])), array("xz", np.zeros(1, np.uint8))]
+    made = onnx_models.model(nodes, initializers, ("x",), ("y",), opset=21)
+    path = onnx_models.save(tmp_path / "m.onnx", made)
+    with pytest.raises(NotTernaryError, match="without a scale of its own"):
+        tpack.convert(path, tmp_path / "out.safetensors")
 
 
 def test_qlinear_matmul(tmp_path):

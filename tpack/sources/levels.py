@@ -116,11 +116,11 @@ class Levels:
         """Numbers in a row."""
         return math.prod(self.shape[self.split :])
 
-    def rows(self, first: int, last: int) -> npt.NDArray[np.int16]:
+    def rows(self, first: int, last: int) -> npt.NDArray[np.int32]:
         """Return rows of numbers without their zero points, ``(last - first, columns)``."""
         columns = self.columns
         codes = self.read(first * columns, last * columns).reshape(last - first, columns)
-        codes = codes.astype(np.int16)
+        codes = codes.astype(np.int32)
         if self.zeros is None:
             return codes
         return codes - spread(self.zeros, self.lie.granularity, first, last - first, columns)
@@ -145,7 +145,7 @@ class Levels:
                 "has a scale that is NaN or infinite, or divides by 0. Export the model again."
             )
         magnitude = self._magnitude()
-        scale, size = self.scale, np.int16(magnitude)
+        scale, size = self.scale, np.int32(magnitude)
         if self.divides:
             scale = narrow(magnitude / values.astype(np.float64), self.scale_dtype)
         elif magnitude > 1:
@@ -183,7 +183,7 @@ class Levels:
 
         def read(start: int, stop: int) -> Array:
             first, last = start // columns, -(-stop // columns)
-            rows = self.rows(first, last)
+            rows = self.rows(first, last).astype(np.float32)
             scale = spread(values, self.lie.granularity, first, *rows.shape)
             floats = rows / scale if self.divides else rows * scale
             flat = narrow(floats, self.dtype).reshape(-1)

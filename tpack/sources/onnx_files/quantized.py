@@ -15,7 +15,7 @@ from tpack.errors import InputError, UnsupportedError
 from tpack.quantize import widen
 from tpack.sources.levels import Levels, Lie
 from tpack.sources.onnx_files.nodes import Node, Nodes
-from tpack.sources.onnx_files.tensors import DTYPES, unpack_bits
+from tpack.sources.onnx_files.tensors import DTYPES, SUB_BYTE, unpack_bits
 from tpack.sources.source import SourceTensor
 
 Array = npt.NDArray[Any]
@@ -220,6 +220,9 @@ def _gather_block(node: Node, graph: Graph, name: str) -> Levels:
         raise UnsupportedError(f"it gathers along another axis than the first of {data.shape}")
     if node.attribute("quantize_axis", 1) not in (1, -1):
         raise UnsupportedError("it has blocks along another axis than its last")
+    value = graph.nodes.value(node.inputs[0])
+    if value is not None and value.data_type in SUB_BYTE:
+        return _linear(2, 3, None)(node, graph, name)
     bits = node.attribute("bits", 4)
     if data.dtype != "uint8" or bits not in (2, 4, 8):
         raise UnsupportedError(f"it has {bits} bits in {data.dtype}")
@@ -230,25 +233,30 @@ def _gather_block(node: Node, graph: Graph, name: str) -> Levels:
 def _scale_after(node: Node, graph: Graph) -> SourceTensor:
     """Find the scale by which a product of integers is multiplied: ``Cast``, then ``Mul``.
 
+    The product is also multiplied by the scale of its other factor: where that does not stand
+    beside it, one number may be both.
+
     Raises:
-        UnsupportedError: it is not stored.
+        UnsupportedError: it is not stored, or may be the product of two scales.
     """
-    at = node
+    maker, at = graph.nodes.made_by.get(node.inputs[0]), node
+    other = {"DynamicQuantizeLinear": maker.outputs, "QuantizeLinear": maker.inputs}.get(
+        maker.op, ()
+    )[1:2] if maker else ()  # fmt: skip
+    factors: set[str] = set()
     for _ in range(3):
         users = [user for out in at.outputs for user, _ in graph.nodes.users.get(out, ())]
-        if len(users) != 1:
+        if len(users) != 1 or users[0].op not in ("Cast", "Mul"):
             break
         before, at = at, users[0]
         if at.op == "Mul":
-            others = [name for name in at.inputs if name not in before.outputs]
-            made = [graph.nodes.made_by.get(name) for name in others]
-            others += [name for one in made if one and one.op == "Mul" for name in one.inputs]
-            found = [graph.stored[name] for name in others if name in graph.stored]
-            if len(found) == 1:
-                return found[0]
-        if at.op not in ("Cast", "Mul"):
-            break
-    raise UnsupportedError(f"it is used by {node.op}, without a scale that is stored")
+            factors.update(set(at.inputs) - set(before.outputs))
+            made = [graph.nodes.made_by.get(name) for name in at.inputs if name in factors]
+            factors.update(name for one in made if one and one.op == "Mul" for name in one.inputs)
+            found = [name for name in factors - {*other} if name in graph.stored]
+            if len(found) == 1 and factors & {*other}:
+                return graph.stored[found[0]]
+    raise UnsupportedError(f"it is used by {node.op}, without a scale of its own that is stored")
 
 
 def _quant(node: Node, graph: Graph, name: str) -> Levels:
