@@ -306,6 +306,31 @@ def test_tensors_of_inner_graphs_and_functions_are_found(tmp_path):
         assert source.tensors["choice.then_branch.w"].read(0, 1) == 1
 
 
+def test_an_input_of_a_function_is_no_initializer_of_the_same_name(tmp_path):
+    """Else a weight would be taken for codes that only the function has under its name."""
+    inside = helper.make_node("DequantizeLinear", ["w", "s"], ["b"])
+    function = helper.make_function(
+        "own", "Unpack", ["w", "s"], ["b"], [inside], [helper.make_opsetid("", 20)]
+    )
+    nodes = [helper.make_node("DequantizeLinear", ["w", "scale"], ["u"])]
+    nodes.append(helper.make_node("MatMul", ["x", "u"], ["y"]))
+    initializers = [array("w", np.eye(4, dtype=np.int8)), array("scale", np.float32([2]))]
+    initializers.append(array("s", np.float32([7])))
+    made = onnx_models.model(nodes, initializers, ("x",), ("y",), functions=[function])
+    with open_source(onnx_models.save(tmp_path / "m.onnx", made)) as source:
+        assert source.tensors["w"].scale == 2
+        assert set(source.tensors) == {"w", "s"}
+
+
+def test_a_bias_of_a_recurrent_layer_is_no_weight(tmp_path):
+    node = helper.make_node("LSTM", ["x", "w", "r", "b"], ["y"], hidden_size=16)
+    shapes = {"w": (1, 64, 16), "r": (1, 64, 16), "b": (1, 128)}
+    initializers = [array(name, np.ones(shape, np.float32)) for name, shape in shapes.items()]
+    made = onnx_models.model([node], initializers, ("x",), ("y",))
+    with open_source(onnx_models.save(tmp_path / "m.onnx", made)) as source:
+        assert source.roles == {"w": "linear", "r": "linear", "b": "other"}
+
+
 def test_what_cannot_be_held_is_named(tmp_path):
     sparse = helper.make_sparse_tensor(
         array("sparse.weight", np.ones(1, np.float32)), array("i", np.zeros(1, np.int64)), [9]

@@ -96,7 +96,8 @@ class Nodes:
         found = cls()
         found._add(model.graph, {}, "")
         for function in model.functions:
-            found._add_nodes(function.node, {}, f"{function.name}.")
+            place = f"{function.name}."
+            found._add_nodes(function.node, {name: place + name for name in function.input}, place)
         found.inputs = tuple(v.name for v in model.graph.input if v.name not in found.stored)
         found.outputs = tuple(v.name for v in model.graph.output)
         return found

@@ -21,7 +21,7 @@ FORMS = frozenset(
 #: Where nodes that multiply take their weight, and whether it lies (in, out) there.
 PRODUCTS: dict[str, dict[int, bool]] = {
     "MatMul": {0: False, 1: True},
-    "Gemm": {1: True},
+    "Gemm": {0: False, 1: True},
     "FusedMatMul": {1: True},
     "FusedGemm": {1: True},
     "MatMulInteger": {0: False, 1: True},
@@ -115,7 +115,8 @@ class Uses:
                             seen.add(out)
                             at.append((out, turned != swaps, ops))
                 elif role is not None:
-                    transposed = bool(node.attribute("transB", 0)) != turned
+                    side = "transA" if place == 0 else "transB"
+                    transposed = bool(node.attribute(side, 0)) != turned
                     lies = PRODUCTS.get(node.op, {}).get(place, False) != transposed
                     yield Used(role, node, lies, changed)
 
@@ -140,6 +141,8 @@ class Uses:
             return "norm"
         if node.op in FORMS and (place == 0 or node.op == "Concat"):
             return "form"
+        if node.op in _RECURRENT:
+            return "other"
         if len(shape) < 2 or node.op in PRODUCTS or node.op in FORMS:
             return None
         if node.proto.domain not in _STANDARD or node.op in _CONTROL:
@@ -183,6 +186,7 @@ class Uses:
                         yield user
 
 
+_RECURRENT = ("LSTM", "GRU", "RNN")
 _CONTROL = ("If", "Loop", "Scan")
 
 
