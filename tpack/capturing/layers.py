@@ -16,7 +16,7 @@ from tpack.capturing.names import free_name, is_loop
 from tpack.capturing.scopes import NoLayerError, Scope, make_scopes
 from tpack.capturing.statements import Child, Item, write_body
 from tpack.capturing.variables import Body
-from tpack.dtypes import elements_of
+from tpack.dtypes import SCALE_DTYPES, elements_of
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
     Identifier,
@@ -242,7 +242,8 @@ class _Maker:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if name in self.ternary:
             split = 2 if name in self.stacks else None
-            return Param(relative, "TernaryTensor", tuple(tensor.shape), dtype=dtype, split=split)
+            held = dtype if dtype in SCALE_DTYPES else "float32"  # the scale of int8 trits
+            return Param(relative, "TernaryTensor", tuple(tensor.shape), dtype=held, split=split)
         trained = name not in self.graph.buffers
         dtype, shape = elements_of(dtype, tuple(tensor.shape))
         return kept_param(relative, shape, dtype, trained=trained)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpack.choices import Means
 from tpack.container.atomic import check_not_input, check_target, storage_errors
@@ -20,7 +20,7 @@ from tpack.conversion.captures import OWN_RULE, captured, captured_graph, master
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.outputs import Job, convert_file, unwritten
 from tpack.conversion.ranks import Ranks
-from tpack.errors import UsageError, locate
+from tpack.errors import LayerDefError, UsageError, locate
 from tpack.layerdef import LayerDef, Program
 from tpack.options import Options, Progress
 from tpack.report import ConversionReport
@@ -29,6 +29,9 @@ from tpack.sources.description import read_layerdef
 from tpack.sources.hub import SCHEME
 from tpack.sources.remote import is_remote, remote_target
 from tpack.wording import spell, spell_call
+
+if TYPE_CHECKING:
+    from tpack.capturing import Captured
 
 __all__ = ["convert", "default_output"]
 
@@ -134,17 +137,35 @@ def convert(
                     return unwritten(opened, "a single file: left to rank 0")
                 check_target(target, force=force)
             with locate(file=opened.label), storage_errors(target):
-                if trace is None:
-                    opened.rounded = {**opened.rounded, **masters(source)}
-                else:
-                    opened.notes[:0] = trace.notes
-                    opened.roles = trace.roles()
-                    opened.rounded = trace.rounded
-                    opened.floats = dict.fromkeys(trace.measured, OWN_RULE)
-                report = convert_file(Job.of(opened, options, program, trace), target)
+                opened.rounded = {**opened.rounded, **masters(source)}
+                report = convert_file(_job(opened, options, program, trace), target)
         if place is not destination and report.output:
             report = replace(report, output=str(destination))
         return report
+
+
+def _job(source: Source, options: Options, program: Program | None, trace: Captured | None) -> Job:
+    """Plan the conversion of one file; without its graph, if the packed weights do not fit that.
+
+    Raises:
+        TpackError: those of ``Job.of``.
+    """
+    if trace is None:
+        return Job.of(source, options, program)
+    known = replace(
+        source,
+        notes=[*trace.notes, *source.notes],
+        roles=trace.roles(),
+        rounded=trace.rounded,
+        floats=dict.fromkeys(trace.measured, OWN_RULE),
+    )
+    try:
+        return Job.of(known, options, program, trace)
+    except LayerDefError as error:
+        if source.graph is None:
+            raise
+        source.notes.append(f"the graph is not captured: {error}")
+        return Job.of(source, options, program)
 
 
 def _address(source: object, destination: object) -> str | None:
