@@ -353,3 +353,16 @@ def test_modules_and_objects_in_a_dict(tmp_path):
         open_source(tmp_path / "m.pt")
     with open_source(tmp_path / "m.pt", Reading(key="ema.shadow")) as source:
         assert set(source.tensors) == wanted
+
+
+def test_arrays_of_numpy_are_missed_aloud(tmp_path):
+    data = {"a.weight": torch.ones(4, 4), "b.weight": np.ones((4, 4))}
+    torch.save(data, tmp_path / "m.pt")
+    for of in (data, tmp_path / "m.pt"):
+        with open_source(of) as source:
+            assert source.warnings == [
+                "left out b.weight, arrays of NumPy between the tensors: they are not in the "
+                "output. Make tensors of them: torch.from_numpy(array)."
+            ]
+    with pytest.raises(InputError, match=r"holds no tensors.*numpy\.savez"):
+        open_source({"b.weight": np.ones((4, 4))})

@@ -122,6 +122,7 @@ class _Choice:
         self.joined: list[Node] = []
         self.left: list[Node] = []
         self.packed: list[Node] = []
+        self.arrays: list[str] = []
         self.others: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -135,6 +136,8 @@ class _Choice:
             InputError: copies of one model; two tensors of one name, or one without.
         """
         self.others |= node.others
+        if not all(tensor.is_number for tensor in node.own):
+            self.arrays += [name for name, kind in node.others.items() if kind == "ndarray"]
         own, parts = node.own, self._candidates(node, around=around)
         if node.is_state_dict:
             self.packed += parts
@@ -245,7 +248,11 @@ class _Choice:
                 f"{spell(key=there)} takes them nevertheless."
             )
         if not tensors:
-            raise InputError("holds no tensors, expected a state dict.")
+            advice = " Save its arrays with numpy.savez(path, **arrays)."
+            raise InputError(
+                "holds no tensors, expected a state dict."
+                + advice * ("ndarray" in self.others.values())
+            )
         unsure = [n for n in self.left if n.may_be_weights and not n.is_of_training(around=True)]
         noted = [node for node in self.left if node not in unsure]
         for above, inner in zip(self.way, self.way[1:], strict=False):
@@ -263,6 +270,11 @@ class _Choice:
             + f"{spell(key='.')} takes all."
             for node in unsure
         ]
+        if self.arrays:
+            warnings.append(
+                f"left out {_several(self.arrays)}, arrays of NumPy between the tensors: they are "
+                "not in the output. Make tensors of them: torch.from_numpy(array)."
+            )
         if self.packed:
             warnings.append(
                 f"left out {_several(node.path[-1] for node in self.packed)}, which "
