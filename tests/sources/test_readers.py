@@ -28,11 +28,20 @@ def write_pt(path):
     torch.save({name: torch.from_numpy(array) for name, array in STATE.items()}, path)
 
 
+def write_script(path):
+    up = torch.nn.Module()
+    up.up = torch.nn.Linear(4, 2, bias=False)
+    with pytest.warns(DeprecationWarning, match="script"):
+        torch.jit.script(up).save(path)
+
+
 @pytest.mark.parametrize(
     ("write", "name", "note"),
     [
         (write_safetensors, "m.bin", "is a safetensors file, whatever its name says"),
         (write_pt, "m.gguf", "is a PyTorch file, whatever its name says"),
+        (write_script, "m.pt", None),
+        (write_script, "m.gguf", "is a TorchScript program, whatever its name says"),
         (write_pt, "m.pth.tar", None),
         (write_pt, "4d1b7a", None),
         (write_pt, "m.PT", None),

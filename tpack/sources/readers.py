@@ -102,10 +102,14 @@ def _refusal(kind: Kind) -> UnsupportedError:
     return UnsupportedError(f"is {kind.what}, expected weights that tpack reads. {kind.advice}")
 
 
+def _module(kind: str) -> str | None:
+    return READERS[kind].module if kind in READERS else None
+
+
 def _is_called_otherwise(kind: Kind, name: str) -> bool:
     """Return whether a name has a suffix of a kind that something else reads."""
     return not name.endswith(kind.suffixes) and any(
         name.endswith(other.suffixes)
         for other in KINDS.values()
-        if READERS.get(other.name) != READERS[kind.name]
+        if _module(other.name) != _module(kind.name)
     )
