@@ -5,6 +5,7 @@ import collections
 import datetime as dt
 import enum
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import nn
 
 import tpack
 from tpack.container.header import CHUNK
-from tpack.errors import InputError
+from tpack.errors import InputError, UnsupportedError
 from tpack.sources import open_source
 
 #: Larger than what is read at a time, so that a part is left when the file is cut.
@@ -218,3 +219,24 @@ def test_torch_is_not_imported(path):
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, path], check=True)
+
+
+class Kind(torch.Tensor):
+    """A subclass without code of its own."""
+
+
+def test_tensors_that_are_taken_are_not_said_to_be_left(tmp_path):
+    marked = torch.ones(2, 2)
+    marked.origin = "here"
+    state = {"a": nn.Buffer(torch.ones(2)), "b": marked, "c": torch.ones(2).as_subclass(Kind)}
+    torch.save(state, tmp_path / "m.pt")
+    with open_source(tmp_path / "m.pt") as source:
+        assert set(source.tensors) == set(state)
+        assert source.notes == []
+
+
+@pytest.mark.parametrize("length", [4, 1 << 19])
+def test_a_plain_pickle_is_not_called_damaged(tmp_path, length):
+    (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": np.ones(length)}))
+    with pytest.raises(UnsupportedError, match=r"is a plain pickle.*numpy\.savez"):
+        open_source(tmp_path / "m.pkl")

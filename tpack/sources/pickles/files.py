@@ -15,7 +15,7 @@ from typing import Any
 
 from tpack.container.opening import read_into
 from tpack.dtypes import BY_NAME
-from tpack.errors import InputError
+from tpack.errors import InputError, UnsupportedError
 from tpack.sources.archive import AGAIN, Archive, archive_of
 from tpack.sources.pickles.building import STORAGES
 from tpack.sources.pickles.machine import ROOM
@@ -32,6 +32,11 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 #: Sizes of elements that only torch has; a dtype of none of the tables is refused before.
 _SIZES = {"complex128": 16, "qint8": 1, "quint8": 1, "qint32": 4}
 
+_PLAIN = (
+    "is a plain pickle, expected what torch.save writes. If you trust it, load it in Python, "
+    "and save its tensors with torch.save(tensors, path), or its arrays with numpy.savez(path, "
+    "**arrays)."
+)
 NOT_TORCH = "is not a checkpoint of torch, or is damaged. Download or copy it again."
 
 
@@ -166,6 +171,8 @@ def _read_archive(archive: Archive, longest: int, room: int) -> Pickled:
 def _read_stream(handle: int, size: int, longest: int, room: int) -> Pickled:
     for length in (_FIRST, longest):
         head = os.pread(handle, length, 0)
+        if head.startswith(b"\x80") and _MAGIC.to_bytes(10, "little") not in head[:64]:
+            raise UnsupportedError(_PLAIN)
         try:
             value, named, keys, storages, at = _read_pickles(head, room)
             break

@@ -27,7 +27,7 @@ _BUILT = BUILDERS.keys() | DICTS.keys() | SETS.keys()
 _WORD = re.compile(
     r"torch\.(bfloat|float|int|uint|complex|qint|quint|bits|bool|strided|sparse_|per_|device)\w*"
     r"|torch\.(\w+_format|channels_last|channels_last_3d|serialization\._get_layout)"
-    r"|torch\.nn\.functional\.\w+|numpy\.ndarray"
+    r"|torch\.nn\.functional\.\w+|numpy\.ndarray|torch\.Tensor|torch\.nn\.parameter\.\w+"
     r"|torch\.([a-z]+\.)?[A-Z]\w*Storage|builtins\.(int|float|str|bool|object|type|slice|range)"
 )
 

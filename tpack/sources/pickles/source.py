@@ -48,7 +48,7 @@ def open_pickle(path: Path, reading: Reading, naming: Naming = clean_names) -> S
     source.files = (path,)
     source.notes += file.notes
     source.warnings += file.warnings
-    source.notes += _left(name for name in file.named if name not in opener.opened)
+    source.notes += _left(n for n in file.named if n not in opener.opened | reader.kinds)
     if not file.checksums:
         source.notes.append("has no checksums: a flipped bit in its tensors cannot be noticed")
     return source

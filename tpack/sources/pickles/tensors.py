@@ -28,10 +28,15 @@ _QUANTIZED = {"qint8": "int8", "quint8": "uint8", "qint32": "int32"}
 
 
 class Reader:
-    """Reads the tensors of a file; keeps the last one that had to be put in order."""
+    """Reads the tensors of a file; keeps the last one that had to be put in order.
+
+    Attributes:
+        kinds: the subclasses of Tensor that were met.
+    """
 
     def __init__(self, file: Pickled) -> None:
         self.file = file
+        self.kinds: set[str] = set()
         self._last: tuple[Tensor | None, Array] = None, np.empty(0)
 
     def source_tensor(self, name: str, tensor: Tensor) -> SourceTensor:
@@ -41,6 +46,7 @@ class Reader:
             InputError: its elements are not in the file.
             UnsupportedError: of a kind that cannot be stored.
         """
+        self.kinds.add(tensor.kind)
         with locate(tensor=name):
             dtype = self._check(tensor)
 
