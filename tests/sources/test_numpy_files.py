@@ -124,6 +124,7 @@ DAMAGED = {
     "code": raw(b"__import__('os').abort()"),
     "long header": raw(b"{" + b" " * 20_000 + b"}"),
     "dims": stored(np.zeros((1,), np.float32), shape=(1,) * 200),
+    "truth": stored(np.zeros((1, 3), np.float32), shape=(True, 3)),
 }
 
 

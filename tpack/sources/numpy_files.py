@@ -112,7 +112,7 @@ def _stored(begin: bytes, length: int, locate_record: Callable[[], tuple[int, in
         raise InputError(f"has no header of NumPy in its first {_HEADER} bytes. {AGAIN}") from error
     if dtype.kind not in _TEXTS:
         dtype_name(dtype)
-    if len(shape) > MAX_DIMS or not all(0 <= n < 1 << 63 for n in shape):
+    if len(shape) > MAX_DIMS or not all(type(n) is int and 0 <= n < 1 << 63 for n in shape):
         raise InputError(f"has {shape!s:.60} as its shape, expected sizes of dims. {AGAIN}")
     by_columns = by_columns and len(shape) > 1
     stored = StoredArray(dtype, tuple(shape), stream.tell(), locate_record, by_columns)
