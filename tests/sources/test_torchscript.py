@@ -75,6 +75,14 @@ def test_a_frozen_program_has_no_names(tmp_path):
     assert any("frozen program" in warning for warning in source.warnings)
 
 
+def test_a_program_that_is_frozen_in_part_says_where_its_weights_are(tmp_path):
+    script = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).eval())
+    torch.jit.save(torch.jit.freeze(script, preserved_attrs=["1"]), tmp_path / "m.pt")
+    found, source = tensors(tmp_path / "m.pt")
+    assert set(found) == {"1.weight", "1.bias"}
+    assert any("convert the program as it was before" in warning for warning in source.warnings)
+
+
 def test_packed_weights_of_torch_are_missed_aloud(tmp_path):
     model = torch.ao.quantization.quantize_dynamic(
         nn.Sequential(nn.Linear(8, 8), nn.Embedding(4, 8)), {nn.Linear}

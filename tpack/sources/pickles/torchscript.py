@@ -93,7 +93,10 @@ def parameters(
         )
     if found:
         told = warnings if any(len(tensor.shape) > 1 for tensor in found) else notes
-        told.append(f"left out {plural(len(found), 'tensor')} in the code, without a name")
+        told.append(
+            f"left out {plural(len(found), 'tensor')} in the code, without a name. If "
+            "torch.jit.freeze put them there, convert the program as it was before"
+        )
     return root, notes, warnings
 
 
