@@ -221,6 +221,8 @@ GRAPHS = {
         [],
         11,
     ),
+    "the last": ([node("Gather", ["h", "i"], "y", axis=1)], [scalar("i", np.array(-1))], 17),
+    "from the end": ([node("Gather", ["h", "i"], "y", axis=1)], [numbers("i", -1, 2, -8)], 17),
     "clip by attributes": ([node("Clip", ["h"], "y", min=-0.5, max=0.5)], [], 10),
     "clip by inputs": ([node("Clip", ["h", "", "m"], "y")], [scalar("m", np.float32(0.25))], 13),
     "shape chain": (
@@ -474,27 +476,3 @@ def test_dequantized_weights_are_the_weights(tmp_path):
     ]
     source, _ = check(made(tmp_path, nodes, stored), tmp_path)
     assert "linear(x, self.fc.weight" in source
-
-
-@pytest.mark.parametrize("scale", ["s", "w_scale"])
-def test_trits_that_the_graph_casts_and_scales(tmp_path, scale):
-    """By its name a scale may be packed into the weight: then the graph, which has both, goes."""
-    nodes = [
-        helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["f", scale], ["u"]),
-        helper.make_node("MatMul", ["x", "u"], ["y"]),
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])
-    initializers = [array("w", onnx_models.trits(8, 6)), array(scale, np.float32([0.25]))]
-    path = tmp_path / "m.onnx"
-    onnx_models.save(path, onnx_models.model(nodes, initializers, (x,), ("y",), opset=21))
-    report = tpack.convert(path, tmp_path / "out.safetensors")
-    loaded, given = tpack.load(tmp_path / "out.safetensors"), floats(3, 8)
-    if scale == "s":
-        wanted = run(path, {"x": given}, optimized=False)[0]
-        np.testing.assert_allclose(
-            loaded(torch.from_numpy(given)).detach(), wanted, rtol=1e-5, atol=1e-6
-        )
-    else:
-        assert any("not captured: " in note and "w_scale" in note for note in report.notes)
-        assert tpack.unpack(tmp_path / "out.safetensors")["w"].abs().max() == 0.25

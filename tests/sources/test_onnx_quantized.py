@@ -327,12 +327,12 @@ def test_qlinear_matmul(tmp_path):
 # ---- QONNX and Brevitas
 
 
-def quant(weight, scale, bits=2.0, **attributes):
+def quant(weight, scale, bits=2.0, op="Quant", **attributes):
     initializers = [array("fc.weight", weight), array("s", scale)]
     initializers += [array("z", np.array(0, np.float32)), array("n", np.array(bits, np.float32))]
     made = {"signed": 1, "narrow": 1, "rounding_mode": "ROUND"} | attributes
     nodes = [
-        helper.make_node("Quant", ["fc.weight", "s", "z", "n"], ["q"], "", **made),
+        helper.make_node(op, ["fc.weight", "s", "z", "n"], ["q"], "", **made),
         helper.make_node("Gemm", ["x", "q"], ["y"], transB=1),
     ]
     nodes[0].domain = "qonnx.custom_op.general"
@@ -353,6 +353,24 @@ def test_quant_is_applied(tmp_path, scale):
     assert np.array_equal(values["fc.weight"].numpy(), wanted)
 
 
+@pytest.mark.parametrize(
+    ("mode", "wanted"),
+    [
+        ("HALF_EVEN", [0, 0, 1, -1, 0, 1]),
+        ("DOWN", [0, 0, 0, 0, 0, 1]),
+        ("UP", [1, -1, 1, -1, 1, 1]),
+        ("HALF_UP", [1, -1, 1, -1, 0, 1]),
+        ("HALF_DOWN", [0, 0, 1, -1, 0, 1]),
+    ],
+)
+def test_quant_rounds_as_its_mode_says(tmp_path, mode, wanted):
+    """The op is called IntQuant since qonnx 1.0."""
+    weight = np.float32([[0.5, -0.5, 0.75, -0.75, 0.25, 1.5]])
+    made = quant(weight, np.array(1, np.float32), op="IntQuant", rounding_mode=mode)
+    values, *_ = converted(onnx_models.save(tmp_path / "m.onnx", made), tmp_path)
+    assert values["fc.weight"].tolist() == [wanted]
+
+
 @pytest.mark.parametrize("change", [{"bits": 4.0}, {"signed": 0}, {"narrow": 0}])
 def test_quant_to_more_values_leaves_the_floats(tmp_path, change):
     weight = np.linspace(-2, 2, 24, dtype=np.float32).reshape(3, 8)
@@ -361,6 +379,8 @@ def test_quant_to_more_values_leaves_the_floats(tmp_path, change):
         assert "the values that are stored were taken" in source.warnings[0]
         tensor = source.tensors["fc.weight"]
         assert np.array_equal(tensor.read(0, 24).reshape(3, 8), weight)
+    with pytest.raises(tpack.TpackError, match="1 rounded by Quant"):  # never by absmean
+        tpack.convert(path, tmp_path / "out.safetensors")
 
 
 def test_a_damaged_shape_is_refused(tmp_path):
@@ -368,3 +388,31 @@ def test_a_damaged_shape_is_refused(tmp_path):
     path = onnx_models.save(tmp_path / "m.onnx", made)
     with pytest.raises(tpack.TpackError, match=r"of shape \(3,\), expected \(4,\)"):
         open_source(path)
+
+
+@pytest.mark.parametrize("scale", ["s", "w_scale"])
+def test_trits_that_the_graph_casts_and_scales(tmp_path, scale):
+    """By its name a scale may be packed into the weight: then the graph, which has both, goes."""
+    nodes = [
+        helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", scale], ["u"]),
+        helper.make_node("MatMul", ["x", "u"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])
+    initializers = [array("w", trits(8, 6)), array(scale, np.float32([0.25]))]
+    path = tmp_path / "m.onnx"
+    made = onnx_models.model(nodes, initializers, (x,), ("y",), opset=21)
+    onnx_models.save(path, made)
+    report = tpack.convert(path, tmp_path / "out.safetensors")
+    loaded, given = (
+        tpack.load(tmp_path / "out.safetensors"),
+        onnx_models.RNG.normal(0, 1, (3, 8)).astype(np.float32),
+    )
+    if scale == "s":
+        wanted = onnx_models.run(made, {"x": given})
+        np.testing.assert_allclose(
+            loaded(torch.from_numpy(given)).detach(), wanted, rtol=1e-5, atol=1e-6
+        )
+    else:
+        assert any("not captured: " in note and "w_scale" in note for note in report.notes)
+        assert tpack.unpack(tmp_path / "out.safetensors")["w"].abs().max() == 0.25

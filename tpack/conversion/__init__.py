@@ -157,7 +157,7 @@ def _job(source: Source, options: Options, program: Program | None, trace: Captu
         notes=[*trace.notes, *source.notes],
         roles=trace.roles(),
         rounded=trace.rounded,
-        floats=dict.fromkeys(trace.measured, OWN_RULE),
+        floats={**source.floats, **dict.fromkeys(trace.measured, OWN_RULE)},
     )
     try:
         return Job.of(known, options, program, trace)

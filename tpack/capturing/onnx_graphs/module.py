@@ -29,7 +29,7 @@ _CALLS = "tpack_calls"
 #: The most numbers that one result may have as the graph is traced.
 MOST = 1 << 27
 #: Nodes that only give a weight another form, which is stored as it becomes.
-_FORMS = ("DequantizeLinear", "Quant")
+_FORMS = ("DequantizeLinear", "Quant", "IntQuant")
 _STANDARD = ("", "ai.onnx")
 
 

@@ -120,7 +120,10 @@ def _slice(args: Arguments) -> Tensor:
 def _gather(args: Arguments) -> Tensor:
     axis, value = args.attribute("axis", 0), args.values[1]
     x = args.tensor()
-    if isinstance(value, np.ndarray):
+    known = value.read() if isinstance(value, Stored) else value
+    backwards = isinstance(known, np.ndarray) and known.dtype != object and (known < 0).any()
+    if isinstance(value, np.ndarray) or (backwards and known.ndim == 0):
+        value = known
         if value.ndim == 0:
             return x.select(axis, plain(value.item()))
         if value.dtype != object and value.ndim == 1 and value.size:
@@ -128,6 +131,8 @@ def _gather(args: Arguments) -> Tensor:
             if first >= 0 and np.array_equal(value, np.arange(first, last + 1)):
                 return x.narrow(axis, first, last + 1 - first)
     index = args.tensor(1)
+    if backwards:  # torch counts from the end only where it selects one
+        index = torch.where(index < 0, index + x.shape[axis], index)
     stored = isinstance(args.values[0], Stored) and x.dtype.is_floating_point
     if stored and axis == 0 and x.dim() == 2:
         return F.embedding(index, x)

@@ -82,6 +82,7 @@ class OnnxGraph:
         self.taken: set[str] = set()
         self.turned: set[str] = set()
         self.systems: Counter[str] = Counter()
+        self.floats: dict[str, str] = {}
 
     def _read_all(self) -> None:
         unheld: dict[str, str] = {}
@@ -132,6 +133,7 @@ class OnnxGraph:
             notes=self.notes,
             warnings=self.warnings,
             roles=roles,
+            floats=self.floats,
             in_out=frozenset(in_out),
             graph=self,
             files=tuple(self.model.files),
@@ -206,6 +208,7 @@ class OnnxGraph:
                 self.warnings.append(
                     f"{name}: {error.message}: the values that are stored were taken"
                 )
+                self.floats[self.named.get(name, name)] = f"rounded by {node.op}"
                 return (name,)
             parts = tuple(one for one in node.inputs if one in self.found)
             beside = tuple(self.named.get(one, one) for one in parts if one != name)

@@ -316,6 +316,9 @@ ROUNDING: dict[str, Callable[[Array], Array]] = {
     "FLOOR": np.floor,
     "ROUND_TO_ZERO": np.trunc,
     "DOWN": np.trunc,
+    "UP": lambda x: np.copysign(np.ceil(np.abs(x)), x),
+    "HALF_UP": lambda x: np.copysign(np.floor(np.abs(x) + np.float32(0.5)), x),
+    "HALF_DOWN": lambda x: np.copysign(np.ceil(np.abs(x) - np.float32(0.5)), x),
 }
 
 #: Every node that is read, by its op.
@@ -332,4 +335,5 @@ QUANTIZED = {
     "MatMulInteger": Quantized("ONNX's MatMulInteger", 1, _linear(None, 3, -1)),
     "ConvInteger": Quantized("ONNX's ConvInteger", 1, _linear(None, 3, 0)),
     "Quant": Quantized("QONNX's Quant", 0, _quant, of_floats=True),
+    "IntQuant": Quantized("QONNX's Quant", 0, _quant, of_floats=True),
 }

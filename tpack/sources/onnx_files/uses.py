@@ -16,7 +16,7 @@ ORDER = (*("embedding", "output head", "router", "depthwise", "conv", "linear", 
 #: Nodes whose first input, in another form, is what they give.
 FORMS = frozenset(
     {"Identity", "Cast", "CastLike", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"}
-    | {"Slice", "Split", "Concat", "Expand", "DequantizeLinear", "Quant"}
+    | {"Slice", "Split", "Concat", "Expand", "DequantizeLinear", "Quant", "IntQuant"}
 )
 #: Where nodes that multiply take their weight, and whether it lies (in, out) there.
 PRODUCTS: dict[str, dict[int, bool]] = {
