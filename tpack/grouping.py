@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
+#: Ranges of numbers in a label; lines of a table are as long as the longest one.
+_SHOWN = 32
+
 
 @dataclass(frozen=True)
 class Place:
@@ -86,11 +89,14 @@ def label(names: Sequence[str]) -> str:
 
 
 def _ranges(numbers: set[int]) -> str:
-    """``0–2,5`` for 0, 1, 2 and 5."""
+    """``0–2,5`` for 0, 1, 2 and 5; of very many ranges, the first ones and the last."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return ",".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+    shown = [str(a) if a == b else f"{a}–{b}" for a, b in runs]
+    if len(shown) > _SHOWN:
+        shown[_SHOWN - 2 : -1] = ["…"]
+    return ",".join(shown)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from types import MappingProxyType
-from typing import Literal
+from functools import cached_property
+from typing import Literal, TypeAlias
 
 from tpack.codec.shapes import default_split
 from tpack.dtypes import WEIGHT_DTYPES
@@ -138,6 +139,50 @@ RULES = (
 )
 
 
+#: Whether a matrix of a head is called as one, and the numbers of its name.
+_Rank: TypeAlias = tuple[bool, list[int]]
+#: Below every rank.
+_NONE: _Rank = (False, [-1])
+
+
+class Shapes(dict[str, Shape]):
+    """The shapes of all tensors of a source, indexed by what is looked for."""
+
+    @cached_property
+    def embeddings(self) -> set[Shape]:
+        """The shapes of tables of tokens."""
+        found = (name for name in self if is_embedding(name) and "pos" not in name.lower())
+        return {tuple(self[name]) for name in found}
+
+    @cached_property
+    def matrices(self) -> dict[str, set[Shape]]:
+        """The shapes of the tensors of each module that are longer than one than in one dim."""
+        found: dict[str, set[Shape]] = {}
+        for name, shape in self.items():
+            if math.prod(shape) > max(shape, default=1):
+                found.setdefault(name.rpartition(".")[0], set()).add(tuple(shape))
+        return found
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self)
+
+    @cached_property
+    def _last(self) -> dict[str, tuple[_Rank, str]]:
+        return {}
+
+    def last_inside(self, module: str) -> tuple[_Rank, str]:
+        """Find the last matrix inside a module; return its rank and name, "" if two share it."""
+        if module not in self._last:
+            begin, end = (bisect_left(self._sorted, f"{module}{mark}") for mark in "./")
+            inside = self._sorted[begin:end]  # "/" follows "."
+            found = [(_rank(n), n) for n in inside if len(self[n]) >= 2 and not _is_hidden(n)]
+            rank = max((rank for rank, _ in found), default=_NONE)
+            names = [name for other, name in found if other == rank]
+            self._last[module] = rank, names[0] if len(names) == 1 else ""
+        return self._last[module]
+
+
 def keep_reason(
     name: str,
     dtype: str,
@@ -146,7 +191,7 @@ def keep_reason(
     exclude: Sequence[str] = (),
     *,
     role: str | None = None,
-    others: Mapping[str, Shape] = MappingProxyType({}),
+    others: Shapes | None = None,
 ) -> str | None:
     """Return why a tensor is kept as it is, or None if it is to be packed.
 
@@ -182,8 +227,10 @@ def keep_reason(
         return patterns
     if not include and role not in (None, "layer", "weight"):
         return role
-    if not include and role != "weight" and (reason := _reason_by_name(name, shape, others, role)):
-        return reason
+    if not include and role != "weight":
+        reason = _reason_by_name(name, shape, Shapes() if others is None else others, role)
+        if reason:
+            return reason
     if dtype not in WEIGHT_DTYPES:
         raise UnsupportedError(
             f"is a weight in {dtype}, expected {', '.join(WEIGHT_DTYPES)}. Cast it to bfloat16 "
@@ -223,9 +270,7 @@ def unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str |
     return None
 
 
-def _reason_by_name(
-    name: str, shape: Shape, others: Mapping[str, Shape], role: str | None
-) -> str | None:
+def _reason_by_name(name: str, shape: Shape, others: Shapes, role: str | None) -> str | None:
     path = name.lower()
     *owners, last = path.split(".")
     modules = [part for part in owners if not part.isdecimal()]
@@ -253,19 +298,16 @@ def _reason_by_name(
     return None
 
 
-def _scales_another(name: str, shape: Shape, others: Mapping[str, Shape]) -> bool:
+def _scales_another(name: str, shape: Shape, others: Shapes) -> bool:
     """Return whether a vector has one number for each row or column of a matrix beside it."""
-    module = name.rpartition(".")[0]
     return any(
-        other.rpartition(".")[0] == module
-        and len(found) == len(shape)
-        and math.prod(found) > max(found)
+        len(found) == len(shape)
         and all(size in (1, whole) for size, whole in zip(shape, found, strict=True))
-        for other, found in others.items()
+        for found in others.matrices.get(name.rpartition(".")[0], ())
     )
 
 
-def _heads(name: str, others: Mapping[str, Shape], rule: Rule) -> Iterator[str]:
+def _heads(name: str, others: Shapes, rule: Rule) -> Iterator[str]:
     """Return the modules near the root that fit a rule and whose last matrix is this tensor."""
     *owners, last = name.split(".")
     if not owners and last != "weight":
@@ -275,39 +317,33 @@ def _heads(name: str, others: Mapping[str, Shape], rule: Rule) -> Iterator[str]:
         if part.isdecimal() or len(outer) > 2 or any(word in INNER for word in outer[:-1]):
             continue
         if not _fits(rule, outer[-1]):
-            continue  # before all other names are looked at: sources have many thousands
-        if end == len(owners) or name == _last_inside(".".join(owners[:end]), name, others):
+            continue
+        if end == len(owners) or _is_last_inside(".".join(owners[:end]), name, others):
             yield outer[-1]
 
 
-def _last_inside(module: str, name: str, others: Mapping[str, Shape]) -> str | None:
-    """Find the last matrix inside a module: by its name, its number, or its place."""
-    inside = {n: n.lower().split(".") for n in (name, *others) if n.startswith(f"{module}.")}
-    matrices = {
-        n: parts
-        for n, parts in inside.items()
-        if len(others.get(n, (1, 1))) >= 2 and not any(word in HIDDEN for word in parts)
-    }
-    named = [n for n, parts in matrices.items() if parts[-2] in (*HEADS, "decoder")]
-    found = named or list(matrices)
-    places = {n: (_numbers(n), place) for place, n in enumerate(found)}
-    return max(found, key=places.__getitem__, default=None)
+def _is_last_inside(module: str, name: str, others: Shapes) -> bool:
+    """Return whether a tensor is the last matrix inside a module, under its name or an alias."""
+    rank, last = others.last_inside(module)
+    return name == last if name in others else not _is_hidden(name) and _rank(name) > rank
+
+
+def _is_hidden(name: str) -> bool:
+    return any(word in HIDDEN for word in name.lower().split("."))
+
+
+def _rank(name: str) -> _Rank:
+    """Return by what the last matrix of a module is known: a name of heads, and its numbers."""
+    return name.lower().split(".")[-2] in (*HEADS, "decoder"), _numbers(name)
 
 
 def _numbers(name: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d{1,9}", name)]
 
 
-def _is_unembedding(shape: Shape, others: Mapping[str, Shape]) -> bool:
+def _is_unembedding(shape: Shape, others: Shapes) -> bool:
     """Return whether a matrix has the shape of a token embedding, as an output head has."""
-    return (
-        len(shape) == 2
-        and shape[0] != shape[1]
-        and any(
-            tuple(other) == tuple(shape) and is_embedding(name) and "pos" not in name.lower()
-            for name, other in others.items()
-        )
-    )
+    return len(shape) == 2 and shape[0] != shape[1] and tuple(shape) in others.embeddings
 
 
 def _fits(rule: Rule, part: str) -> bool:

@@ -58,3 +58,10 @@ def test_a_key_splits_a_group():
     ]
     assert groups([]) == []
     assert groups([("a.*.b", 0), ("a.1.b", 0)]) == [["a.*.b"], ["a.1.b"]]
+
+
+def test_labels_of_very_many_ranges_are_short():
+    text = label([f"a.{2 * i}.weight" for i in range(10_000)])
+    assert text.startswith("a.0,2,4,")
+    assert text.endswith(",56,58,…,19998 ×10000")
+    assert "…" not in label([f"a.{2 * i}.weight" for i in range(32)])

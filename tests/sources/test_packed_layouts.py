@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import tpack
 from tpack.errors import InputError, NotTernaryError, UnsupportedError
 from tpack.nn import TernaryLinear
-from tpack.sources import open_source
+from tpack.sources import SourceTensor, open_source, packed_layouts
 from tpack.sources.packed_layouts import UNKNOWN, packed_groups
 from tpack.sources.packed_systems import LAYOUTS
 
@@ -487,3 +487,11 @@ def test_quantized_by_torch_is_not_rounded_again(tmp_path):
     report = tpack.convert({"up.weight": weight} | ternary_weight(), tmp_path / "out")
     assert {t.name: t.action for t in report.tensors}["up.weight"] == "kept"
     assert torch.equal(tpack.unpack(tmp_path / "out")["up.weight"], weight.dequantize())
+
+
+def test_names_of_flat_sources_are_not_compared_each_with_each(monkeypatch):
+    looks = []
+    monkeypatch.setattr(packed_layouts, "words", lambda name: looks.append(name) or [name])
+    names = [f"w{i}" for i in range(200)]
+    assert packed_groups({n: SourceTensor(n, "float32", (4, 8), None) for n in names}) == []
+    assert len(looks) < 5 * len(names)

@@ -17,7 +17,7 @@ from tpack.layerdef.completion import match_slots
 from tpack.layerdef.tensors import Slot
 from tpack.options import Options
 from tpack.quantize.rounding import Rounding
-from tpack.selection import PATTERNS, keep_reason, split_by_name, unwanted
+from tpack.selection import PATTERNS, Shapes, keep_reason, split_by_name, unwanted
 from tpack.sources import PackedTensor, Source, SourceTensor
 from tpack.sources.packed_layouts import PackedGroup, refuse_packed, told
 from tpack.sources.scaled_codes import nameless_scales
@@ -270,7 +270,7 @@ class _Reasons:
     def __init__(self, source: Source, options: Options) -> None:
         self.options = options
         self.source = source
-        self.shapes = {name: tensor.shape for name, tensor in source.tensors.items()}
+        self.shapes = Shapes({name: tensor.shape for name, tensor in source.tensors.items()})
         self.names: dict[str, list[str]] = {name: [name] for name in source.tensors}
         for alias, owner in source.aliases.items():
             self.names.setdefault(owner, [owner]).append(alias)

@@ -108,6 +108,7 @@ class _Namer:
     def __init__(self) -> None:
         self.layers: dict[str, LayerDef] = {}
         self.known: dict[tuple[tuple[Param, ...], tuple[Statement, ...]], str] = {}
+        self.numbers: dict[str, int] = {}  # the last one after each wish
 
     def layer(self, module: _Module, wish: str) -> str:
         """Return the name of a module's LayerDef; make it if its structure is new."""
@@ -117,11 +118,12 @@ class _Namer:
             params.append(Param("ids" if is_embedding_leaf(module) else "x", "Tensor"))
         key = (tuple(params), body)
         if key not in self.known:
-            name = wish
-            number = 1
+            number = self.numbers.get(wish, 1)
+            name = wish if number == 1 else f"{wish}{number}"
             while name in self.layers or not is_identifier(name) or hasattr(builtins, name):
                 number += 1
                 name = f"{wish}{number}"
+            self.numbers[wish] = number
             self.known[key] = name
             self.layers[name] = LayerDef(name, params, body)
         return self.known[key]

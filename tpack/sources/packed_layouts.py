@@ -56,6 +56,8 @@ _CODE_ENDINGS = re.compile(
     r"_(packed|q|qdata|blocks|data|codes|quantized|quant|int|int8|int4|idxs?)$"
 )
 _INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+#: Parts of a name, the last ones, among which the words of companions begin.
+_LONGEST = 16
 #: Codes in one dim are distinguished from buffers by how many they are.
 _MANY = 64
 
@@ -85,22 +87,21 @@ def packed_groups(tensors: Tensors) -> list[PackedGroup]:
     Args:
         tensors: of the whole source, after a dialect took its own.
     """
-    families = _families(tensors)
     plain = {name: t for name, t in tensors.items() if isinstance(t, SourceTensor)}
     found: dict[str, PackedGroup] = {}
     taken: set[str] = set()
+    companions = _Companions(tensors, taken)
     for find in (_told, lambda tensor, _: _named(tensor, tensors), _unknown, _indices):
         for name, tensor in plain.items():
             if name in taken:
                 continue
-            companions = [n for n in _companions(tensor, families) if n not in taken]
             told = find(tensor, companions)
             if told is None:
                 continue
-            layout, beside = told
-            parts = [n for n in dict.fromkeys((*beside, *companions)) if n in plain]
+            layout, proofs = told
+            parts = [n for n in dict.fromkeys((*proofs, *companions.of(name))) if n in plain]
             parts = [n for n in parts if n not in found]
-            found[name] = _group(tensor, layout, next(iter((*beside, *parts)), ""), parts)
+            found[name] = _group(tensor, layout, next(iter((*proofs, *parts)), ""), parts)
             taken |= {name, *parts}
     return [found[name] for name in tensors if name in found]
 
@@ -149,19 +150,46 @@ def refuse_packed(found: Sequence[PackedGroup]) -> None:
     )
 
 
-def _families(tensors: Tensors) -> dict[str, list[str]]:
-    """Return the names of the tensors that each module holds itself, by the path of the module."""
-    families: dict[str, list[str]] = {}
-    for name in tensors:
-        families.setdefault(name.rpartition(".")[0], []).append(name)
-    return families
+class _Companions:
+    """The tensors that belong to codes, found without a look at every other tensor."""
+
+    def __init__(self, tensors: Tensors, taken: set[str]) -> None:
+        self.taken = taken
+        self.places = {name: place for place, name in enumerate(tensors)}
+        self.inside: dict[str, list[str]] = {}
+        #: By module, and by what stands in a name before the words of companions.
+        self.beside: dict[tuple[str, str], list[str]] = {}
+        for name in tensors:
+            module, _, own = name.rpartition(".")
+            self.inside.setdefault(module, []).append(name)
+            ends = [0, *(found.end() for found in re.finditer("_", own))]
+            for end in {0, *ends[-_LONGEST:]}:
+                if _is_companion(own[end:]):
+                    self.beside.setdefault((module, own[:end]), []).append(name)
+
+    def of(self, codes: str) -> list[str]:
+        """Return what no codes have taken: beneath their name, or beside them by name."""
+        module, _, last = codes.rpartition(".")
+        stems = [f"{stem}_" for stem in (last, _CODE_ENDINGS.sub("", last)) if stem]
+        beside = set()
+        for stem in ("", *stems):
+            names = self.beside.get((module, stem), [])
+            names[:] = [name for name in names if name not in self.taken]
+            beside |= {name for name in names if stem == _first_of(stems, name)}
+        inside = [name for name in self.inside.get(codes, ()) if name not in self.taken]
+        return [*inside, *sorted(beside - {codes}, key=self.places.__getitem__)]
+
+
+def _first_of(stems: Sequence[str], name: str) -> str:
+    own = name.rpartition(".")[2]
+    return next((stem for stem in stems if own.startswith(stem)), "")
 
 
 #: The layout of codes, and the names of the tensors beside them, the best proof first.
 _Found = tuple[Layout, Sequence[str]] | None
 
 
-def _told(tensor: SourceTensor, _: Sequence[str]) -> _Found:
+def _told(tensor: SourceTensor, _: _Companions) -> _Found:
     """Return what the source itself says of codes."""
     if not tensor.system:
         return None
@@ -183,7 +211,7 @@ def _named(tensor: SourceTensor, tensors: Tensors) -> _Found:
     return None
 
 
-def _unknown(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
+def _unknown(tensor: SourceTensor, companions: _Companions) -> _Found:
     """Recognise codes of an unknown layout by the tensors that lie beside them."""
     own = tensor.name.rpartition(".")[2]
     integers = tensor.dtype in _INTEGERS or tensor.dtype.startswith("float8")
@@ -191,31 +219,19 @@ def _unknown(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
     if not integers or not many or _is_companion(own) or _BUFFERS.intersection(words(own)):
         return None
     flat = len(tensor.shape) < 2 or tensor.dtype.endswith("int64")
-    proofs = [n for n in companions if not flat or _is_strong(n)]
+    proofs = [n for n in companions.of(tensor.name) if not flat or _is_strong(n)]
     return (_UNKNOWN, proofs) if proofs else None
 
 
-def _indices(tensor: SourceTensor, companions: Sequence[str]) -> _Found:
+def _indices(tensor: SourceTensor, companions: _Companions) -> _Found:
     """Recognise codes that are named indices by the table that lies beside them."""
     found = set(words(tensor.name.rpartition(".")[2]))
     if tensor.dtype not in _INTEGERS or len(tensor.shape) < 2 or not found & _INDICES:
         return None
     if found & (_BUFFERS | _STRONG):
         return None
-    proofs = [n for n in companions if _is_strong(n)]
+    proofs = [n for n in companions.of(tensor.name) if _is_strong(n)]
     return (_UNKNOWN, proofs) if proofs else None
-
-
-def _companions(codes: SourceTensor, families: Mapping[str, list[str]]) -> Iterator[str]:
-    """Yield the tensors that belong to codes: beneath their name, or beside them by name."""
-    module, _, last = codes.name.rpartition(".")
-    stems = [f"{stem}_" for stem in (last, _CODE_ENDINGS.sub("", last)) if stem]
-    yield from families.get(codes.name, ())
-    for name in families.get(module, ()):
-        own = name.rpartition(".")[2]
-        stem = next((stem for stem in stems if own.startswith(stem)), "")
-        if name != codes.name and _is_companion(own.removeprefix(stem)):
-            yield name
 
 
 def words(name: str) -> list[str]:
