@@ -121,8 +121,8 @@ def _gather(args: Arguments) -> Tensor:
     axis, value = args.attribute("axis", 0), args.values[1]
     x = args.tensor()
     known = value.read() if isinstance(value, Stored) else value
-    backwards = isinstance(known, np.ndarray) and known.dtype != object and (known < 0).any()
-    if isinstance(value, np.ndarray) or (backwards and known.ndim == 0):
+    backwards = isinstance(known, np.ndarray) and known.dtype != object and bool((known < 0).any())
+    if isinstance(known, np.ndarray) and (known is value or (backwards and known.ndim == 0)):
         value = known
         if value.ndim == 0:
             return x.select(axis, plain(value.item()))
