@@ -272,7 +272,7 @@ def test_check_not_input_lets_other_files_pass(tmp_path):
 
 
 def test_layerdef_file_is_never_replaced(tmp_path):
-    tree = tmp_path / "tree.json"
+    tree = tmp_path / "tree.safetensors"  # whose name does not say that it is JSON
     text = '{"name":"M","params":[{"name":"w","param_type":"TernaryTensor","shape":[2,2]}]}'
     tree.write_text(text)
     with pytest.raises(ExistsError, match="is the input itself"):

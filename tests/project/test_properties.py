@@ -117,8 +117,9 @@ def state_dicts(draw):
         state[f"layer{i}.weight"] = weight
         wanted[f"layer{i}.weight"] = "packed"
     for i in range(draw(st.integers(0, 2))):
-        kind = draw(st.sampled_from(DTYPES))
-        raw = torch.tensor(draw(st.lists(st.integers(0, 255), min_size=1, max_size=5)) * kind.size)
+        kind = draw(st.sampled_from([each for each in DTYPES if each.bits >= 8]))  # not codes
+        count = kind.nbytes(1)
+        raw = torch.tensor(draw(st.lists(st.integers(0, 255), min_size=1, max_size=5)) * count)
         state[f"other{i}.bias"] = raw.to(torch.uint8).view(getattr(torch, kind.name))
         wanted[f"other{i}.bias"] = "kept"
     return state, wanted
