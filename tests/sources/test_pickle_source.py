@@ -240,3 +240,25 @@ def test_a_plain_pickle_is_not_called_damaged(tmp_path, length):
     (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": np.ones(length)}))
     with pytest.raises(UnsupportedError, match=r"is a plain pickle.*numpy\.savez"):
         open_source(tmp_path / "m.pkl")
+
+
+class Odd(torch.nn.Module):
+    def __init__(self, left):
+        super().__init__()
+        self.up = torch.nn.Linear(4, 4)
+        self.register_buffer("table", torch.arange(4.0))
+        self._non_persistent_buffers_set = left
+
+
+@pytest.mark.parametrize("left", [["table"], {"table": 1}, 7, None, {("table",), 1.5}])
+def test_what_should_be_a_set_of_names_may_be_anything(tmp_path, left):
+    torch.save(Odd(left), tmp_path / "m.pt")
+    with open_source(tmp_path / "m.pt") as source:
+        assert set(source.tensors) == {"up.weight", "up.bias", "table"}
+
+
+def test_names_in_messages_are_printable(tmp_path):
+    torch.save({"a\x1b[31m\n": torch.ones(2).to_sparse()}, tmp_path / "m.pt")
+    with pytest.raises(tpack.TpackError) as caught:
+        open_source(tmp_path / "m.pt")
+    assert str(caught.value).isprintable()

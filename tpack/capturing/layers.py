@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -256,18 +257,22 @@ class _Maker:
             if owner:
                 owners.setdefault(owner, []).append(name)
         found: dict[str, Param] = {}
-        inside = {one: [o for o in owners if o.startswith(f"{one}.")] for one in owners}
+        inside: dict[str, list[str]] = {owner: [] for owner in owners}
+        for owner in owners:
+            for end in re.finditer(r"\.", owner):
+                if (outer := owner[: end.start()]) in inside:
+                    inside[outer].append(owner)
+        tables = {
+            value.args["weight"].name for value in self.graph.values if value.op == "embedding"
+        }
         for owner in sorted(owners, key=lambda one: len(inside[one])):  # inner ones first
             names = owners[owner]
             params = [self.param(name, name.rpartition(".")[2]) for name in names]
             inner = [(o, found.pop(o)) for o in inside[owner] if o in found]
             params += [replace(param, name=o[len(owner) + 1 :]) for o, param in inner]
-            looked_up = any(
-                value.op == "embedding" and value.args["weight"].name in names
-                for value in self.graph.values
-            )
             body = Body([], [Unspecified()])
-            leaf = builtin_layer(params, body, None, embedding=looked_up)
+            is_table = not tables.isdisjoint(names)
+            leaf = builtin_layer(params, body, None, embedding=is_table)
             if leaf is not None:
                 found[owner] = Param(owner, "Layer", layer=leaf[0], args=leaf[1])
                 continue
