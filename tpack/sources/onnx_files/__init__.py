@@ -135,7 +135,7 @@ class OnnxGraph:
             roles=roles,
             floats=self.floats,
             in_out=frozenset(in_out),
-            graph=self,
+            graph=self if self.model.graph.node else None,
             files=tuple(self.model.files),
             nbytes=sum(path.stat().st_size for path in self.model.files),
         )
