@@ -476,3 +476,21 @@ def test_dequantized_weights_are_the_weights(tmp_path):
     ]
     source, _ = check(made(tmp_path, nodes, stored), tmp_path)
     assert "linear(x, self.fc.weight" in source
+
+
+def test_sizes_that_are_tried_in_vain_leave_no_log(tmp_path, caplog):
+    """A pool takes no image smaller than its window; smaller ones are tried first."""
+    sizes = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 2, "h", "w"])
+    pool = helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[9, 9], strides=[9, 9])
+    graph = helper.make_graph(
+        [pool],
+        "g",
+        [sizes],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.ones((4, 4), np.float32), "w.weight")],
+    )
+    opset = helper.make_opsetid("", 20)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "m.onnx")
+    with caplog.at_level("INFO"):
+        tpack.convert(tmp_path / "m.onnx", tmp_path / "out")
+    assert caplog.records == []

@@ -19,6 +19,8 @@ from tpack.errors import LayerDefError, UsageError
 
 #: Key in ``meta["custom"]`` of a node for the names of its value in calls of modules.
 NOTES = "tpack"
+#: Loggers of torch that tell of what is raised, or tried in vain, while it traces.
+_TALKERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
 #: Prefix of the notes on results: the position of a value in the result of a module.
 RESULT = ">"
 
@@ -43,7 +45,7 @@ def export(
         raise UsageError("capture needs a module in eval mode. Call module.eval() first.")
     given = dict(kwargs or {})
     shapes = _shapes(module, args, given, dynamic_shapes)
-    with _noted(module), _without_sorting(module), _quiet():
+    with _noted(module), _without_sorting(module), quiet():
         try:
             return torch.export.export(
                 module, tuple(args), given, dynamic_shapes=shapes, strict=False
@@ -115,17 +117,19 @@ def _shapes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], s
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence torch's messages on its own tracing; errors have the facts that matter."""
-    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    loggers = [logging.getLogger(name) for name in _TALKERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from tpack.capturing.onnx_graphs.module import MOST, GraphModule, row_name, with
 from tpack.capturing.onnx_graphs.numbers import FOLDED
 from tpack.capturing.onnx_graphs.rows import ROWS
 from tpack.capturing.onnx_graphs.scopes import root_class
-from tpack.capturing.torch_export import fixed_sizes
+from tpack.capturing.torch_export import fixed_sizes, quiet
 from tpack.errors import LayerDefError
 from tpack.layerdef.names import is_identifier
 from tpack.sources import PackedTensor
@@ -169,7 +169,7 @@ def _example(graph: OnnxGraph, module: GraphModule) -> tuple[list[Tensor], int]:
             raise LayerDefError("the graph takes inputs too large to try it.")
         counted = FlopCounterMode(display=False)
         try:
-            with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counted:
+            with quiet(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), counted:
                 module(*(torch.empty(s, dtype=d) for s, (d, _) in zip(shapes, infos, strict=True)))
         except LayerDefError as error:
             problem = error
