@@ -181,6 +181,15 @@ def test_a_key_that_leads_nowhere():
         choose(state(), measure, "model")
 
 
+def test_what_lies_beside_the_only_dict_is_warned_of():
+    """MoCo's queue is no weight, and nothing but the warning says that it was taken."""
+    queue = tensor(9, 3)
+    (warning,) = choose({"weights": state(4), "queue": queue}, measure).warnings
+    assert warning.startswith("took 'queue' beside 'weights' (2 tensors")
+    assert warning.endswith("take that alone: key='weights'")
+    assert not choose({"weights": state(4), "queue": queue}, measure, "weights").warnings
+
+
 def test_what_is_left_is_said():
     chosen = choose({"model": state(), "head": state(1), "optimizer": ADAM, "epoch": 3}, measure)
     assert chosen.notes == [

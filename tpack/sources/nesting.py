@@ -120,6 +120,7 @@ class _Choice:
         )
         self.entered = self.start
         self.joined: list[Node] = []
+        self.beside: list[str] = []
         self.left: list[Node] = []
         self.packed: list[Node] = []
         self.arrays: list[str] = []
@@ -158,6 +159,8 @@ class _Choice:
             return self._enter(parts[0], around=around and parts[0].path[-1] not in _ROOTS)
         self._check_copies(parts, parts, around=around)
         self.joined = self.joined or parts
+        if around and len(parts) == 1 and not self.asked:
+            self.beside = [repr(tensor.key) for tensor in own if not tensor.is_number]
         return self._join(own, parts, around=around)
 
     def _candidates(self, node: Node, *, around: bool) -> list[Node]:
@@ -270,6 +273,12 @@ class _Choice:
             + f"{spell(key='.')} takes all."
             for node in unsure
         ]
+        if self.beside:
+            (part,) = self.joined
+            warnings.append(
+                f"took {_several(self.beside)} beside {part} as weights of the model too. If they "
+                f"are not, take that alone: {spell(key=part.key)}"
+            )
         if self.arrays:
             warnings.append(
                 f"left out {_several(self.arrays)}, arrays of NumPy between the tensors: they are "
