@@ -170,7 +170,7 @@ def ops_reference() -> str:
         "`torch.export` gives them before any decomposition, into the ops of",
         "[LayerDef](layerdef.md). Any other op is refused, with its name and the module that uses",
         "it. [A recipe](architecture.md#an-op) shows how to add one. `make docs` generates this",
-        "page from `tpack/capturing/aten.py`.\n",
+        "page from `tpack/capturing/aten_rows/`.\n",
         "| ATen | LayerDef | arguments |",
         "|---|---|---|",
     ]

@@ -11,7 +11,8 @@ from running import from_text, readings
 
 import tpack
 from tpack.capturing import capture
-from tpack.capturing.aten import ATEN, KEEPS, PSEUDO, parse_row
+from tpack.capturing.aten import ATEN, PSEUDO, parse_row
+from tpack.capturing.aten_rows.shared import KEEPS
 from tpack.capturing.graph import CONSTANT, INPUT, ITEM, STORED
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import BinaryOp, FunctionCall, Identifier, LayerDef, Literal, Param, Return

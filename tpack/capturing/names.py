@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from tpack.capturing.aten import KEEPS, naming
+from tpack.capturing.aten import naming
+from tpack.capturing.aten_rows.shared import KEEPS
 from tpack.capturing.graph import INPUT, ITEM, STORED, Value
 from tpack.layerdef.names import is_identifier
 

@@ -1,0 +1,63 @@
+"""Ops with weights, and normalizations."""
+
+from __future__ import annotations
+
+from tpack.layerdef.op_rows.shared import WINDOWS, Rows
+
+_LINEAR = "x:tensor weight:tensor bias:tensor?=None"
+_CONV = f"{_LINEAR} {WINDOWS}"
+
+ROWS: Rows = (
+    # name, parameters, spelling, what it computes, traits, version of the format
+    # -- with weights
+    ("linear", _LINEAR, "F.linear", "x @ weight.T + bias", "product"),
+    (
+        "bit_linear",
+        "x:tensor weight:ternary bias:tensor?=None",
+        "",
+        "linear of a ternary weight, activations rounded to int8 per token (BitNet b1.58)",
+        "product",
+    ),
+    ("matmul", "x:tensor y:tensor", "torch.matmul", "x @ y", "product"),
+    ("conv1d", _CONV, "F.conv1d", "convolution over (batch, channels, length)", "product conv"),
+    ("conv2d", _CONV, "F.conv2d", "convolution over (…, height, width)", "product conv"),
+    ("embedding", "ids:tensor weight:tensor", "F.embedding", "rows of weight", "lookup"),
+    (
+        "einsum",
+        "equation:equation tensors:tensors",
+        "torch.einsum",
+        "sums of products, as the equation names the dims",
+        "product",
+    ),
+    # -- normalization
+    (
+        "layer_norm",
+        "x:tensor shape@normalized_shape:sizes weight:tensor?=None bias:tensor?=None "
+        "*eps:float=1e-05",
+        "F.layer_norm",
+        "mean 0 and variance 1 over the last dims, then weight and bias",
+        "norm",
+    ),
+    (
+        "rms_norm",
+        "x:tensor shape@normalized_shape:sizes weight:tensor?=None *eps:float=None",
+        "F.rms_norm",
+        "root mean square 1 over the last dims, then weight",
+        "norm",
+    ),
+    (
+        "batch_norm",
+        "x:tensor mean@running_mean:tensor var@running_var:tensor weight:tensor?=None "
+        "bias:tensor?=None *eps:float=1e-05",
+        "F.batch_norm",
+        "eval form: the stored mean and variance",
+        "norm",
+    ),
+    (
+        "group_norm",
+        "x:tensor groups:int weight:tensor?=None bias:tensor?=None *eps:float=1e-05",
+        "F.group_norm",
+        "mean 0 and variance 1 over groups of channels",
+        "norm",
+    ),
+)
