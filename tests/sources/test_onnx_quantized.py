@@ -390,29 +390,47 @@ def test_a_damaged_shape_is_refused(tmp_path):
         open_source(path)
 
 
-@pytest.mark.parametrize("scale", ["s", "w_scale"])
-def test_trits_that_the_graph_casts_and_scales(tmp_path, scale):
-    """By its name a scale may be packed into the weight: then the graph, which has both, goes."""
+@pytest.mark.parametrize("name", ["s", "w_scale"])
+@pytest.mark.parametrize("shape", [(), (1,), (8,), (8, 1), (1, 8)])
+@pytest.mark.parametrize("op", ["Mul", "turned", "Div"])
+def test_trits_that_the_graph_casts_and_scales(tmp_path, op, shape, name):
+    """The graph says whether a scale multiplies or divides and along which axis; no name does."""
+    operands = [name, "f"] if op == "turned" else ["f", name]
     nodes = [
         helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["f", scale], ["u"]),
+        helper.make_node("Mul" if op == "turned" else op, operands, ["u"]),
         helper.make_node("MatMul", ["x", "u"], ["y"]),
     ]
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])
-    initializers = [array("w", trits(8, 6)), array(scale, np.float32([0.25]))]
-    path = tmp_path / "m.onnx"
-    made = onnx_models.model(nodes, initializers, (x,), ("y",), opset=21)
-    onnx_models.save(path, made)
-    report = tpack.convert(path, tmp_path / "out.safetensors")
-    loaded, given = (
-        tpack.load(tmp_path / "out.safetensors"),
-        onnx_models.RNG.normal(0, 1, (3, 8)).astype(np.float32),
+    scale = np.array(onnx_models.RNG.uniform(2, 4, shape)).astype(np.float32)
+    made = onnx_models.model(
+        nodes, [array("w", trits(8, 8)), array(name, scale)], (x,), ("y",), opset=21
     )
-    if scale == "s":
-        wanted = onnx_models.run(made, {"x": given})
-        np.testing.assert_allclose(
-            loaded(torch.from_numpy(given)).detach(), wanted, rtol=1e-5, atol=1e-6
-        )
-    else:
-        assert any("not captured: " in note and "w_scale" in note for note in report.notes)
-        assert tpack.unpack(tmp_path / "out.safetensors")["w"].abs().max() == 0.25
+    path = onnx_models.save(tmp_path / "m.onnx", made)
+    values, report, out = converted(path, tmp_path, exact=True)
+    assert not report.warnings
+    given = onnx_models.RNG.normal(0, 1, (3, 8)).astype(np.float32)
+    wanted = onnx_models.run(made, {"x": given})
+    np.testing.assert_allclose(given @ values["w"].numpy(), wanted, rtol=1e-5, atol=1e-5)
+    loaded = tpack.load(out)
+    np.testing.assert_allclose(loaded(torch.from_numpy(given)).detach(), wanted, 1e-5, 1e-5)
+
+
+def test_scaled_trits_that_serve_something_else_too(tmp_path):
+    """No weight of the checkpoint can be both: the codes, and the codes times a scale."""
+    nodes = [
+        helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["u"]),
+        helper.make_node("MatMul", ["x", "u"], ["z"]),
+        helper.make_node("MatMul", ["z", "f"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 8])
+    initializers = [array("w", trits(8, 8)), array("s", np.float32([3]))]
+    made = onnx_models.model(nodes, initializers, (x,), ("y",), opset=21)
+    values, _, out = converted(onnx_models.save(tmp_path / "m.onnx", made), tmp_path)
+    assert values["w"].abs().max() == 1
+    given = onnx_models.RNG.normal(0, 1, (3, 8)).astype(np.float32)
+    wanted = onnx_models.run(made, {"x": given})
+    np.testing.assert_allclose(
+        tpack.load(out)(torch.from_numpy(given)).detach(), wanted, 1e-5, 1e-4
+    )

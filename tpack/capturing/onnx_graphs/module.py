@@ -22,14 +22,14 @@ from tpack.capturing.onnx_graphs.scopes import calls_of
 from tpack.errors import LayerDefError, TpackError
 from tpack.sources.onnx_files import OnnxGraph
 from tpack.sources.onnx_files.nodes import Node
-from tpack.sources.onnx_files.quantized import QUANTIZED
+from tpack.sources.onnx_files.quantized import read_as
 
 #: Key in ``meta["custom"]`` of a traced op for the calls of modules that it belongs to.
 _CALLS = "tpack_calls"
 #: The most numbers that one result may have as the graph is traced.
 MOST = 1 << 27
 #: Nodes that only give a weight another form, which is stored as it becomes.
-_FORMS = ("DequantizeLinear", "Quant", "IntQuant")
+_FORMS = ("DequantizeLinear", "Quant", "IntQuant", "Mul", "Div")
 _STANDARD = ("", "ai.onnx")
 
 
@@ -129,8 +129,9 @@ class GraphModule(nn.Module):
         """Compute a node."""
         if node.op == "Constant" and node.outputs[0] in self.graph.found:
             return (self.stored(node.outputs[0], node),)
-        if (row := QUANTIZED.get(node.op)) is not None:
-            return (self.unpacked(node, values, node.inputs[row.codes]),)
+        found = read_as(node, self.graph.stored)
+        if found is not None and (found[1] in self.graph.weights or row_name(node) not in ROWS):
+            return (self.unpacked(node, values, found[1]),)
         args = Arguments(node, values, self.opset, self.constant)
         if (known := known_results(args)) is not None:
             return known

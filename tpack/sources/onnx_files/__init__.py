@@ -23,7 +23,7 @@ from tpack.sources.onnx_files.identifiers import as_paths
 from tpack.sources.onnx_files.model import OnnxModel, load_model
 from tpack.sources.onnx_files.names import torch_names
 from tpack.sources.onnx_files.nodes import Node, Nodes
-from tpack.sources.onnx_files.quantized import QUANTIZED, Graph
+from tpack.sources.onnx_files.quantized import QUANTIZED, Graph, read_as
 from tpack.sources.onnx_files.tensors import read_tensor, type_name
 from tpack.sources.onnx_files.uses import Used, Uses
 from tpack.sources.source import PackedTensor, Source, SourceTensor
@@ -126,7 +126,7 @@ class OnnxGraph:
                 roles[stored.name] = used.role
             if used.in_out != (name in self.turned) and len(stored.shape) == 2:
                 in_out.add(stored.name)
-            self._say_changed(stored, used)
+            self._say_changed(stored, name, used)
         return Source(
             str(self.model.path),
             tensors,
@@ -145,6 +145,11 @@ class OnnxGraph:
         """The version of ONNX's own ops."""
         versions = [one.version for one in self.model.proto.opset_import if not one.domain]
         return max(versions, default=1)
+
+    @property
+    def stored(self) -> Graph:
+        """The nodes, with the tensors that they store."""
+        return Graph(self.nodes, self.found)
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Read a stored tensor, by its name in the graph."""
@@ -166,8 +171,12 @@ class OnnxGraph:
             )
         tensors[tensor.name] = tensor
 
-    def _say_changed(self, tensor: SourceTensor | PackedTensor, used: Used) -> None:
-        if used.changed and used.role in ("linear", "conv", "embedding", "output head"):
+    def _say_changed(self, tensor: SourceTensor | PackedTensor, name: str, used: Used) -> None:
+        if (
+            used.changed
+            and name not in self.weights
+            and used.role in ("linear", "conv", "embedding", "output head")
+        ):
             self.warnings.append(
                 f"{tensor.name} is changed by the graph before it is used "
                 f"({', '.join(used.changed[:6])}): the values that are stored were taken"
@@ -180,10 +189,9 @@ class OnnxGraph:
         done: dict[str, Node] = {}
         parts: dict[str, tuple[str, ...]] = {}
         for node in self.nodes.nodes:
-            row = QUANTIZED.get(node.op)
-            if row is None or len(node.inputs) <= row.codes:
+            if (found := read_as(node, self.stored)) is None:
                 continue
-            name = node.inputs[row.codes]
+            name = found[1]
             if name not in self.found or (name in done and _same(done[name], node)):
                 continue
             with locate(tensor=name[:200]):
@@ -201,7 +209,7 @@ class OnnxGraph:
         """Read the codes of a node; return their name and the names of what belongs to them."""
         row = QUANTIZED[node.op]
         try:
-            levels = row.read(node, Graph(self.nodes, self.found), self._weight_name(name))
+            levels = row.read(node, self.stored, self._weight_name(name))
             self.weights[name] = levels.tensor() if len(levels.shape) > 1 else levels.dense()
         except UnsupportedError as error:
             if row.of_floats:

@@ -259,6 +259,57 @@ def _scale_after(node: Node, graph: Graph) -> SourceTensor:
     raise UnsupportedError(f"it is used by {node.op}, without a scale of its own that is stored")
 
 
+def _applied(node: Node, graph: Graph, name: str) -> Levels:
+    """Read codes that are cast to floats, and multiplied with scales or divided by them."""
+    cast = _codes_of(node, graph)
+    assert cast is not None  # else the node would not be read as a weight
+    codes, scales = graph.stored[cast], graph.stored[_other(node, graph)]
+    lie = _broadcast(scales.shape, codes.shape)
+    return Levels(
+        name,
+        codes.shape,
+        codes.read,
+        _scale(scales),
+        scales.dtype,
+        scales.dtype,
+        lie,
+        (codes.name, scales.name),
+        QUANTIZED[node.op].system,
+        codes.nbytes + scales.nbytes,
+        divides=node.op == "Div",
+    )
+
+
+def _codes_of(node: Node, graph: Graph) -> str | None:
+    """Return the stored bytes that a Mul or Div scales, if they serve nothing else."""
+    cast = graph.nodes.made_by.get(node.inputs[0]) if len(node.inputs) == 2 else None
+    if node.op == "Mul" and (cast is None or cast.op != "Cast"):
+        cast = graph.nodes.made_by.get(node.inputs[-1])
+    if cast is None or cast.op != "Cast" or _other(node, graph) not in graph.stored:
+        return None
+    codes, users = cast.inputs[0], graph.nodes.users
+    alone = len(users.get(codes, ())) == len(users.get(cast.outputs[0], ())) == 1
+    stored = graph.stored.get(codes)
+    whole = stored is not None and stored.dtype in ("int8", "uint8") and len(stored.shape) > 1
+    return codes if alone and whole else None
+
+
+def _other(node: Node, graph: Graph) -> str:
+    """Return the operand of a Mul or Div that is not made by a Cast."""
+    first = graph.nodes.made_by.get(node.inputs[0])
+    return node.inputs[1] if first is not None and first.op == "Cast" else node.inputs[0]
+
+
+def _broadcast(found: tuple[int, ...], shape: tuple[int, ...]) -> Lie:
+    """Find how scales lie that are broadcast over a weight."""
+    whole = (1,) * (len(shape) - len(found)) + found
+    long = [axis for axis, size in enumerate(whole) if size > 1]
+    if len(whole) != len(shape) or len(long) > 1:
+        raise UnsupportedError(f"it has scales of shape {found}")
+    axis = long[0] if long else 0
+    return Lie.of(whole[axis : axis + 1], shape, axis)
+
+
 def _quant(node: Node, graph: Graph, name: str) -> Levels:
     """Round a float weight as QONNX and Brevitas do: only to three values."""
     weight = _stored(node, 0, graph)
@@ -277,12 +328,9 @@ def _quant(node: Node, graph: Graph, name: str) -> Levels:
             f"{mode[:20]}"
         )
     least, turn = (-1 if narrow else -2), ROUNDING[mode]
+    lie = _broadcast(scales.shape, weight.shape)
     shape = (1,) * (len(weight.shape) - len(scales.shape)) + scales.shape
-    long = [axis for axis, size in enumerate(shape) if size > 1]
-    if len(shape) != len(weight.shape) or len(long) > 1:
-        raise UnsupportedError(f"it has scales of shape {scales.shape}")
-    axis = long[0] if long else 0
-    lie = Lie.of(shape[axis : axis + 1], weight.shape, axis)
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), 0)
     values = _all(scales)
     if not (np.isfinite(values) & (values != 0)).all():
         raise InputError("has a scale that is 0, NaN or infinite. Export the model again.")
@@ -334,6 +382,17 @@ QUANTIZED = {
     "GatherBlockQuantized": Quantized("ONNX Runtime's GatherBlockQuantized", 0, _gather_block),
     "MatMulInteger": Quantized("ONNX's MatMulInteger", 1, _linear(None, 3, -1)),
     "ConvInteger": Quantized("ONNX's ConvInteger", 1, _linear(None, 3, 0)),
+    "Mul": Quantized("ONNX's Cast and Mul", 0, _applied),
+    "Div": Quantized("ONNX's Cast and Div", 0, _applied),
     "Quant": Quantized("QONNX's Quant", 0, _quant, of_floats=True),
     "IntQuant": Quantized("QONNX's Quant", 0, _quant, of_floats=True),
 }
+
+
+def read_as(node: Node, graph: Graph) -> tuple[Quantized, str] | None:
+    """Return how a node makes a weight of codes, and their name; None if it makes none."""
+    row = QUANTIZED.get(node.op)
+    if row is None or len(node.inputs) <= row.codes:
+        return None
+    name = _codes_of(node, graph) if row.read is _applied else node.inputs[row.codes]
+    return None if name is None else (row, name)
