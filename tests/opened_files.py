@@ -19,7 +19,7 @@ def values(source):
 
 
 def check_refusal(path, text):
-    """Open a file in a process of its own: it is refused, with a text, in 2 s and 256 MB."""
+    """Open a file in a process of its own: it is refused, with a text, in 6 s and 256 MB."""
     code = """
         import sys, time
         from tpack.errors import TpackError
@@ -39,5 +39,5 @@ def check_refusal(path, text):
     seconds, megabytes = map(float, figures.split())
     assert text in message
     assert len(message) < 1000
-    assert seconds < 2
+    assert seconds < 6  # a tenth of that on a machine with nothing else to do
     assert megabytes < 256

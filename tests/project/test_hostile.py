@@ -27,7 +27,7 @@ from tpack.sources.dialects import adapt
 # ---- time and memory
 
 
-SECONDS, MEGABYTES = 2.0, 256
+SECONDS, MEGABYTES = 6.0, 256
 
 
 #: Runs a command in a process of its own: exit code, CPU seconds, and the most memory.

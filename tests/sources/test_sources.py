@@ -411,7 +411,7 @@ def test_a_fifo_does_not_hang(tmp_path, command, suffix):
         done = subprocess.run(
             [sys.executable, "-m", "tpack", command, tmp_path / f"m{suffix}"],
             capture_output=True,
-            timeout=6,
+            timeout=60,
             check=False,
         )
     except subprocess.TimeoutExpired:
