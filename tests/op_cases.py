@@ -156,6 +156,21 @@ CASES = [
     elementwise("dropout", torch.clone),
     Case("dropout", X, {"x": X}, {"p": 0.9}),
     Case(
+        "causal_attention",
+        F.scaled_dot_product_attention(
+            Q, K, V, attn_mask=torch.ones(Q.size(-2), K.size(-2)).tril(K.size(-2) - Q.size(-2)) > 0
+        ),
+        {"query": Q, "key": K, "value": V},
+    ),
+    Case(
+        "causal_attention",
+        F.scaled_dot_product_attention(
+            Q[..., -1:, :], K[:, :2], V[:, :2], scale=0.3, enable_gqa=True
+        ),
+        {"query": Q[..., -1:, :], "key": K[:, :2], "value": V[:, :2]},
+        {"scale": 0.3, "enable_gqa": True},
+    ),
+    Case(
         "scaled_dot_product_attention",
         F.scaled_dot_product_attention(Q, K, V),
         {"query": Q, "key": K, "value": V},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tpack.conversion import convert
     from tpack.difference import DiffReport as DiffReport, diff
     from tpack.exporting import export
+    from tpack.generation import generate
     from tpack.inspection import InspectionReport as InspectionReport, inspect
     from tpack.layerdef import LayerDef, Param, Program
     from tpack.pack import pack_ternary, unpack_ternary
@@ -52,6 +53,7 @@ _LAZY = {
     "convert": "tpack.conversion",
     "diff": "tpack.difference",
     "export": "tpack.exporting",
+    "generate": "tpack.generation",
     "generate_pytorch_code": "tpack.codegen",
     "inspect": "tpack.inspection",
     "load": "tpack.checkpoint",
@@ -76,6 +78,7 @@ __all__ = [
     "convert",
     "diff",
     "export",
+    "generate",
     "generate_pytorch_code",
     "inspect",
     "load",

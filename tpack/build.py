@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ from tpack.layerdef.constants import CONSTANTS
 from tpack.layerdef.members import Member, Members, members_of
 from tpack.layerdef.nodes import NO_FORWARD
 from tpack.layerdef.ops import OPS, PACKED_OPS, Op, OpParam
+from tpack.nn.caching import KeyValueCache
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
 
 Values = dict[str, Any]
@@ -125,7 +126,7 @@ class BuiltModule(PackedModule):
             NotImplementedError: the file knows the tensors, but not the order of calls.
             TypeError: wrong arguments.
         """
-        inputs, body = self._tpack_steps
+        inputs, caches, body = self._tpack_steps
         if body is None:
             raise NotImplementedError(
                 f"{self._tpack_layer}: {NO_FORWARD[0]}; {NO_FORWARD[1]}, or give convert a "
@@ -134,7 +135,10 @@ class BuiltModule(PackedModule):
         values = dict(zip(inputs, args, strict=False))
         if kwargs or len(args) != len(inputs):
             values.update(kwargs)
-            if len(args) + len(kwargs) != len(inputs) or values.keys() != set(inputs):
+            missing = [name for name in caches if name not in values]
+            values.update(dict.fromkeys(missing, tpack.nn.NO_CACHE))
+            given = len(args) + len(kwargs) + len(missing)
+            if given != len(inputs) or values.keys() != set(inputs):
                 raise TypeError(f"{self._tpack_layer}.forward takes {', '.join(inputs)}.")
         for targets, step in body:
             value = step(self, values)
@@ -229,9 +233,15 @@ def _child(program: Program, param: Param) -> nn.Module:
 # ---- lowered expressions → closures
 
 
-def _compile(
-    lowered: Lowered,
-) -> tuple[tuple[str, ...], tuple[tuple[str | tuple[str, ...], Step], ...] | None]:
+class _Steps(NamedTuple):
+    """A compiled forward: its arguments, those that are caches, and its statements."""
+
+    inputs: tuple[str, ...]
+    caches: frozenset[str]
+    body: tuple[tuple[str | tuple[str, ...], Step], ...] | None
+
+
+def _compile(lowered: Lowered) -> _Steps:
     stored = {
         name
         for param in lowered.stored
@@ -240,7 +250,7 @@ def _compile(
     lists = {child.name for child in lowered.children if child.repeat is not None}
     compiler = _Compiler(stored, lists)
     body = tuple(compiler.statement(item) for item in lowered.body)
-    return lowered.inputs, body or None
+    return _Steps(lowered.inputs, lowered.caches, body or None)
 
 
 class _Compiler:
@@ -299,8 +309,8 @@ class _Compiler:
 
         def in_order(module: nn.Module, values: Values) -> Any:
             first, *others = [arg(module, values) for arg in args]
-            for copy in find(module).children():
-                first = copy(first, *others)
+            for i, copy in enumerate(find(module).children()):
+                first = copy(first, *(_part(other, i) for other in others))
             return first
 
         return in_order
@@ -342,6 +352,11 @@ class _Compiler:
                 return lambda module, values: step(module, values).device
             case _:
                 return step
+
+
+def _part(value: Any, index: int) -> Any:
+    """Return what the copy of a repeated layer takes: of a cache, the part of that layer."""
+    return value.layer(index) if isinstance(value, KeyValueCache) else value
 
 
 def _slice(x: Tensor, dim: int, start: int = 0, end: int | None = None, step: int = 1) -> Tensor:

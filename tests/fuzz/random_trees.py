@@ -234,7 +234,7 @@ class _Body:
         if draw.chance(64):
             return {"node": "Literal", "value": draw.one((*STRINGS, *_NUMBERS, *_ODD[:-1]))}
         match param.kind:
-            case "tensor" | "tensor?" | "ternary" | "device":
+            case "tensor" | "tensor?" | "ternary" | "device" | "cache":
                 return self.value(fuel)
             case "tensors":
                 items = [self.value(fuel - 1) for _ in range(1 + draw.below(2))]

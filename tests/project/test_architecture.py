@@ -29,7 +29,7 @@ LAYERS = (
     {"readback"},
     {"conversion", "difference", "verification", "inspection", "unpacking", "exporting"},
     {"html_report"},
-    {"checkpoint"},
+    {"checkpoint", "generation"},
     {"demo", "hf"},
     {"cli"},
 )
@@ -41,6 +41,7 @@ TORCH = {
     "readback",
     "parallel",
     "checkpoint",
+    "generation",
     "demo",
     "hf",
     "sources.exported",

@@ -68,9 +68,9 @@ def emit_program(program: Program, *, standalone: bool) -> str:
     return "\n\n".join(parts) + f"\n\n\n{body}\n"
 
 
-def _import_order(name: str) -> tuple[bool, str]:
-    """Return the sort key of isort within one import: classes, then functions."""
-    return (name[0].islower(), name)
+def _import_order(name: str) -> tuple[bool, bool, str]:
+    """Return the sort key of isort within one import: constants, classes, then functions."""
+    return (not name.isupper(), name[0].islower(), name)
 
 
 def _import_ours(names: list[str]) -> list[str]:
@@ -281,7 +281,7 @@ class _Class:
                 f'{_BODY}{INDENT}"{NO_FORWARD[1]}, or write this method."',
                 f"{_BODY})",
             ]
-        arguments = ("self", *(f"{name}: Tensor" for name in lowered.inputs))
+        arguments = ("self", *map(self.argument, lowered.inputs))
         returns = "Tensor"
         last = lowered.body[-1]
         if isinstance(last, Return):
@@ -299,14 +299,25 @@ class _Class:
             )
         }
         printer = ExpressionPrinter(
-            stored, {child.name: child for child in lowered.children}, set(lowered.inputs)
+            stored,
+            {child.name: child for child in lowered.children},
+            set(lowered.inputs),
+            lowered.caches,
         )
-        comments = ShapeComments([p for p in self.layer.params if p.is_input], lowered.body)
+        told = [p for p in self.layer.params if p.is_input and not p.is_cache]
+        comments = ShapeComments(told, lowered.body)
         lines += comments.docstring(_BODY)
         for statement in lowered.body:
             lines += comments.commented(statement, printer.statement(statement, _BODY), _BODY)
         self.used |= printer.used
         return lines
+
+    def argument(self, name: str) -> str:
+        """Return the text of an argument of forward."""
+        if name not in self.lowered.caches:
+            return f"{name}: Tensor"
+        self.used |= {"KeyValueCache", "NO_CACHE"}
+        return f"{name}: KeyValueCache = NO_CACHE"
 
 
 def _returned(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from tpack.codegen.printer import (
@@ -33,6 +33,7 @@ from tpack.layerdef import (
     UnaryOp,
     Unpack,
 )
+from tpack.layerdef.caches import gives_cache
 from tpack.layerdef.names import is_position
 from tpack.layerdef.ops import BINARY, COMPARISON, OPS, PACKED_OPS, UNARY, OpParam
 from tpack.layerdef.walking import parts, with_part, with_parts
@@ -48,12 +49,20 @@ class ExpressionPrinter:
         stored: names of stored tensors, which are attributes of self.
         used: spellings printed so far, for the imports.
         locals: names that are taken.
+        caches: those of them that are caches.
     """
 
-    def __init__(self, stored: set[str], children: dict[str, Param], names: set[str]) -> None:
+    def __init__(
+        self,
+        stored: set[str],
+        children: dict[str, Param],
+        names: set[str],
+        caches: Collection[str] = (),
+    ) -> None:
         self.stored = stored
         self.children = children
         self.locals = names
+        self.caches = set(caches)
         self.used: set[str] = set()
 
     # ---- statements
@@ -76,6 +85,8 @@ class ExpressionPrinter:
             before = f"{', '.join(statement.targets)} = "
         else:
             self.locals.add(statement.target)
+            if gives_cache(value, self.caches):
+                self.caches.add(statement.target)
             before = f"{statement.target} = "
         try:
             bare = isinstance(statement, Return) and isinstance(value, Tuple)
@@ -140,8 +151,9 @@ class ExpressionPrinter:
     def loop(self, target: str, call: LayerCall, indent: str) -> list[str]:
         """Return the lines of a loop over a repeated child."""
         self.locals.add(target)
-        item = self.fresh("layer")
         first, *others = call.args
+        caches = [gives_cache(other, self.caches) for other in others]
+        item, index = self.fresh("layer"), self.fresh("i") if any(caches) else ""
         lines: list[str] = []
         for i, other in enumerate(others):  # evaluated once, before the target changes
             if other == Identifier(target) or not isinstance(other, Identifier | Literal):
@@ -150,8 +162,15 @@ class ExpressionPrinter:
                 lines += self.statement(Assignment(name, other), indent)
         if first != Identifier(target):
             lines += self.statement(Assignment(target, first), indent)
-        text = Call(item, tuple(self.text(arg) for arg in (Identifier(target), *others)))
-        lines.append(f"{indent}for {item} in {self.child(call.layer)}:")
+        texts = [self.text(arg) for arg in others]
+        parts_ = [
+            f"{text}.layer({index})" if cache else text
+            for text, cache in zip(texts, caches, strict=True)
+        ]
+        text = Call(item, (target, *parts_))
+        over = self.child(call.layer)
+        head = f"{index}, {item} in enumerate({over})" if index else f"{item} in {over}"
+        lines.append(f"{indent}for {head}:")
         return [*lines, *lay_out(text, indent + INDENT, f"{target} = ")]
 
     def fresh(self, stem: str = "value") -> str:

@@ -10,22 +10,33 @@ import ast
 from functools import cache
 from importlib.resources import files
 
-_FILES = ("reference.py", "modules.py")
+_FILES = ("reference.py", "modules.py", "caching.py")
 
 
 @cache
 def _catalogue() -> dict[str, tuple[str, frozenset[str]]]:
     """Return every definition by name, in order: its text, and the names in it."""
     found: dict[str, tuple[str, frozenset[str]]] = {}
-    for name in _FILES:
-        text = (files("tpack.nn") / name).read_text(encoding="utf-8")
+    for file in _FILES:
+        text = (files("tpack.nn") / file).read_text(encoding="utf-8")
         lines = text.splitlines()
         for node in ast.parse(text).body:
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            if name := _defined(node):
                 source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
                 names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
-                found[node.name] = (source, frozenset(names))
+                found[name] = (source, frozenset(names))
     return found
+
+
+def _defined(node: ast.stmt) -> str:
+    """Return the name of what a statement defines; empty if it defines nothing."""
+    match node:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            return name
+        case ast.Assign(targets=[ast.Name(id=name)]):
+            return name
+        case _:
+            return ""
 
 
 def definitions(names: set[str]) -> str:

@@ -45,6 +45,7 @@ class Lowered:
     Attributes:
         name: of the LayerDef.
         inputs: arguments of forward.
+        caches: those of them that are caches, and may be left out.
         stored: parameters that hold tensors, in order; constants too.
         children: parameters that hold layers, in order.
         body: lowered statements; empty where the computation is not known.
@@ -52,6 +53,7 @@ class Lowered:
 
     name: str
     inputs: tuple[str, ...]
+    caches: frozenset[str]
     stored: tuple[Param, ...]
     children: tuple[Param, ...]
     body: tuple[Statement, ...]
@@ -70,6 +72,7 @@ def lower(layer: LayerDef, program: Program) -> Lowered:
     return Lowered(
         layer.name,
         input_names(layer),
+        frozenset(param.name for param in layer.params if param.is_cache),
         tuple(p for p in layer.params if p.is_stored or p.param_type == "Constant"),
         tuple(param for param in layer.params if param.param_type == "Layer"),
         body,

@@ -108,7 +108,8 @@ class FunctionCall:
 @dataclass(frozen=True)
 class LayerCall:
     """A call of a child layer. A repeated child is applied n times: its first argument is the
-    result of the one before, the others are the same each time.
+    result of the one before, the others are the same each time, except that of a cache the i-th
+    copy takes the part of layer i. A cache may be left out: then there are no earlier tokens.
 
     The result of one that returns several values must be unpacked.
     """
@@ -205,8 +206,9 @@ class Param:
             a dotted path through lists and dicts of layers, such as ``blocks.0``.
         param_type: ``TernaryTensor`` (packed weight), ``Tensor`` without shape (an argument
             of forward) or with shape (a stored float parameter), ``Buffer`` (stored, not
-            trained), ``Constant`` (computed when the layer is made, in no file) or ``Layer``
-            (a child).
+            trained), ``Constant`` (computed when the layer is made, in no file), ``Cache`` (an
+            argument of forward that may be left out: keys and values of earlier tokens) or
+            ``Layer`` (a child).
         shape: logical shape of what is stored.
         dtype: of the stored tensor; for a TernaryTensor, of its scale.
         scale: TernaryTensor: ``tensor``, ``row``, ``column`` or ``group:N``.
@@ -269,7 +271,12 @@ class Param:
     @property
     def is_input(self) -> bool:
         """Whether it is an argument of forward."""
-        return self.param_type == "Tensor" and self.shape is None
+        return self.is_cache or (self.param_type == "Tensor" and self.shape is None)
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is the cache of keys and values that forward takes."""
+        return self.param_type == "Cache"
 
     @property
     def is_stored(self) -> bool:

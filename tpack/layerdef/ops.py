@@ -16,6 +16,7 @@ another. Kinds:
 - ``int``, ``float``, ``bool``: a number; an int may be an expression (a size)
 - ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them; ``window``: an int for all
   dims, or a Tuple with one for each
+- ``cache``: a Cache parameter, or the part of one
 - ``device``: an expression: the device of that tensor
 - ``equation``: dims as letters, such as ``bij,bjk->bik``
 - ``dtype``: a word of ``dtypes.BY_NAME``; ``scale``: tensor, row, column or group:N
@@ -28,7 +29,7 @@ An op with none is always lowered to the one on packed bytes.
 
 Traits are words that other rooms ask for:
 
-- ``several``: its results must be unpacked
+- ``several``: its results must be unpacked; ``part``: its result is the cache of a layer
 - ``broadcasts``: dims of size 1 of an operand are repeated
 - ``moves``: it only cuts, joins or repeats what it takes
 - ``measures``: it learns the scale of x, compares it or rounds it

@@ -24,7 +24,7 @@ MAX_RANK = 16
 
 _EQUATION = re.compile(r"[A-Za-z]{0,16}(,[A-Za-z]{0,16}){0,7}->[A-Za-z]{0,16}", re.ASCII)
 
-PARAM_TYPES = ("TernaryTensor", "Tensor", "Buffer", "Constant", "Layer")
+PARAM_TYPES = ("TernaryTensor", "Tensor", "Buffer", "Constant", "Cache", "Layer")
 
 
 def check_number(value: object, path: str) -> None:
@@ -103,8 +103,8 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
         raise LayerDefError(
             f"param_type {kind!r:.40} is unknown, expected {', '.join(PARAM_TYPES)}.", node=path
         )
-    if param.sizes is not None and not param.is_input:
-        raise LayerDefError("has sizes, but is not an argument of forward. Remove them.", node=path)
+    if param.sizes is not None and (param.is_cache or not param.is_input):
+        raise LayerDefError("has sizes, but is no input tensor. Remove them.", node=path)
     check_sizes(param.sizes, f"{path}.sizes")
     if kind == "Layer":
         check_child_name(param.name, path)
@@ -117,6 +117,8 @@ def check_param(param: Param, path: str, layers: set[str]) -> None:
         _check_formula(param, path)
     elif param.args or param.formula is not None:
         raise LayerDefError(f"has fields of a Constant, but is a {kind}. Remove them.", node=path)
+    if kind == "Cache" and (param.shape is not None or param.dtype != "float32"):
+        raise LayerDefError("is a Cache with a shape or dtype, expected none.", node=path)
     if kind == "TernaryTensor":
         _check_ternary(param, path)
     elif (param.scale, param.layout, param.split) != ("tensor", "t2", None):

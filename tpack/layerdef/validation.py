@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from tpack.errors import LayerDefError
+from tpack.layerdef.caches import check_caches_last, check_kind, gives_cache
 from tpack.layerdef.members import members_of
 from tpack.layerdef.names import (
     CONTAINER_NAMES,
@@ -148,11 +149,13 @@ class _Checker:
         self.layers = layers
         self.params = {param.name: param for param in layer.params}
         self.inputs = {name for name, param in self.params.items() if param.is_input}
+        self.caches = {name for name, param in self.params.items() if param.is_cache}
         self.taken: set[str] = set()
         self.known = {name for name, param in self.params.items() if param.param_type != "Layer"}
 
     def check(self) -> None:
         self.check_unique()
+        check_caches_last(self.layer.params, self.layer.name)
         self.check_containers()
         if not any(param.is_input for param in self.layer.params):
             self.known.add("x")
@@ -202,8 +205,10 @@ class _Checker:
                     check_identifier(target, node)
                     if target in self.taken and target not in self.inputs:
                         raise LayerDefError(f"assigns to parameter {target!r}.", node=node)
-                    self.check_expression(value, f"{node}.value", 1)
+                    cache = gives_cache(value, self.caches)
+                    self.check_expression(value, f"{node}.value", 1, cache=cache)
                     self.known.add(target)
+                    self.caches = self.caches | {target} if cache else self.caches - {target}
                 case Unpack(targets, value, sizes) if not last:
                     self.check_unpack(targets, value, node)
                     _check_several_sizes(sizes, len(targets), node)
@@ -228,6 +233,7 @@ class _Checker:
             raise LayerDefError("unpacks what has one result.", node=f"{node}.value")
         self.check_expression(value, f"{node}.value", 1, several=True)
         self.known |= set(names)
+        self.caches -= set(names)
 
     def check_result(self, value: Expression, path: str, depth: int) -> None:
         """Check what forward returns: a value, or several in a Tuple or Dict."""
@@ -246,9 +252,16 @@ class _Checker:
                 self.check_result(item, f"{path}.items[{i}]", depth + 1)
 
     def check_expression(
-        self, node: Expression, path: str, depth: int, *, several: bool = False
+        self,
+        node: Expression,
+        path: str,
+        depth: int,
+        *,
+        several: bool = False,
+        cache: bool = False,
     ) -> None:
-        """Check a value that stands for a tensor or a number."""
+        """Check a value that stands for a tensor or a number, or else for a cache."""
+        check_kind(node, self.caches, path, cache=cache)
         if depth > MAX_DEPTH:
             raise LayerDefError(f"is nested deeper than {MAX_DEPTH}.", node=path[:200])
         match node:
@@ -283,8 +296,11 @@ class _Checker:
                     raise LayerDefError(f"layer {layer!r:.60} is not defined here.", node=path)
                 if not args:
                     raise LayerDefError(f"calls layer {layer!r} without argument.", node=path)
+                below = self.layers.get(child.layer or "")
+                caches = [p.is_cache for p in below.params if p.is_input] if below else []
                 for i, arg in enumerate(args):
-                    self.check_expression(arg, f"{path}.args[{i}]", depth + 1)
+                    cache = i < len(caches) and caches[i]
+                    self.check_expression(arg, f"{path}.args[{i}]", depth + 1, cache=cache)
             case _:
                 raise LayerDefError(f"is {type(node).__name__}, expected an expression.", node=path)
 
@@ -304,6 +320,8 @@ class _Checker:
                     raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
             case "ternary":
                 self.check_ternary(value, path)
+            case "cache":
+                self.check_expression(value, path, depth, cache=True)
             case "value" if isinstance(literal, str):
                 check_constant(param, literal, path)
             case "device" if literal is not None:

@@ -1,12 +1,14 @@
 """Modules and ops on packed weights, for torch.
 
 ``reference`` defines the ops, ``extension`` calls the kernels, ``code_check`` checks
-the packed bytes, ``modules`` are the layers, ``training`` how they train.
+the packed bytes, ``modules`` are the layers, ``training`` how they train, ``caching``
+keeps the keys and values of a decoder.
 Importing this package registers ``torch.ops.tpack.linear`` and
 ``torch.ops.tpack.bit_linear``.
 """
 
 from tpack.nn import ops as _ops  # registers torch.ops.tpack
+from tpack.nn.caching import NO_CACHE, KeyValueCache, NoCache, causal_attention
 from tpack.nn.functional import (
     dequantize,
     ternary_bit_linear,
@@ -32,11 +34,15 @@ from tpack.nn.reference import (
 from tpack.nn.training import freeze, is_unfrozen, unfreeze
 
 __all__ = [
+    "NO_CACHE",
     "BitLinear",
+    "KeyValueCache",
+    "NoCache",
     "PackedModule",
     "TernaryConv2d",
     "TernaryEmbedding",
     "TernaryLinear",
+    "causal_attention",
     "dequantize",
     "freeze",
     "is_unfrozen",

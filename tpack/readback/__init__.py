@@ -58,7 +58,7 @@ class _Reader:
                 children = collapsed(children, whole)
         params = [*stored_params(module), *children]
         inputs, body = forward.read({param.name: param for param in params})
-        return LayerDef(name, [*params, *(Param(one, "Tensor") for one in inputs)], body)
+        return LayerDef(name, [*params, *inputs], body)
 
     def children(self, module: nn.Module, above: str = "") -> Iterator[Param]:
         """Yield the children of a module, those in lists and dicts under dotted names."""

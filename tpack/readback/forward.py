@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from itertools import pairwise
@@ -30,9 +31,9 @@ from tpack.layerdef import (
     Unspecified,
 )
 from tpack.layerdef.names import is_identifier
-from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, Op, PackedOp
+from tpack.layerdef.ops import OPS, PACKED_OPS, REQUIRED, Op, PackedOp, has_trait
 from tpack.layerdef.walking import parts
-from tpack.readback.locals import Tracer
+from tpack.readback.locals import Tracer, is_no_cache
 
 _BINARY = {function: symbol for symbol, function in BINARY.items()}
 _UNARY = {function: symbol for symbol, function in UNARY.items()}
@@ -43,6 +44,7 @@ class Forward:
 
     Attributes:
         ops: the ops that it may call, by spelling and by function.
+        caches: its arguments that are caches.
 
     Raises:
         LayerDefError: it does something that LayerDef cannot express.
@@ -50,6 +52,8 @@ class Forward:
 
     def __init__(self, module: nn.Module) -> None:
         self.name = type(module).__name__
+        arguments = inspect.signature(module.forward).parameters
+        self.caches = {name for name, one in arguments.items() if is_no_cache(one.default)}
         names: dict[str, Any] = type(module).forward.__globals__
         ops: dict[Any, Op] = {op.spelling: op for op in (OPS | PACKED_OPS).values() if op.spelling}
         # functions of tpack.nn: standalone source defines them itself
@@ -79,7 +83,7 @@ class Forward:
         runs = [calls[start : start + count] for start in range(0, len(calls), count)]
         return runs if all(_is_loop(whole.name, run, count) for run in runs) else None
 
-    def read(self, params: dict[str, Param]) -> tuple[tuple[str, ...], tuple[Statement, ...]]:
+    def read(self, params: dict[str, Param]) -> tuple[list[Param], tuple[Statement, ...]]:
         """Return the inputs and statements.
 
         Args:
@@ -89,8 +93,10 @@ class Forward:
             LayerDefError: it does something that LayerDef cannot express.
         """
         if not self.nodes:  # the order of calls is not known
-            return (), (Unspecified(),)
-        return _Body(self, params).read()
+            return [], (Unspecified(),)
+        inputs, body = _Body(self, params).read()
+        kinds = {name: "Cache" if name in self.caches else "Tensor" for name in inputs}
+        return [Param(name, kind) for name, kind in kinds.items()], body
 
 
 class _Body:
@@ -186,7 +192,11 @@ class _Body:
         if node.op == "get_attr":
             return Identifier(str(node.target))
         if node.op == "call_module":
-            return LayerCall(self.child(str(node.target)), [self.value(arg) for arg in node.args])
+            child = self.child(str(node.target))
+            parts_ = [self.value(arg) for arg in node.args]
+            if child != node.target:  # the loop gives each copy its part of a cache
+                parts_ = [_whole(part) for part in parts_]
+            return LayerCall(child, parts_)
         if node.op == "call_method" and f".{node.target}" in self.ops:
             return self.call(self.ops[f".{node.target}"], node)
         if node.op == "call_function" and callable(node.target):
@@ -302,9 +312,21 @@ def _is_loop(name: str, run: list[fx.Node], repeat: int) -> bool:
     """Return whether calls pass a value through the copies of a child in order."""
     if [str(node.target) for node in run] != [f"{name}.{i}" for i in range(repeat)]:
         return False
-    return all(
-        after.args[:1] == (before,)
-        and set(before.users) == {after}
-        and after.args[1:] == run[0].args[1:]
+    others = [[_shared(arg, i) for arg in node.args[1:]] for i, node in enumerate(run)]
+    return all(one == others[0] for one in others) and all(
+        after.args[:1] == (before,) and set(before.users) == {after}
         for before, after in pairwise(run)
     )
+
+
+def _shared(arg: Any, index: int) -> Any:
+    """Return what the calls of a loop share: of the part of a cache with an index, the cache."""
+    part = isinstance(arg, fx.Node) and (arg.op, arg.target) == ("call_method", "layer")
+    return ("layer", arg.args[0]) if part and arg.args[1:] == (index,) else arg
+
+
+def _whole(value: Expression) -> Expression:
+    """Return the cache that a layer has a part of; another value as it is."""
+    if isinstance(value, FunctionCall) and has_trait(value.function, "part"):
+        return value.args[0]
+    return value

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from tpack.nn import NoCache
+
 
 class Tracer(fx.Tracer):
     """A symbolic tracer that knows the names of local variables.
@@ -24,6 +26,10 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_functions=functions)
         self.code = code
         self.wishes: dict[fx.Node, str] = {}
+
+    def create_arg(self, a: Any) -> Any:
+        """Return an argument as nodes take it; the default of a cache is left out."""
+        return None if is_no_cache(a) else super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
         """Return True: a call of a child is one node."""
@@ -41,6 +47,11 @@ class Tracer(fx.Tracer):
             if isinstance(position, int) and position < len(names):
                 self.wishes[node] = names[position]
         return node
+
+
+def is_no_cache(value: object) -> bool:
+    """Return whether a value is the default of a cache; standalone source has its own class."""
+    return type(value).__name__ == NoCache.__name__
 
 
 def _is_item(node: fx.Node) -> bool:

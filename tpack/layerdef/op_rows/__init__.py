@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tpack.layerdef.op_rows import elementwise, reductions, shapes, weights
+from tpack.layerdef.op_rows import caching, elementwise, reductions, shapes, weights
 
 #: All rows, in the order of the manual.
-ROWS = (*weights.ROWS, *elementwise.ROWS, *shapes.ROWS, *reductions.ROWS)
+ROWS = (*weights.ROWS, *caching.ROWS, *elementwise.ROWS, *shapes.ROWS, *reductions.ROWS)
