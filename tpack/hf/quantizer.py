@@ -104,6 +104,11 @@ class TpackQuantizer(HfQuantizer):
                 f"{ours}_packed": (str(folder), f"{name}_packed") for ours, name in placed.items()
             }
             self.document, self.origin = file.document, Origin.of(file)
+            # by the names here, for a capture of the model; plain data, no part of the state
+            model._tpack_origin = Origin(  # noqa: SLF001
+                {ours: self.origin.tensors[name] for ours, name in placed.items()},
+                {ours: self.origin.dtypes[name] for ours, name in placed.items()},
+            )
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         for name, origin in self._origins.items():
