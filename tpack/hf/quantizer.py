@@ -112,8 +112,8 @@ class TpackQuantizer(HfQuantizer):
             self.document, self.origin = file.document, Origin.of(file)
             # by the names here, for a capture of the model; plain data, no part of the state
             model._tpack_origin = Origin(  # noqa: SLF001
-                {ours: self.origin.tensors[name] for ours, name in placed.items()},
-                {ours: self.origin.dtypes[name] for ours, name in placed.items()},
+                {ours: self.origin.tensors[name] for ours, name in placed.sources.items()},
+                {ours: self.origin.dtypes[name] for ours, name in placed.sources.items()},
             )
 
     def update_weight_conversions(self, weight_conversions: Any, model: PreTrainedModel) -> Any:
