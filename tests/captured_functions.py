@@ -127,6 +127,83 @@ FUNCTIONS = {
         torch.cat((-x[..., 2:], x[..., :2]), -1) + torch.cat((x, -x), 0)[:1]
     ),
     "gathered": lambda m, x: x.gather(2, (x > 0).long()) + x.index_select(1, m.counts[:1]),
+    "spread": lambda m, x: x.std(-1) + sum(torch.var_mean(x, -1)) + torch.std_mean(x, 2)[1],
+    "extremes": lambda m, x: torch.aminmax(x, dim=1)[0] + x.cummax(1)[0][:, 0] + x.min(1)[1],
+    "orders": lambda m, x: x.sort(1)[0] + x.argsort(-1) + x.sort(dim=-1, descending=True)[1],
+    "medians": lambda m, x: x.median(1)[0] + x.argmin(1) + x.argmax(1, keepdim=True)[:, 0],
+    "least": lambda m, x: x.topk(2, largest=False)[0] + x.topk(2, 1)[1].sum(),
+    "lengths": lambda m, x: F.normalize(x, dim=-1) + x.norm(dim=-1, keepdim=True) + x.norm(p=1),
+    "likeness": lambda m, x: F.cosine_similarity(x, x + 1, dim=-1) + F.pairwise_distance(x, m.v),
+    "sums in another dtype": lambda m, x: (
+        x.cumsum(1, dtype=torch.float64)
+        + x.sum(1, keepdim=True, dtype=torch.float64)
+        + (x > 0).cumsum(1).cumprod(2)
+        + (x > 0).sum(1, keepdim=True)
+        + x.mean(0, dtype=torch.float32)
+    ),
+    "whether": lambda m, x: (x > 0).any(-1) & (x < 3).all(-1) ^ (x > 1).any() | x.isnan().any(2),
+    "finite": lambda m, x: (x / 0).isfinite() | (x / 0).isinf() | (x.nan_to_num(1.0) > 0),
+    "put at indices": lambda m, x: (
+        torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), 1.0)
+        + torch.zeros_like(x).scatter_add(1, x.argsort(1), x)
+        + x.index_add(1, m.counts[:2], x[:, :2], alpha=2)
+        + x.scatter_reduce(2, x.argsort(2), x, "amax")
+        + x.index_copy(1, m.counts[:2], x[:, 2:]).index_fill(1, m.counts[:1], 2.0)
+    ),
+    "put in place": lambda m, x: torch.zeros_like(x).scatter_(1, x.argmax(1, keepdim=True), 1.0),
+    "along": lambda m, x: x.gather(1, x.argsort(1)) * x[:, m.counts[:4].view(2, 2)][:, 0, :1],
+    "places": lambda m, x: (
+        torch.bucketize(x, m.counts.float()) + torch.searchsorted(m.v.sort()[0], x)
+    ),
+    "more functions of one": lambda m, x: (
+        x.exp2().log1p().expm1().log2()
+        + x.atan().sinh().cosh()
+        + (x.tanh() / 2).asin().tan()
+        + x.tanh().acos()
+    ),
+    "more of two": lambda m, x: (
+        torch.atan2(x, m.v)
+        + torch.fmod(x, 2)
+        + torch.logaddexp(x, m.v)
+        + torch.lerp(x, m.v, 0.3)
+        + torch.true_divide(x, 3)
+        + x.log10().nan_to_num()
+        + torch.special.erfc(x)
+        + torch.sinc(x)
+    ),
+    "more activations": lambda m, x: (
+        F.selu(x)
+        + F.celu(x, 0.5)
+        + F.softshrink(x)
+        + F.logsigmoid(x)
+        + F.threshold(x, 0.1, 2.0)
+        + F.softplus(x, 2, 1)
+        + F.tanhshrink(x)
+        + F.softsign(x)
+        + F.softmin(x, -1)
+    ),
+    "products and sums": lambda m, x: (
+        torch.addcmul(x, m.v, x, value=0.5)
+        + torch.addcdiv(x, x, m.v)
+        + torch.baddbmm(
+            x, m.w.expand(x.size(0), 6, 6)[:, :4], m.w.expand(x.size(0), 6, 6), beta=0.5, alpha=2
+        )
+        + F.bilinear(x, x, m.w.expand(6, 6, 6), m.v)
+        + torch.mv(m.w, m.v) * torch.dot(m.v, m.v)
+        + torch.outer(m.v[:4], m.v)
+        + torch.cdist(x, m.w)
+    ),
+    "moved dims": lambda m, x: x.movedim(1, 2).swapaxes(1, 2).moveaxis((1, 2), (2, 1)).mT * 2,
+    "squeezed": lambda m, x: (x[:, :1, None].squeeze((1, 2)) + x[:, :1].squeeze()) * m.v,
+    "stacked": lambda m, x: torch.vstack((torch.hstack((x, x)), x.tile(2, 1))) + m.v,
+    "bounds": lambda m, x: x.clamp(min=m.v, max=m.v + 1) + x.round(decimals=1),
+    "new grids": lambda m, x: (
+        x @ torch.eye(6)
+        + torch.linspace(0, 1, 6)
+        + torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")[0]
+        + torch.meshgrid(m.v, m.v[:4], indexing="xy")[0]
+    ),
+    "weight norm": lambda m, x: F.linear(x, torch._weight_norm(m.w, m.w[:, :1])),
     "several results": lambda m, x: (x * 2, x + 1),
 }
 
@@ -140,11 +217,63 @@ IMAGES = {
         F.max_pool2d(x, 3, 2, 1, ceil_mode=True)[:, :, :4, :4]
         + F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
     ),
+    "transposed": lambda m, x: (
+        F.conv_transpose2d(x, m.w[:, :, None, None], m.v, 2, output_padding=1)
+        + F.conv_transpose2d(x, m.w[:, :1, None, None], groups=6, stride=2, output_padding=(1, 1))
+    ),
+    "named padding": lambda m, x: (
+        F.conv2d(x, m.w[:, :, None, None].expand(6, 6, 3, 5), padding="same")
+        + F.conv2d(x, m.w[:, :, None, None], padding="valid")
+    ),
+    "resized": lambda m, x: (
+        F.interpolate(x, scale_factor=2)
+        + F.interpolate(x, size=(16, 16), mode="bilinear")
+        + F.interpolate(x, scale_factor=(2, 2.1), mode="bicubic", align_corners=True)
+        + F.interpolate(x, size=16, mode="bilinear", antialias=True)
+        + F.interpolate(x[:, :, ::2], scale_factor=(4, 2), mode="nearest-exact")
+    ),
+    "shuffles": lambda m, x: (
+        F.pixel_unshuffle(F.pixel_shuffle(x[:, :4], 2), 2) + F.channel_shuffle(x, 2)[:, :4]
+    ),
+    "folds": lambda m, x: (
+        F.fold(F.unfold(x, 2, stride=2), (8, 8), 2, stride=2)
+        + F.fold(F.unfold(x, 3, padding=1), 8, 3, padding=1)
+    ),
+    "padding by itself": lambda m, x: (
+        F.pad(x, (1, 1, 2, 2), "reflect") + F.pad(x, (2, 0, 4, 0), "replicate")
+    ),
+    "instance norm": lambda m, x: (
+        F.instance_norm(x, weight=m.v, bias=m.v)
+        + F.instance_norm(x, m.mean, m.var, use_input_stats=False)
+    ),
+    "sampled": lambda m, x: F.grid_sample(
+        x,
+        F.affine_grid(x[:, :2, 0, :3], (x.size(0), 6, 4, 4), align_corners=False),
+        "nearest",
+        align_corners=False,
+    ),
     "adaptive": lambda m, x: F.adaptive_avg_pool2d(x, 2) + F.adaptive_max_pool2d(x, (2, 2)),
+}
+
+VIDEOS = {
+    "conv": lambda m, x: F.conv3d(x, m.w[:, :, None, None, None], m.v, stride=(2, 1, 1), padding=1),
+    "transposed": lambda m, x: F.conv_transpose3d(x, m.w[:, :, None, None, None], m.v, stride=2),
+    "batch norm": lambda m, x: F.batch_norm(x, m.mean, m.var, m.v),
+    "pools": lambda m, x: F.max_pool3d(x, 2) + F.avg_pool3d(x, 2) + F.adaptive_avg_pool3d(x, 1),
+    "adaptive": lambda m, x: F.adaptive_max_pool3d(x, 2),
+    "resized": lambda m, x: F.interpolate(x, scale_factor=2, mode="trilinear"),
 }
 
 LINES = {
     "conv": lambda m, x: F.conv1d(x, m.w[:, :, None], m.v, dilation=2),
     "pools": lambda m, x: F.max_pool1d(x, 3) + F.avg_pool1d(x, 3) + F.adaptive_avg_pool1d(x, 3),
+    "windows": lambda m, x: x.unfold(2, 3, 2)[:, :, :3] + F.adaptive_max_pool1d(x, 3)[..., None],
+    "transposed": lambda m, x: F.conv_transpose1d(
+        x, m.w[:, :2, None].expand(6, 2, 3), m.v, stride=2, padding=1, dilation=2, groups=3
+    ),
+    "resized": lambda m, x: (
+        F.interpolate(x, scale_factor=2, mode="linear") + F.interpolate(x, size=x.size(2) * 2)
+    ),
+    "padding": lambda m, x: F.pad(x, (1, 2), "circular"),
     "batch norm": lambda m, x: F.batch_norm(x, m.mean, m.var),
 }

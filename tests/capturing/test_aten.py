@@ -24,11 +24,11 @@ X = torch.randn((3, 4, 6), generator=torch.Generator().manual_seed(0))
 # ---- an op that no release has
 
 NEW = {
-    "celu.default": (
-        ("bent", "x:tensor *slope@alpha:float=1.0", "F.celu", "x, bent below 0"),
-        ("bent", "self>x alpha>slope", "curve"),
-        lambda m, x: (F.celu(x), F.celu(x, 0.5)),
-        "curve2 = F.celu(x, alpha=0.5)",
+    "hardshrink.default": (
+        ("bent", "x:tensor *slope@lambd:float=0.5", "F.hardshrink", "0 near 0"),
+        ("bent", "self>x lambd>slope", "curve"),
+        lambda m, x: (F.hardshrink(x), F.hardshrink(x, 0.25)),
+        "curve2 = F.hardshrink(x, lambd=0.25)",
     ),
     "kthvalue.default": (
         ("kth", "x:tensor k:int dim:int=-1", "torch.kthvalue", "a value, its index", "several"),

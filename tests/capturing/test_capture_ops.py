@@ -9,6 +9,7 @@ from captured_functions import (
     FUNCTIONS,
     IMAGES,
     LINES,
+    VIDEOS,
     Function,
     gelu_by_tanh,
     grouped,
@@ -55,6 +56,7 @@ def agree(function, x):
 X = torch.randn((3, 4, 6), generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn((2, 6, 8, 8), generator=torch.Generator().manual_seed(0))
 LINE = torch.randn((2, 6, 9), generator=torch.Generator().manual_seed(0))
+VIDEO = torch.randn((2, 6, 4, 5, 4), generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[0, 5, 2], [1, 1, 3]])
 
 
@@ -71,6 +73,11 @@ def test_function_of_images(name):
 @pytest.mark.parametrize("name", LINES)
 def test_function_of_lines(name):
     agree(LINES[name], LINE)
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_function_of_videos(name):
+    agree(VIDEOS[name], VIDEO)
 
 
 def test_functions_of_tokens():
@@ -159,7 +166,8 @@ def test_causal_masks_become_a_flag():
 @pytest.mark.parametrize(
     ("function", "text"),
     [
-        (lambda m, x: torch.sort(x)[0], "uses sort.default"),
+        (lambda m, x: torch.unique(x), "uses _unique2.default"),
+        (lambda m, x: torch.stft(x[:, 0], 4, return_complex=True), "uses stft.default"),
         (lambda m, x: F.dropout(x, training=True), "train=True"),
         (lambda m, x: torch.add(x, x, alpha=2), "alpha=2"),
         (lambda m, x: x.add_(1), "changes"),

@@ -5,8 +5,9 @@ import ast
 import pytest
 import torch
 import torch.nn.functional as F
-from op_cases import CASES, T, X
+from op_cases import CASES as CORE, T, X
 from running import dequantized, readings
+from spatial_op_cases import CASES as SPATIAL
 
 from tpack import LayerDefError
 from tpack.build import op_function
@@ -26,9 +27,12 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.ops import BINARY, COMPARISON, OPS, REQUIRED, UNARY, has_trait
 
+CASES = [*CORE, *SPATIAL]
+
 #: Ops whose examples need more than inputs and constants; tested below.
 ELSEWHERE = {"bit_linear", "size", "chunk", "split", "unbind", "topk"}
-ELSEWHERE |= {"arange", "zeros", "ones", "full"}
+ELSEWHERE |= {"arange", "zeros", "ones", "full", "eye", "linspace", "meshgrid"}
+ELSEWHERE |= {"sort", "median", "cummax", "cummin"}
 #: In test_caches.py.
 ELSEWHERE |= {"cache_length", "cache_layer", "cache_extend"}
 
@@ -107,6 +111,34 @@ def test_defaults_of_the_table_are_those_of_torch(case):
     torch.testing.assert_close(result, case.expected, rtol=0, atol=1e-6)
 
 
+def test_new_tensors_of_several_arguments():
+    x, size = Identifier("x"), FunctionCall("size", [Identifier("x"), Literal(1)])
+    device = {"device": x}
+    calls = {
+        FunctionCall("eye", [size, Literal(4)], device): torch.eye(3, 4),
+        FunctionCall("linspace", [Literal(0), Literal(1.5), size], device): torch.linspace(
+            0, 1.5, 3
+        ),
+        FunctionCall(
+            "linspace", [Literal(1), Literal(3), Literal(4)], device | {"dtype": Literal("float64")}
+        ): torch.linspace(1, 3, 4, dtype=torch.float64),
+    }
+    for call, expected in calls.items():
+        for module in readings(LayerDef("L", [Param("x", "Tensor")], [Return(call)])).values():
+            assert torch.equal(module(X), expected)
+
+
+def test_grids_of_several_vectors():
+    vectors = [FunctionCall("select", [Identifier("x"), Literal(0), Literal(0)])] * 2
+    vectors = [FunctionCall("select", [vector, Literal(0), Literal(0)]) for vector in vectors]
+    for indexing in ("ij", "xy"):
+        call = FunctionCall("meshgrid", [Tuple(vectors)], {"indexing": Literal(indexing)})
+        body = [Unpack(["a", "b"], call), Return(Tuple([Identifier("a"), Identifier("b")]))]
+        expected = torch.meshgrid(X[0, 0], X[0, 0], indexing=indexing)
+        for module in readings(LayerDef("L", [Param("x", "Tensor")], body)).values():
+            torch.testing.assert_close(module(X), expected, rtol=0, atol=0)
+
+
 SEVERAL_CASES = [
     ("chunk", {"chunks": 2, "dim": -1}, lambda x: x.chunk(2, -1)),
     ("split", {"sizes": 2, "dim": 1}, lambda x: x.split(2, 1)),
@@ -115,6 +147,12 @@ SEVERAL_CASES = [
     ("unbind", {"dim": 1}, lambda x: x.unbind(1)),
     ("topk", {"k": 2}, lambda x: x.topk(2)),
     ("topk", {"k": 1, "dim": 0}, lambda x: x.topk(1, 0)),
+    ("topk", {"k": 2, "largest": False}, lambda x: x.topk(2, largest=False)),
+    ("sort", {}, torch.sort),
+    ("sort", {"dim": 1, "descending": True, "stable": True}, lambda x: x.sort(1, True)),
+    ("median", {"dim": 1}, lambda x: x.median(1)),
+    ("cummax", {"dim": 1}, lambda x: x.cummax(1)),
+    ("cummin", {"dim": 1}, lambda x: x.cummin(1)),
 ]
 
 

@@ -45,7 +45,6 @@ TORCH = {
     "demo",
     "hf",
     "sources.exported",
-    "sources.packed_modules",
     "sources.torch_source",
     "sources.dcp_source",
     "capturing",

@@ -5,6 +5,7 @@ a row there too. Arguments are named as in the schemas of the overloads:
 
 - ``name`` is taken under its name, ``name>other`` under another one
 - ``name=value`` must have this value, and is left out
+- ``name:=value`` is no argument of ATen: the op gets this word or bool, which the overload means
 - ``name~`` is left out: it does not change the result
 - ``name&`` before any of these: the result may be this tensor or a view of it, though the
   schema does not show that
@@ -16,7 +17,8 @@ line of the source names: a noun, or ``KEEPS``; of several rows of an op, the fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tpack.capturing.aten_rows import ROWS
 
@@ -24,12 +26,20 @@ from tpack.capturing.aten_rows import ROWS
 #: out, and what becomes of it.
 PSEUDO = {
     "same": ("simplification", "unchanged"),
-    "addmm": ("simplification", "`x @ y + bias`"),
+    "addmm": ("spellings", "`x @ y + bias`"),
+    "addcmul": ("spellings", "`x + value * y * z`"),
+    "addcdiv": ("spellings", "`x + value * y / z`"),
+    "movedim": ("spellings", "`permute`"),
+    "hstack": ("spellings", "`cat`"),
+    "vstack": ("spellings", "`cat`"),
+    "var_mean": ("spellings", "`var`, `mean`"),
+    "std_mean": ("spellings", "`std`, `mean`"),
+    "aminmax": ("spellings", "`amin`, `amax`"),
     "as": ("simplification", "`reshape` or `expand`"),
     "t": ("simplification", "`transpose`"),
     "reciprocal": ("simplification", "`1 / x`"),
     "max": ("simplification", "`amax`, `argmax`"),
-    "min": ("simplification", "`amin`"),
+    "min": ("simplification", "`amin`, `argmin`"),
     "lstm_cell": ("simplification", "its gates, written out"),
     "neg": ("expressions", "`-x`"),
     "diff": ("formulas", "a mask or positions"),
@@ -47,6 +57,7 @@ class Row:
         ignored: aten arguments that do not change the result.
         shared: aten arguments that the result may share memory with, though the schema does not
             show it.
+        given: argument of the op → what the overload means.
         naming: a noun for the result, ``KEEPS`` or nothing.
     """
 
@@ -56,24 +67,29 @@ class Row:
     ignored: frozenset[str]
     shared: frozenset[str] = frozenset()
     naming: str = ""
+    given: Mapping[str, str | bool] = field(default_factory=dict)
 
 
 def parse_row(op: str, arguments: str, naming: str = "") -> Row:
     """Parse one row of the table."""
     taken: dict[str, str] = {}
     fixed: dict[str, str] = {}
+    given: dict[str, str | bool] = {}
     ignored = set()
     shared = {word.partition("&")[0] for word in arguments.split() if "&" in word}
     for word in arguments.replace("&", "").split():
         if word.endswith("~"):
             ignored.add(word[:-1])
+        elif ":=" in word:
+            name, _, value = word.partition(":=")
+            given[name] = value == "True" or value
         elif "=" in word:
             name, _, value = word.partition("=")
             fixed[name] = value
         else:
             name, _, other = word.partition(">")
             taken[name] = other or name
-    return Row(op, taken, fixed, frozenset(ignored), frozenset(shared), naming)
+    return Row(op, taken, fixed, frozenset(ignored), frozenset(shared), naming, given)
 
 
 #: ATen overloads → rows.

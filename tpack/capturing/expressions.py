@@ -89,6 +89,10 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
         if param.kind == "window" and len(set(arg)) == 1:
             return sized(arg[0])
         return Tuple([sized(item) for item in arg])
+    if param.kind == "floats" and isinstance(arg, tuple):
+        if len(set(arg)) == 1:
+            return Literal(arg[0])
+        return Tuple([Literal(item) for item in arg])
     if param.kind == "equation":
         return Literal(str(arg).replace(" ", ""))
     if param.kind == "tensors":

@@ -248,7 +248,7 @@ class _Reader:
                 self.require(node, name, item.name, value, row.fixed[item.name])
             else:
                 self.require(node, name, item.name, value, str(item.default_value))
-        return args
+        return {**args, **row.given}
 
     def require(self, node: fx.Node, name: str, argument: str, value: Arg, wanted: str) -> None:
         if value is not None and str(value) != wanted:

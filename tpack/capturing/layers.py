@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import reduce
-from types import MappingProxyType
 from typing import Any
 
 from tpack.capturing.annotations import Annotations, annotated
@@ -33,22 +32,15 @@ from tpack.layerdef import (
 from tpack.layerdef.from_names import class_name
 from tpack.layerdef.members import collapsed, members_of, repeated
 from tpack.layerdef.names import is_identifier
-from tpack.layerdef.tensors import kept_param, ternary_param
-from tpack.sources.packed_modules import PackedWeight
+from tpack.layerdef.tensors import kept_param
 
 
-def make_program(
-    graph: Graph,
-    ternary: Collection[str],
-    stacks: Collection[str] = (),
-    packed: Mapping[str, PackedWeight] = MappingProxyType({}),
-) -> Program:
+def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str] = ()) -> Program:
     """Make the LayerDefs of a graph.
 
     Args:
         ternary: names of the weights that are packed; the graph does not round them again.
         stacks: names of weights that are stacks of matrices, whose rows have a scale.
-        packed: the weights that come packed, by name: they keep their layout and scales.
 
     Raises:
         LayerDefError: LayerDef cannot express a name or the structure.
@@ -56,8 +48,7 @@ def make_program(
     dissolved: set[str] = set()
     while True:
         try:
-            root = make_scopes(graph, dissolved)
-            maker = _Maker(graph, root, {*ternary}, {*stacks}, packed)
+            maker = _Maker(graph, make_scopes(graph, dissolved), {*ternary}, {*stacks})
             name = maker.draft("", whole=True).layer
             break
         except NoLayerError as error:
@@ -91,16 +82,8 @@ class _Draft:
 
 
 class _Maker:
-    def __init__(
-        self,
-        graph: Graph,
-        root: Scope,
-        ternary: set[str],
-        stacks: set[str],
-        packed: Mapping[str, PackedWeight],
-    ) -> None:
+    def __init__(self, graph: Graph, root: Scope, ternary: set[str], stacks: set[str]) -> None:
         self.graph = graph
-        self.packed = packed
         self.ternary = ternary
         self.stacks = stacks
         self.layers: dict[str, LayerDef] = {}
@@ -258,10 +241,6 @@ class _Maker:
     def param(self, name: str, relative: str) -> Param:
         tensor = self.graph.stored[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
-        if name in self.ternary and (one := self.packed.get(name)) is not None:
-            return ternary_param(
-                relative, one.shape, one.dtype, one.granularity, one.layout, one.split
-            )
         if name in self.ternary:
             split = 2 if name in self.stacks else None
             held = dtype if dtype in SCALE_DTYPES else "float32"  # the scale of int8 trits

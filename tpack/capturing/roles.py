@@ -141,6 +141,7 @@ class _Roles:
         stride = value.args.get("stride", 1)
         stride = stride if isinstance(stride, tuple) else (stride,)
         patches = {*stride} == {*kernel} if len(stride) == 1 else tuple(stride) == kernel
+        patches = patches and not has_trait(value.op, "spreads")
         return "embedding" if patches and value not in self.layers else "conv"
 
     def is_form(self, value: Value, part: Value, parts: list[Value]) -> bool:

@@ -15,6 +15,7 @@ import torch
 from tpack.capturing.cells import lstm_cell
 from tpack.capturing.graph import CONSTANT, ITEM, Graph, Value, same_size, same_sizes
 from tpack.capturing.shapes import reshaped
+from tpack.capturing.spellings import index_along, item, spelled
 from tpack.layerdef.ops import BINARY
 
 #: Ends of slices beyond any size mean the end.
@@ -30,7 +31,7 @@ def simplify(graph: Graph) -> None:
 def _simpler(value: Value) -> Value | None:
     simple = _with_numbers(value)
     rule = _RULES.get(value.op)
-    made = rule(simple) if rule is not None else None
+    made = rule(simple) if rule is not None else spelled(simple)
     return simple if made is None else made
 
 
@@ -179,11 +180,6 @@ def _flatten(value: Value) -> Value | None:
     return None
 
 
-def _addmm(value: Value) -> Value:
-    product = value.like("matmul", {"x": value.args["x"], "y": value.args["y"]})
-    return value.like("+", {"x": product, "y": value.args["bias"]})
-
-
 def _t(value: Value) -> Value:
     x = value.args["x"]
     return value.like("transpose", {"x": x, "dim0": -2, "dim1": -1}) if len(x.shape) > 1 else x
@@ -233,18 +229,13 @@ def _item(value: Value) -> Value | None:
     whole, index = value.args["x"], value.args["index"]
     if whole.op == "lstm_cell":
         return lstm_cell(whole, value)[index]
-    if whole.op == "adaptive_max_pool2d" and index == 0:
-        args = {name: arg for name, arg in whole.args.items() if name != "count"}
-        return value.like(whole.op, args)
     if whole.op not in ("max", "min"):
-        return None
+        return item(value)
     dim, keepdim = whole.args["dim"], whole.args.get("keepdim", False)
     if index == 0:
         args = {"x": whole.args["x"], "dim": dim, "keepdim": keepdim}
         return value.like(f"a{whole.op}", args)
-    if whole.op == "min":
-        return None
-    found = value.like("argmax", {"x": whole.args["x"], "dim": dim})
+    found = value.like(f"arg{whole.op}", {"x": whole.args["x"], "dim": dim})
     return value.like("unsqueeze", {"x": found, "dim": dim}) if keepdim else found
 
 
@@ -317,9 +308,8 @@ def _index(value: Value) -> Value | None:
     given = [i for i, one in enumerate(indices) if one is not None]
     if len(given) == len(indices):
         return None
-    if len(given) == 1 and len(indices[given[0]].shape) == 1:
-        picked = {"x": value.args["x"], "dim": given[0], "index": indices[given[0]]}
-        return value.like("index_select", picked)
+    if len(given) == 1 and (picked := index_along(value, given[0], indices[given[0]])):
+        return picked
     while indices and indices[-1] is None:
         indices = indices[:-1]
     if None in indices:
@@ -332,13 +322,8 @@ def _var(value: Value) -> Value | None:
     return (
         None
         if type(correction) is int
-        else value.like("var", value.args | {"correction": int(correction)})
+        else value.like(value.op, value.args | {"correction": int(correction)})
     )
-
-
-def _squeeze(value: Value) -> Value | None:
-    x = value.args["x"]
-    return _same(value) if same_sizes(x.shape, value.shape) else None
 
 
 _RULES: dict[str, Callable[[Value], Value | None]] = {
@@ -348,7 +333,6 @@ _RULES: dict[str, Callable[[Value], Value | None]] = {
     "expand": _expand,
     "reshape": _reshape,
     "flatten": _flatten,
-    "addmm": _addmm,
     "t": _t,
     "as": _as,
     "+": _plus,
@@ -371,5 +355,5 @@ _RULES: dict[str, Callable[[Value], Value | None]] = {
     "where": _where,
     "index": _index,
     "var": _var,
-    "squeeze": _squeeze,
+    "std": _var,
 }

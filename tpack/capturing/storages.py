@@ -96,7 +96,9 @@ def shared_arguments(
     given = dict(zip((item.name for item in schema), node.args, strict=False)) | node.kwargs
     names = {item.name for item in schema if item.alias_info is not None}
     found = [given.get(name) for name in names.union(untold)]
-    found = [one[0] if isinstance(one, Sequence) and len(one) == 1 else one for one in found]
+    several = isinstance(node.meta.get("val"), list | tuple)  # one result for each of a list
+    lists = [one for one in found if isinstance(one, Sequence) and (several or len(one) == 1)]
+    found += [one for part in lists for one in part]
     return [one for one in found if isinstance(one, fx.Node) and _dtype(one) in (dtype, None)]
 
 
@@ -105,7 +107,7 @@ def _dtype(node: fx.Node) -> torch.dtype | None:
 
 
 def computed_dtype(name: str, args: Sequence[Arg], kwargs: Mapping[str, Arg]) -> torch.dtype:
-    """Return the dtype of the result of an op of ATen, by running it on one element.
+    """Return the dtype of the result of an op of ATen, by running it on elements without values.
 
     Args:
         name: overload, such as ``add.Tensor``.
@@ -118,9 +120,9 @@ def computed_dtype(name: str, args: Sequence[Arg], kwargs: Mapping[str, Arg]) ->
 
 
 def _one(arg: Arg) -> Arg:
-    """Put a tensor of one element for each value, and 1 for each free size."""
+    """Put a tensor of one element on meta for each value, and 1 for each free size."""
     if isinstance(arg, Value):
-        return torch.ones((1,) * len(arg.shape), dtype=arg.dtype)
+        return torch.ones((1,) * len(arg.shape), dtype=arg.dtype, device="meta")
     if isinstance(arg, tuple):
         return [_one(item) for item in arg]
     return 1 if isinstance(arg, sympy.Expr) else arg

@@ -16,6 +16,7 @@ another. Kinds:
 - ``int``, ``float``, ``bool``: a number; an int may be an expression (a size)
 - ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them; ``window``: an int for all
   dims, or a Tuple with one for each
+- ``floats``: a number, or a Tuple of them
 - ``cache``: a Cache parameter, or the part of one
 - ``device``: an expression: the device of that tensor
 - ``equation``: dims as letters, such as ``bij,bjk->bik``
@@ -33,7 +34,7 @@ Traits are words that other rooms ask for:
 - ``broadcasts``: dims of size 1 of an operand are repeated
 - ``moves``: it only cuts, joins or repeats what it takes
 - ``measures``: it learns the scale of x, compares it or rounds it
-- ``product``: sums of products; ``conv``: of a convolution
+- ``product``: sums of products; ``conv``: of a convolution; ``spreads``: of a transposed one
 - ``norm``: a normalization, whose other tensors belong to it
 - ``lookup``: it takes rows of a table
 """
@@ -96,6 +97,8 @@ def _default(text: str, kind: str) -> Any:
         return _CONSTANTS[text]
     if kind in ("int", "ints", "window"):
         return int(text)
+    if kind == "value":
+        return float(text) if "." in text else int(text)
     return float(text) if kind == "float" else text
 
 

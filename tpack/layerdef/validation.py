@@ -338,6 +338,10 @@ class _Checker:
             case "ints" | "sizes" | "window" if isinstance(value, Tuple):
                 for i, item in enumerate(value.items):
                     self.check_size(item, f"{path}.items[{i}]", depth + 1)
+            case "floats" if isinstance(value, Tuple):
+                for i, item in enumerate(value.items):
+                    one = item.value if isinstance(item, Literal) else item
+                    check_constant(OpParam("", "float"), one, f"{path}.items[{i}]")
             case "sizes":
                 raise LayerDefError("expected a Tuple of sizes.", node=path)
             case "int" if param.name == "dim" and type(literal) is int and abs(literal) > MAX_RANK:

@@ -4,14 +4,33 @@ from __future__ import annotations
 
 from tpack.capturing.aten_rows.shared import Rows
 
+_CONV = "input>x weight bias stride padding dilation groups"
+
 ROWS: Rows = (
     # overloads, op, arguments, naming
     # -- with weights
     ("linear.default", "linear", "input>x weight bias"),
-    ("matmul.default mm.default bmm.default", "matmul", "self>x other>y mat2>y", "product"),
-    ("addmm.default baddbmm.default", "addmm", "self>bias mat1>x batch1>x mat2>y batch2>y"),
-    ("conv1d.default", "conv1d", "input>x weight bias stride padding dilation groups"),
-    ("conv2d.default", "conv2d", "input>x weight bias stride padding dilation groups"),
+    (
+        "matmul.default mm.default bmm.default mv.default dot.default",
+        "matmul",
+        "self>x other>y mat2>y vec>y tensor>y",
+        "product",
+    ),
+    ("outer.default", "outer", "self>x vec2>y"),
+    ("cdist.default", "cdist", "x1>x x2>y p"),
+    ("bilinear.default", "bilinear", "input1>x input2>y weight bias"),
+    ("_weight_norm.default", "weight_norm", "v>direction g>size dim"),
+    (
+        "addmm.default baddbmm.default",
+        "addmm",
+        "self>bias mat1>x batch1>x mat2>y batch2>y beta alpha",
+    ),
+    ("conv1d.default conv1d.padding", "conv1d", _CONV),
+    ("conv2d.default conv2d.padding", "conv2d", _CONV),
+    ("conv3d.default conv3d.padding", "conv3d", _CONV),
+    ("conv_transpose1d.default", "conv_transpose1d", f"{_CONV} output_padding"),
+    ("conv_transpose2d.input", "conv_transpose2d", f"{_CONV} output_padding"),
+    ("conv_transpose3d.input", "conv_transpose3d", f"{_CONV} output_padding"),
     (
         "embedding.default",
         "embedding",
@@ -37,5 +56,11 @@ ROWS: Rows = (
         "group_norm.default",
         "group_norm",
         "input>x num_groups>groups weight bias eps cudnn_enabled~",
+    ),
+    (
+        "instance_norm.default",
+        "instance_norm",
+        "input>x running_mean>mean running_var>var weight bias use_input_stats momentum~ eps "
+        "cudnn_enabled~",
     ),
 )

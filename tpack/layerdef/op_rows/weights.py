@@ -6,6 +6,10 @@ from tpack.layerdef.op_rows.shared import WINDOWS, Rows
 
 _LINEAR = "x:tensor weight:tensor bias:tensor?=None"
 _CONV = f"{_LINEAR} {WINDOWS}"
+_CONV_TRANSPOSE = (
+    f"{_LINEAR} *stride:window=1 *padding:window=0 *output_padding:window=0 *groups:int=1 "
+    "*dilation:window=1"
+)
 
 ROWS: Rows = (
     # name, parameters, spelling, what it computes, traits, version of the format
@@ -21,6 +25,44 @@ ROWS: Rows = (
     ("matmul", "x:tensor y:tensor", "torch.matmul", "x @ y", "product"),
     ("conv1d", _CONV, "F.conv1d", "convolution over (batch, channels, length)", "product conv"),
     ("conv2d", _CONV, "F.conv2d", "convolution over (…, height, width)", "product conv"),
+    ("conv3d", _CONV, "F.conv3d", "convolution over (…, depth, height, width)", "product conv"),
+    (
+        "conv_transpose1d",
+        _CONV_TRANSPOSE,
+        "F.conv_transpose1d",
+        "the gradient of conv1d: each element spread by the kernel",
+        "product conv spreads",
+    ),
+    (
+        "conv_transpose2d",
+        _CONV_TRANSPOSE,
+        "F.conv_transpose2d",
+        "the gradient of conv2d: each element spread by the kernel",
+        "product conv spreads",
+    ),
+    (
+        "conv_transpose3d",
+        _CONV_TRANSPOSE,
+        "F.conv_transpose3d",
+        "the gradient of conv3d: each element spread by the kernel",
+        "product conv spreads",
+    ),
+    (
+        "bilinear",
+        "x:tensor y:tensor weight:tensor bias:tensor?=None",
+        "F.bilinear",
+        "x @ weight[i] @ y for each i, + bias",
+        "product",
+    ),
+    ("outer", "x:tensor y:tensor", "torch.outer", "products of all pairs", "product"),
+    ("cdist", "x:tensor y:tensor *p:value=2.0", "torch.cdist", "distances of all pairs"),
+    (
+        "weight_norm",
+        "direction:tensor size:tensor dim:int=0",
+        "torch._weight_norm",
+        "size · direction / its norm over all dims but one",
+        "measures",
+    ),
     ("embedding", "ids:tensor weight:tensor", "F.embedding", "rows of weight", "lookup"),
     (
         "einsum",
@@ -58,6 +100,14 @@ ROWS: Rows = (
         "x:tensor groups:int weight:tensor?=None bias:tensor?=None *eps:float=1e-05",
         "F.group_norm",
         "mean 0 and variance 1 over groups of channels",
+        "norm",
+    ),
+    (
+        "instance_norm",
+        "x:tensor mean@running_mean:tensor?=None var@running_var:tensor?=None "
+        "weight:tensor?=None bias:tensor?=None *use_input_stats:bool=True *eps:float=1e-05",
+        "F.instance_norm",
+        "mean 0 and variance 1 in each channel of each sample",
         "norm",
     ),
 )
