@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -184,6 +184,8 @@ class ColumnLinear(TernaryLinear):
         gather: give all outputs.
     """
 
+    is_part: ClassVar[bool] = True
+
     def __init__(
         self,
         in_features: int,
@@ -225,6 +227,8 @@ class RowLinear(TernaryLinear):
         in_features, out_features, bias, options: of ``TernaryLinear``, of this process's part.
         mesh: the processes.
     """
+
+    is_part: ClassVar[bool] = True
 
     def __init__(
         self,

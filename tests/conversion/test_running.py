@@ -52,9 +52,10 @@ def test_transformers_has_the_forward_of_its_models(tmp_path, config, count):
 @pytest.mark.parametrize(
     ("name", "config", "count"),
     [
-        ("layers.0.mlp.experts.0.up_proj.weight", {"model_type": "olmoe"}, 1),
+        ("layers.0.mlp.experts.0.up_proj.weight", {"model_type": "longcat_flash"}, 1),
+        ("layers.0.mlp.experts.0.up_proj.weight", {"model_type": "olmoe"}, 0),
         ("layers.0.mlp.experts.0.up_proj.weight", {}, 0),
-        ("layers.0.mlp.shared_experts.up_proj.weight", {"model_type": "deepseek_v3"}, 0),
+        ("layers.0.mlp.shared_experts.up_proj.weight", {"model_type": "longcat_flash"}, 0),
     ],
 )
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -7,7 +7,6 @@ import torch
 import transformers
 from hf_folders import (
     IDS,
-    SIZES,
     change,
     close,
     generate,
@@ -293,48 +292,11 @@ def test_a_scale_for_each_output_of_a_transposed_weight(tmp_path):
     assert same_bytes(tmp_path / "again", tmp_path / "packed")
 
 
-def test_experts_that_are_merged_are_refused(tmp_path):
-    sizes = SIZES | {"num_local_experts": 2, "num_experts_per_tok": 1, "num_hidden_layers": 1}
-    model = make(transformers.MixtralConfig(**sizes))
-    folder = packed_folder(model, tmp_path, include=["*w1.weight"], quantize="absmean")
-    with pytest.raises(UnsupportedError, match=r"w1.weight' is merged with others .*exclude="):
-        load(folder)
-
-
-MOE = SIZES | {"num_experts_per_tok": 1, "num_hidden_layers": 1}
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        transformers.MixtralConfig(**MOE, num_local_experts=2),
-        transformers.Qwen3MoeConfig(**MOE, num_experts=2, moe_intermediate_size=64, head_dim=16),
-        transformers.GptOssConfig(**MOE, num_local_experts=2, head_dim=16),
-    ],
-    ids=lambda config: config.model_type,
-)
-def test_experts_that_cannot_be_run_are_said_when_they_are_converted(tmp_path, config):
-    model = make(config)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if "experts" in name:
-                weight.copy_(torch.randint(-1, 2, weight.shape) * 0.125)
-    model.save_pretrained(tmp_path / "plain")
-    report = tpack.convert(tmp_path / "plain", tmp_path / "packed")
-    (warning,) = (text for text in report.warnings if "experts" in text)
-    assert "exclude=['*.experts.*']" in warning
-    with pytest.raises(UnsupportedError, match="exclude"):
-        load(tmp_path / "packed")
-    report = tpack.convert(tmp_path / "plain", tmp_path / "dense", exclude=["*.experts.*"])
-    assert not any("belong to experts" in text for text in report.warnings)
-    close(logits(load(tmp_path / "dense")), logits(load(tmp_path / "plain")))
-
-
 def test_a_weight_whose_parts_are_renamed_otherwise_is_refused(folder, tmp_path, monkeypatch):
     from transformers.core_model_loading import WeightRenaming
 
     rules = [WeightRenaming(r"\.up\.weight$", ".up_proj.weight")]
-    monkeypatch.setattr("tpack.hf.replacement.get_model_conversion_mapping", lambda _: rules)
+    monkeypatch.setattr("tpack.hf.naming.get_model_conversion_mapping", lambda _: rules)
 
     def rename(tensors):
         for name in [name for name in tensors if ".up_proj." in name]:

@@ -45,6 +45,7 @@ TORCH = {
     "demo",
     "hf",
     "sources.exported",
+    "sources.packed_modules",
     "sources.torch_source",
     "sources.dcp_source",
     "capturing",

@@ -46,24 +46,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tpack.capturing.built import named_layers, unchanged_program
 from tpack.capturing.comparison import (
     LEVEL,
     Example,
     built,
     compare,
     float_rounding,
-    plain,
     tensor_of,
     tensors_in,
 )
 from tpack.capturing.from_fx import read_graph
 from tpack.capturing.graph import Graph
 from tpack.capturing.layers import make_program
+from tpack.capturing.packed import as_floats, with_whole_ops
 from tpack.capturing.patterns import find_patterns
 from tpack.capturing.positions import rewrite_positions
 from tpack.capturing.roles import find_roles
@@ -73,6 +75,7 @@ from tpack.capturing.torch_export import export, fixed_sizes
 from tpack.container import Piece
 from tpack.layerdef import Program
 from tpack.quantize import Rounding
+from tpack.sources.packed_modules import PackedWeight
 
 __all__ = ["Captured", "capture", "export", "trace", "trace_module"]
 
@@ -86,13 +89,19 @@ class Captured:
     Attributes:
         notes: sentences for the user about the trace.
         example: the source, with arguments; None if no arguments are known.
+        packed: the weights that the source has packed, by name.
         reason: why there is none, as a sentence.
     """
 
     def __init__(
-        self, graph: Graph, notes: Sequence[str] = (), example: Example | None = None
+        self,
+        graph: Graph,
+        notes: Sequence[str] = (),
+        example: Example | None = None,
+        packed: Mapping[str, PackedWeight] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
+        self.packed = {name: packed[name] for name in graph.stored if name in packed}
         self.notes = tuple(notes)
         self.example = example
         self.reason = ""
@@ -112,7 +121,7 @@ class Captured:
         if (reason := self.untold) is not None:
             return reason
         assert self.example is not None
-        module = plain(self.program(()), self.graph)
+        module = built(self.program(self.packed), self.own_tensors())
         found = compare(module, self.example, self.graph, limit=float_rounding(self.graph))
         return f"the captured program equals {self.example.called}: {found}"
 
@@ -180,11 +189,22 @@ class Captured:
         Raises:
             LayerDefError: LayerDef cannot express a name or the structure.
         """
-        packed = self.rounded if ternary is None else ternary
+        packed = {*self.rounded, *self.packed} if ternary is None else ternary
         graph = with_packed(self.graph, packed)
+        with_whole_ops(graph, packed)
         simplify(graph)
         graph.merge_equal()
-        return make_program(graph, packed, self.stacks)
+        return make_program(graph, packed, self.stacks, self.packed)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the source as its program stores them."""
+        tensors = {}
+        for name, tensor in self.graph.stored.items():
+            if (weight := self.packed.get(name)) is None:
+                tensors[name] = tensor
+            else:
+                tensors |= {f"{name}_packed": weight.packed, f"{name}_scale": weight.scale.detach()}
+        return tensors
 
     @cached_property
     def rounded(self) -> Mapping[str, Rounding]:
@@ -229,7 +249,10 @@ class Captured:
 
 
 def trace(
-    program: ExportedProgram, notes: Sequence[str] = (), original: nn.Module | None = None
+    program: ExportedProgram,
+    notes: Sequence[str] = (),
+    original: nn.Module | None = None,
+    packed: Mapping[str, PackedWeight] = MappingProxyType({}),
 ) -> Captured:
     """Read an exported program.
 
@@ -237,6 +260,7 @@ def trace(
         notes: sentences for the user that are known already.
         original: the module that it was exported from, to compare with; if not given, the
             program itself.
+        packed: the weights that the module has packed, by name.
 
     Raises:
         LayerDefError: it computes something that LayerDef cannot express.
@@ -253,15 +277,17 @@ def trace(
     if program.example_inputs is not None:
         args, kwargs = program.example_inputs
         example = Example(original or program.module(), args, kwargs, program.range_constraints)
-    return Captured(graph, notes, example)
+    return Captured(graph, notes, example, packed)
 
 
 def trace_module(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
 ) -> Captured:
     """Export a live module and read it; arguments as those of ``capture``."""
-    program = export(module, args, kwargs, dynamic_shapes)
-    return trace(program, fixed_sizes(program, module, args, kwargs, dynamic_shapes), module)
+    with as_floats(module) as packed, named_layers(module):
+        program = export(module, args, kwargs, dynamic_shapes)
+        notes = fixed_sizes(program, module, args, kwargs, dynamic_shapes)
+    return trace(program, notes, module, packed)
 
 
 def capture(
@@ -272,7 +298,9 @@ def capture(
 ) -> Program:
     """Capture the LayerDefs of a live module: its layers, and what their forwards compute.
 
-    The captured program is run and compared with the module; other results are refused.
+    The captured program is run and compared with the module; other results are refused. Packed
+    layers stay packed, as they are. A module that was built from LayerDefs, as those that ``load``
+    returns, has these already; they are returned as long as nothing in it was changed.
 
     Args:
         module: in eval mode.
@@ -288,6 +316,8 @@ def capture(
             op and the module. Or the program gives other results than the module.
         UsageError: the module is in training mode, or arguments do not fit its forward.
     """
+    if dynamic_shapes is None and (own := unchanged_program(module)) is not None:
+        return own
     captured = trace_module(module, args, kwargs, dynamic_shapes)
     captured.compare()
     for note in captured.notes:

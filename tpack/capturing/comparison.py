@@ -17,7 +17,7 @@ from tpack.capturing.graph import Graph
 from tpack.container import Piece
 from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError
-from tpack.layerdef import Program, slots
+from tpack.layerdef import Program
 
 #: Difference that rounding activations to int8 explains in a packed model: an activation between
 #: two levels falls to either.
@@ -120,11 +120,6 @@ def tensor_of(piece: Piece) -> Tensor:
     if not data:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data, dtype=dtype).view(shape)
-
-
-def plain(program: Program, graph: Graph) -> nn.Module:
-    """Build the module of a program that packs nothing, on the tensors of its source."""
-    return built(program, {slot.name: graph.stored[slot.name] for slot in slots(program)})
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> Difference:

@@ -132,6 +132,7 @@ def _finished(
         dtype = weight.dtype if bias is None else bias.dtype
         if weight.dtype != dtype:
             args["scale_dtype"] = weight.dtype
+        args |= {"scale": weight.scale, "layout": weight.layout}
         floats = {dtype}
     if len(floats) > 1 or any(p.param_type == "Buffer" for n, p in held.items() if n in _AFFINE):
         return None

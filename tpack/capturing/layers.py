@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 from tpack.capturing.annotations import Annotations, annotated
@@ -32,15 +33,22 @@ from tpack.layerdef import (
 from tpack.layerdef.from_names import class_name
 from tpack.layerdef.members import collapsed, members_of, repeated
 from tpack.layerdef.names import is_identifier
-from tpack.layerdef.tensors import kept_param
+from tpack.layerdef.tensors import kept_param, ternary_param
+from tpack.sources.packed_modules import PackedWeight
 
 
-def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str] = ()) -> Program:
+def make_program(
+    graph: Graph,
+    ternary: Collection[str],
+    stacks: Collection[str] = (),
+    packed: Mapping[str, PackedWeight] = MappingProxyType({}),
+) -> Program:
     """Make the LayerDefs of a graph.
 
     Args:
         ternary: names of the weights that are packed; the graph does not round them again.
         stacks: names of weights that are stacks of matrices, whose rows have a scale.
+        packed: the weights that come packed, by name: they keep their layout and scales.
 
     Raises:
         LayerDefError: LayerDef cannot express a name or the structure.
@@ -48,7 +56,8 @@ def make_program(graph: Graph, ternary: Collection[str], stacks: Collection[str]
     dissolved: set[str] = set()
     while True:
         try:
-            maker = _Maker(graph, make_scopes(graph, dissolved), {*ternary}, {*stacks})
+            root = make_scopes(graph, dissolved)
+            maker = _Maker(graph, root, {*ternary}, {*stacks}, packed)
             name = maker.draft("", whole=True).layer
             break
         except NoLayerError as error:
@@ -82,8 +91,16 @@ class _Draft:
 
 
 class _Maker:
-    def __init__(self, graph: Graph, root: Scope, ternary: set[str], stacks: set[str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        root: Scope,
+        ternary: set[str],
+        stacks: set[str],
+        packed: Mapping[str, PackedWeight],
+    ) -> None:
         self.graph = graph
+        self.packed = packed
         self.ternary = ternary
         self.stacks = stacks
         self.layers: dict[str, LayerDef] = {}
@@ -241,6 +258,10 @@ class _Maker:
     def param(self, name: str, relative: str) -> Param:
         tensor = self.graph.stored[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
+        if name in self.ternary and (one := self.packed.get(name)) is not None:
+            return ternary_param(
+                relative, one.shape, one.dtype, one.granularity, one.layout, one.split
+            )
         if name in self.ternary:
             split = 2 if name in self.stacks else None
             held = dtype if dtype in SCALE_DTYPES else "float32"  # the scale of int8 trits

@@ -235,14 +235,31 @@ def _rounded(value: Arg, dtype: torch.dtype) -> Value | None:
     value = _straight(_narrowed(value))
     if not _is(value, "/"):
         return None
-    gain, inner = value.args["y"], _rounded_between(value.args["x"], -128, 127)
+    part = _between_levels(value.args["x"], value.args["y"])
+    if part is None:
+        return None
+    widened = part.op == "to" and part.dtype == torch.float32
+    x: Value = part.args["x"] if widened else part
+    return x if x.dtype == dtype else None
+
+
+def divided_product(value: Value) -> tuple[Value, Value] | None:
+    """Match ``linear(clamp(round(x * a), -128, 127), w) / a``; return the linear op and x."""
+    product = value.args["x"]
+    if not _is(product, "linear") or product.args.get("bias") is not None:
+        return None
+    x = _between_levels(_straight(product.args["x"]), value.args["y"])
+    return None if x is None else (product, x)
+
+
+def _between_levels(value: Arg, gain: Arg) -> Value | None:
+    """Match ``clamp(round(x * gain), -128, 127)``, ``gain = 127 / max|x|`` per token; return x."""
+    inner = _rounded_between(value, -128, 127)
     if inner is None or inner.op != "*":
         return None
     for part, other in _sides(inner):
         if other is gain and isinstance(part, Value) and _largest(gain, 127.0) is part:
-            widened = part.op == "to" and part.dtype == torch.float32
-            x: Value = part.args["x"] if widened else part
-            return x if x.dtype == dtype else None
+            return part
     return None
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tpack.choices import Means
 from tpack.container.atomic import check_not_input, check_target, storage_errors
 from tpack.container.kinds import is_called_as_file
-from tpack.conversion.captures import OWN_RULE, captured, captured_graph, masters
+from tpack.conversion.captures import OWN_RULE, captured, captured_graph, own_program
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.outputs import Job, convert_file, unwritten
 from tpack.conversion.ranks import Ranks
@@ -116,6 +116,8 @@ def convert(
         target = _target(source, opened, place)
         if program is None and trace is None:
             trace = captured_graph(opened)
+        if program is None:
+            opened.program = own_program(source, opened)
         if opened.shards:
             if address is not None and Ranks.here().of > 1:
                 raise UsageError(
@@ -137,7 +139,6 @@ def convert(
                     return unwritten(opened, "a single file: left to rank 0")
                 check_target(target, force=force)
             with locate(file=opened.label), storage_errors(target):
-                opened.rounded = {**opened.rounded, **masters(source)}
                 report = convert_file(_job(opened, options, program, trace), target)
         if place is not destination and report.output:
             report = replace(report, output=str(destination))
@@ -156,7 +157,7 @@ def _job(source: Source, options: Options, program: Program | None, trace: Captu
         source,
         notes=[*trace.notes, *source.notes],
         roles=trace.roles(),
-        rounded=trace.rounded,
+        rounded={**source.rounded, **trace.rounded},
         floats={**source.floats, **dict.fromkeys(trace.measured, OWN_RULE)},
     )
     try:

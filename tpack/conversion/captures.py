@@ -11,26 +11,16 @@ from tpack.container.kinds import kind_of
 from tpack.container.opening import input_errors
 from tpack.describing import Description
 from tpack.errors import InputError, LayerDefError, UsageError, locate
-from tpack.quantize import Rounding
+from tpack.sources import PackedTensor
 
 if TYPE_CHECKING:
     from tpack.capturing import Captured
+    from tpack.layerdef import Program
     from tpack.sources import Source
 
 
 #: Why a weight is kept that forward rounds, or measures, by a rule that tpack does not know.
 OWN_RULE = "forward rounds it by a rule of its own"
-
-
-def masters(source: Any) -> dict[str, Rounding]:
-    """Return the float masters that ``tpack.nn.unfreeze`` made, each with its rule."""
-    if isinstance(source, str | os.PathLike | Mapping):
-        return {}
-    from tpack.nn.training import rules
-
-    return {
-        name: Rounding(rule.method, str(rule.granularity)) for name, rule in rules(source).items()
-    }
 
 
 def captured(
@@ -60,14 +50,27 @@ def captured(
         return None
     if isinstance(source, Mapping):
         raise UsageError("example_args are for an nn.Module, but the source is a state dict.")
-    if masters(source):
-        raise UsageError(
-            "the module is unfrozen, and its forward rounds its masters. Pack them with "
-            "tpack.nn.freeze, and save the module with tpack.save; or leave out example_args."
-        )
     from tpack.capturing import trace_module
 
     return _compared(trace_module(source, args or (), kwargs, dynamic_shapes))
+
+
+def own_program(source: Any, opened: Source) -> Program | None:
+    """Return the LayerDefs that a packed module has: built from them, or an instance of theirs.
+
+    None if it has no packed weight, or computes what cannot be read from its code.
+    """
+    if opened.path is not None or isinstance(source, str | os.PathLike | Mapping):
+        return None
+    if not any(isinstance(tensor, PackedTensor) for tensor in opened.tensors.values()):
+        return None
+    from tpack.capturing.built import unchanged_program
+    from tpack.readback import read_program
+
+    try:
+        return unchanged_program(source) or read_program(source)
+    except LayerDefError:
+        return None
 
 
 def captured_graph(source: Source) -> Captured | None:
@@ -108,10 +111,11 @@ def packed_note(trace: Captured, description: Description) -> list[str]:
         LayerDefError: they differ, though no weight was rounded that the source does not round.
     """
     assert description.program is not None  # the trace has one
+    known = {*trace.rounded, *trace.packed}
     lossy = [
         name
         for name, one in description.tensors.items()
-        if one.entry is not None and one.entry.method != "exact" and name not in trace.rounded
+        if one.entry is not None and one.entry.method != "exact" and name not in known
     ]
     note = trace.compare_packed(description.program, description.pieces(), lossy=len(lossy))
     return [note] if note else []

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpack.container import Origin, digest
+from tpack.container import digest
 from tpack.conversion.captures import packed_note
 from tpack.conversion.cases import Cases
 from tpack.conversion.needs import Needs, check_room
@@ -24,7 +24,7 @@ from tpack.errors import locate
 from tpack.layerdef import Program
 from tpack.options import Options
 from tpack.report import ConversionReport, TensorReport
-from tpack.sources import Source
+from tpack.sources import PackedTensor, Source
 
 if TYPE_CHECKING:
     from tpack.capturing import Captured
@@ -163,12 +163,15 @@ def _described(job: Job, batches: Sequence[Batch], notes: list[str]) -> Descript
     source, trace = job.source, job.trace
     stored = {one.name: one for batch in batches for one in batch.stored(source)}
     packed = [name for batch in batches for name in batch.packed]
-    program = job.program if trace is None else trace.program(packed)
+    program = job.program or source.program_of(packed)
+    if program is None and trace is not None:
+        program = trace.program(packed)
     digests = {key: digest([value.encode()]) for key, value in source.metadata.items()}
+    origin = replace(source.origin, metadata={**source.origin.metadata, **source.metadata})
     description = describe(
         [stored[name] for name in source.tensors if name in stored],
         program,
-        origin=Origin(metadata=source.metadata, digests=digests),
+        origin=replace(origin, digests={**origin.digests, **digests}),
         aliases=source.aliases,
         int8_inputs=source.int8_inputs,
         in_out=source.in_out,
@@ -191,8 +194,11 @@ def _reports(
     for batch, (_, names) in zip(batches, job.shards, strict=True):
         for name in names:
             if (one := description.tensors.get(name)) is not None:
+                tensor = source.tensors[name]
                 found = _report(one, batch, rounded=name in source.rounded)
-                yield replace(found, dtype=source.tensors[name].dtype)
+                if isinstance(tensor, PackedTensor) and one.entry is not None:
+                    found = replace(found, action="packed")  # by whatever method, it is not now
+                yield replace(found, dtype=tensor.dtype)
         for name, target in source.aliases.items():
             if target in names:
                 shape, dtype = source.tensors[target].shape, source.tensors[target].dtype

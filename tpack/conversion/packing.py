@@ -10,7 +10,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from tpack.codec import rows_and_columns
 from tpack.container import TernaryEntry
+from tpack.container.document import UNKNOWN
 from tpack.container.header import CHUNK
 from tpack.conversion.cases import Cases, Left, as_weight
 from tpack.conversion.plan import Plan
@@ -146,17 +148,18 @@ def _packed(tensor: PackedTensor, options: Options, spool: IO[bytes]) -> Packed:
     """
     if not np.isfinite(widen(tensor.scale, tensor.scale_dtype)).all():
         raise NotTernaryError("has a scale that is NaN or infinite, expected finite numbers.")
-    packer, offset = Packer(options.layout, spool.write), spool.tell()
+    packer, offset = Packer(tensor.layout or options.layout, spool.write), spool.tell()
+    columns = rows_and_columns(tensor.shape, tensor.split)[1]
     for _, rows in tensor.blocks():
-        packer.rows(rows, tensor.shape[-1])
+        packer.rows(rows, columns)
     entry = packer.entry(
         tensor.shape,
         tensor.split,
         tensor.granularity,
         tensor.scale,
         tensor.dtype,
-        method="exact",
-        relative_error=0.0,
+        method=tensor.method or UNKNOWN,
+        relative_error=None if tensor.method is None else 0.0,
         divisor=tensor.divisor,
     )
     length = spool.tell() - offset

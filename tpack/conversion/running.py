@@ -10,6 +10,14 @@ from tpack.sources import Source
 from tpack.wording import spell
 
 _EXPERTS = re.compile(r"(^|\.)experts\.")
+#: Models of transformers 5 that do not compute experts by the interface which most share.
+_NEED_FLOATS = {"dbrx", "ernie4_5_vl_moe", "ernie4_5_vl_moe_text", "jetmoe", "llama4"} | {
+    "llama4_text",
+    "longcat_flash",
+    "qwen3_vl_moe",
+    "qwen3_vl_moe_text",
+    "step3p7",
+}
 
 
 def about_forward(source: Source, program: Program) -> list[str]:
@@ -26,15 +34,16 @@ def about_forward(source: Source, program: Program) -> list[str]:
 
 
 def about_experts(source: Source, packed: Iterable[str]) -> list[str]:
-    """Return a warning if transformers would merge packed weights of experts."""
+    """Return a warning if transformers has no use for the packed experts of a model."""
     names = [name for name in packed if _EXPERTS.search(name)]
-    if not names or not _of_transformers(source):
+    kind = (source.config or {}).get("model_type")
+    if not names or kind not in _NEED_FLOATS:
         return []
     return [
-        f"{len(names)} packed weights belong to experts, such as {names[0]}. transformers 5 merges "
-        "the experts of a layer into one tensor (Mixtral, Qwen-MoE, DeepSeek and others), and "
-        "tpack.hf then refuses to load the folder. To run it there, convert with "
-        f"{spell(exclude=['*.experts.*'])}; tpack.load has all layers, but no forward"
+        f"{len(names)} packed weights belong to experts (*.experts.*), which models of the type "
+        f"{kind} compute in a way of their own that needs floats: tpack.hf refuses to load the "
+        f"folder. To run it there, convert with {spell(exclude=['*.experts.*'])}; tpack.load has "
+        "all layers"
     ]
 
 

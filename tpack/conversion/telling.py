@@ -12,6 +12,7 @@ from tpack.conversion.packing import Batch
 from tpack.conversion.plan import Plan
 from tpack.errors import NotTernaryError
 from tpack.grouping import Place, groups, label
+from tpack.sources import SourceTensor
 from tpack.text import plural
 from tpack.wording import spell
 
@@ -28,7 +29,10 @@ def warnings(batches: Sequence[Batch], plan: Plan) -> list[str]:
     lossy = {
         name: item.entry
         for name, item in packed.items()
-        if unasked and item.entry.method != "exact" and name not in plan.rounded
+        if unasked
+        and item.entry.method != "exact"
+        and name not in plan.rounded
+        and isinstance(plan.weights[name][0], SourceTensor)  # another came packed
     }
     if rounded := {name: e for name, e in lossy.items() if e.method == "absmean"}:
         errors = [entry.relative_error or 0.0 for entry in rounded.values()]

@@ -13,8 +13,7 @@ from tpack.codec import Scale
 from tpack.container import Document, Origin
 from tpack.describing import Description, Stored, describe
 from tpack.errors import LayerDefError, UnsupportedError, UsageError
-from tpack.nn import BitLinear
-from tpack.nn.modules import PackedWeight
+from tpack.nn import BitLinear, PackedModule
 from tpack.wording import spell_call
 
 
@@ -48,11 +47,11 @@ def describe_model(
     weights: dict[str, str] = {}
     int8_inputs = set()
     for path, module in model.named_modules():
-        if isinstance(module, PackedWeight):
-            packed = own[f"{path}.weight_packed"]
+        for weight in module.ternary_shapes if isinstance(module, PackedModule) else ():
+            packed = own[f"{path}.{weight}_packed"]
             name = names[packed.data_ptr()].removesuffix("_packed")
             weights |= {f"{name}_packed": name, f"{name}_scale": name}
-            stored[name] = _weight(name, module, packed, own[f"{path}.weight_scale"])
+            stored[name] = _stored(name, module, weight, packed, own[f"{path}.{weight}_scale"])
             if isinstance(module, BitLinear):
                 int8_inputs.add(name)
     for name, tensor in tensors.items():
@@ -74,12 +73,12 @@ def describe_model(
         return describe(ordered, origin=origin, aliases=old.aliases, int8_inputs=int8_inputs)
 
 
-def _weight(name: str, module: PackedWeight, packed: Tensor, scale: Tensor) -> Stored:
-    """Return the weight of a packed layer, to be stored."""
-    granularity = Scale.of(scale.shape, module.shape, 1, module.group_size)
-    return stored_weight(
-        name, module.shape, 1, module.options["layout"], granularity, packed, scale
-    )
+def _stored(name: str, module: PackedModule, weight: str, packed: Tensor, scale: Tensor) -> Stored:
+    """Return a packed weight of a module, to be stored."""
+    shape, split = module.ternary_shapes[weight], packed.dim() - 1
+    granularity = Scale.of(scale.shape, shape, split, module.ternary_groups[weight])
+    layout = module.ternary_layouts[weight]
+    return stored_weight(name, shape, split, layout, granularity, packed, scale)
 
 
 def _trained(model: PreTrainedModel, own: Mapping[str, Tensor]) -> dict[int, bool]:
@@ -91,11 +90,13 @@ def _trained(model: PreTrainedModel, own: Mapping[str, Tensor]) -> dict[int, boo
 def _check_whole(model: PreTrainedModel, own: Mapping[str, Tensor], unsaved: set[str]) -> None:
     """Check that all tensors of a model are there to be saved, and all its weights packed."""
     for path, module in model.named_modules():
-        if isinstance(module, PackedWeight) and "weight_packed" not in module._buffers:  # noqa: SLF001
-            raise UsageError(
-                "is unfrozen, expected packed weights. Pack them first: tpack.nn.freeze(model).",
-                tensor=f"{path}.weight",
-            )
+        for weight in module.ternary_shapes if isinstance(module, PackedModule) else ():
+            if f"{weight}_packed" not in module._buffers:  # noqa: SLF001
+                raise UsageError(
+                    "is unfrozen, expected packed weights. Pack them first: "
+                    "tpack.nn.freeze(model).",
+                    tensor=f"{path}.{weight}",
+                )
     for name in model.state_dict():
         if name not in own and name not in unsaved:
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from tpack.container import Checkpoint, Document, Origin, checkpoint_files
 from tpack.errors import InputError, UsageError, locate
+from tpack.hf.naming import applied
 from tpack.hf.replacement import place
 from tpack.hf.saving import save_pretrained
 from tpack.hfconfig import METHOD
@@ -70,6 +72,8 @@ class TpackQuantizer(HfQuantizer):
         self.origin = Origin()
         #: The folder and the name there of the bytes of each packed weight, by the name here.
         self._origins: dict[str, tuple[str, str]] = {}
+        #: The patterns of the conversions that would merge what is packed.
+        self._dropped: Collection[str] = ()
         #: Whether tpack's ``save_pretrained`` is running.
         self.saving = False
 
@@ -100,10 +104,21 @@ class TpackQuantizer(HfQuantizer):
             )
         with Checkpoint(folder) as file:
             placed = place(model, file, self.quantization_config.to_dict())
+            self._dropped = placed.dropped
             self._origins = {
-                f"{ours}_packed": (str(folder), f"{name}_packed") for ours, name in placed.items()
+                f"{ours}_packed": (str(folder), f"{name}_packed")
+                for ours, name in placed.sources.items()
             }
             self.document, self.origin = file.document, Origin.of(file)
+            # by the names here, for a capture of the model; plain data, no part of the state
+            model._tpack_origin = Origin(  # noqa: SLF001
+                {ours: self.origin.tensors[name] for ours, name in placed.sources.items()},
+                {ours: self.origin.dtypes[name] for ours, name in placed.sources.items()},
+            )
+
+    def update_weight_conversions(self, weight_conversions: Any, model: PreTrainedModel) -> Any:
+        """Leave out the conversions that would merge experts: the model has each on its own."""
+        return applied(super().update_weight_conversions(weight_conversions, model), self._dropped)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         for name, origin in self._origins.items():

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.base import HfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -27,11 +26,26 @@ from tpack.hf.layers import (
     TiedEmbedding,
     TiedHead,
 )
+from tpack.hf.mixtures import is_of_experts, place_stacks, refusal
+from tpack.hf.naming import Names
 from tpack.nn import BitLinear, TernaryLinear
 from tpack.wording import spell, spell_exclude
 
 
-def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Placed:
+    """What was put into a model.
+
+    Attributes:
+        sources: the name of each packed weight in the checkpoint, by its name in the model.
+        dropped: the patterns of the conversions that transformers must not apply any more.
+    """
+
+    sources: Mapping[str, str]
+    dropped: Collection[str]
+
+
+def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any]) -> Placed:
     """Replace the layers whose weights are packed, and check that no weight is missing.
 
     Args:
@@ -39,25 +53,27 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
         file: the checkpoint that will be loaded into it.
         settings: the ``quantization_config`` of the folder.
 
-    Returns:
-        The name of each packed weight in the checkpoint, by its name in the model.
-
     Raises:
         InputError: a weight of the model is not in the checkpoint; a packed weight is not in the
             model, or has another shape there.
         UnsupportedError: a weight is packed, but its layer has no packed form.
     """
-    names = _Names(model)
+    names = Names(model)
     there = _stored(file, names)
     _check_complete(model, there, names)
     bit_linear = _bit_linear(settings)
     rounded = None if bit_linear is None else _rounded(model, settings)
     direct = read_directly(model)
     placed: dict[str, nn.Module] = {}
-    sources: dict[str, str] = {}
+    sources, dropped = place_stacks(model, file, names)
+    handled = set(sources.values())
     for name, entry in file.ternary():
+        if name in handled:
+            continue
         target, merged = names.target(name)
         with locate(tensor=name):
+            if merged and is_of_experts(name):
+                raise refusal(model, dict(file.ternary()))
             if merged:
                 raise UnsupportedError(
                     f"is merged with others when {type(model).__name__} is loaded, which packed "
@@ -72,6 +88,8 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
                 )
             path, _, last = target.rpartition(".")
             if last != "weight":
+                if is_of_experts(name):
+                    raise refusal(model, dict(file.ternary()))
                 raise UnsupportedError(
                     f"is not the weight of a layer in {type(model).__name__}, so it has no packed "
                     f"form. Convert with {spell_exclude(name)}."
@@ -82,43 +100,12 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
             placed[target] = _packed(layer, entry, dtype, make, readable=path in direct)
             model.set_submodule(path, placed[target])
             sources[target] = name
-    _check_parts(model, file, sources)
+    _check_parts(model, file, sources, dropped)
     _mark_loaded(model, there, placed)
     if rounded is not None:
         _check_rounding(model, settings, rounded)
     _tie(model, placed)
-    return sources
-
-
-class _Names:
-    """Translates names of a checkpoint to those of the model, by transformers' own rules."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        rules = get_model_conversion_mapping(model)
-        self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        self.prefix = model.base_model_prefix
-        self.expected = model.state_dict()
-
-    def target(self, name: str) -> tuple[str, str | None]:
-        """Return the name in the model, and the pattern of the conversion that takes it."""
-        found: tuple[str, str | None] = rename_source_key(
-            name, self.renamings, self.converters, self.prefix, self.expected
-        )
-        return found
-
-    def targets(self, name: str) -> Iterator[str]:
-        """Yield the tensors of the model that are made from a tensor of the checkpoint."""
-        target, pattern = self.target(name)
-        yield target
-        for converter in self.converters:
-            if pattern in converter.source_patterns:
-                first, *others = converter.target_patterns
-                yield from (target.replace(first, other) for other in others)
-
-    def is_other_head(self, target: str) -> bool:
-        """Return whether a tensor lies outside the base model, where classes differ."""
-        return not target.startswith(f"{self.prefix}.")
+    return Placed(sources, dropped)
 
 
 # ---- one layer
@@ -198,14 +185,14 @@ def _bitnet(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 # ---- the model as a whole
 
 
-def _stored(file: Checkpoint, names: _Names) -> set[str]:
+def _stored(file: Checkpoint, names: Names) -> set[str]:
     """Return the names of the plain model's tensors that the checkpoint has."""
     document = file.document
     stored = (*document.kept, *document.tensors)
     return {target for name in stored for target in names.targets(name)}
 
 
-def _check_complete(model: PreTrainedModel, there: set[str], names: _Names) -> None:
+def _check_complete(model: PreTrainedModel, there: set[str], names: Names) -> None:
     """Refuse a checkpoint that lacks a tensor, which transformers would fill with random values.
 
     A missing head, one of another task, is left to transformers, which reports it.
@@ -227,7 +214,12 @@ def _check_complete(model: PreTrainedModel, there: set[str], names: _Names) -> N
             raise InputError("is missing. Convert the model again.", tensor=name)
 
 
-def _check_parts(model: PreTrainedModel, file: Checkpoint, sources: Mapping[str, str]) -> None:
+def _check_parts(
+    model: PreTrainedModel,
+    file: Checkpoint,
+    sources: Mapping[str, str],
+    dropped: Collection[str],
+) -> None:
     """Check that transformers loads scale and packed rows into the layer of their weight.
 
     Its rules for names may depend on the end of a name. A part that is not loaded stays zero, and
@@ -240,7 +232,7 @@ def _check_parts(model: PreTrainedModel, file: Checkpoint, sources: Mapping[str,
         InputError: the norm of a packed layer is missing; with its name.
         UnsupportedError: a part of a weight would be renamed otherwise; with the weight's name.
     """
-    names = _Names(model)  # made again, for its tensors have changed: layers were replaced
+    names = Names(model, dropped)  # made again, for its tensors have changed: layers were replaced
     there = _stored(file, names)
     for path, module in model.named_modules():
         norm = f"{path}.rms_norm.weight"

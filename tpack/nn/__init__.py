@@ -15,6 +15,7 @@ from tpack.nn.functional import (
     ternary_conv1d,
     ternary_conv2d,
     ternary_embedding,
+    ternary_expert_linear,
     ternary_linear,
     ternary_matmul,
 )
@@ -27,6 +28,7 @@ from tpack.nn.modules import (
     packed_zeros,
 )
 from tpack.nn.reference import (
+    expert_linear,
     rotary_frequencies,
     rotate_half,
     unpack_trits,
@@ -44,6 +46,7 @@ __all__ = [
     "TernaryLinear",
     "causal_attention",
     "dequantize",
+    "expert_linear",
     "freeze",
     "is_unfrozen",
     "packed_zeros",
@@ -53,6 +56,7 @@ __all__ = [
     "ternary_conv1d",
     "ternary_conv2d",
     "ternary_embedding",
+    "ternary_expert_linear",
     "ternary_linear",
     "ternary_matmul",
     "unfreeze",

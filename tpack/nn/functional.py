@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tpack.kernels import selection
 from tpack.nn import reference
-from tpack.nn.code_check import check_legal
+from tpack.nn.code_check import accept, check_legal
 from tpack.nn.extension import CODES, call, check_stored, group_of, is_plain, serves
 
 Op = Callable[..., Tensor]
@@ -236,6 +236,44 @@ def ternary_embedding(
     return reference.ternary_embedding(
         ids, packed, scale, shape, layout=layout, group_size=group_size
     )
+
+
+def ternary_expert_linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    ids: Tensor,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Multiply each x by one matrix of a packed stack (experts, out, in).
+
+    Args:
+        x: ``(..., in)``, any float dtype; the result ``(..., out)`` has it too.
+        packed: uint8 ``(experts, out, bytes)``.
+        scale: ``(1,)``, ``(experts, out, 1)``, ``(experts, out, groups)``, or
+            ``(1, 1, in)``, float.
+        ids: ``(...)``, the matrix for each x; those that no id names are not read,
+            except when the bytes are first checked.
+        group_size: columns that share a scale; 0 infers it from the shapes.
+
+    Raises:
+        IndexError: an id is outside the stack.
+        ValueError: the shapes of x, packed and scale do not belong together.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
+    """
+    check_legal(packed, layout)
+    options: dict[str, Any] = {"layout": layout, "group_size": group_size}
+    if torch.compiler.is_compiling():
+        return reference.ternary_expert_linear(x, packed, scale, ids, **options)
+
+    def product(i: int, rows: Tensor) -> Tensor:
+        matrix = packed[i]
+        accept(matrix)  # a part of what was checked
+        return ternary_linear(rows, matrix, reference.expert_scale(scale, i), **options)
+
+    return reference.by_expert(x, ids, len(packed), product)
 
 
 def ternary_conv2d(

@@ -12,6 +12,7 @@ flattened to columns. ``scale`` is ``(1,)``, ``(rows…, 1)``, ``(rows…, group
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -234,6 +235,77 @@ def ternary_conv2d(
     weight = dequantize(packed, scale, shape, x, layout=layout, group_size=group_size)
     bias = None if bias is None else bias.to(x.dtype)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+def by_expert(x: Tensor, ids: Tensor, count: int, product: Any) -> Tensor:
+    """Give each expert the rows of x that chose it; put the results in their order.
+
+    Args:
+        x: ``(..., in)``.
+        ids: ``(...)``, integers from 0 to count - 1; experts that none of them names
+            are not computed.
+        count: of experts.
+        product: from an expert and rows ``(n, in)`` to ``(n, out)``.
+
+    Raises:
+        IndexError: an id is outside.
+    """
+    flat = ids.reshape(-1)
+    order = flat.argsort()
+    counts = flat.bincount(minlength=count).tolist()
+    if len(counts) > count:
+        raise IndexError(f"{len(counts) - 1} is out of range for {count} experts.")
+    parts = x.reshape(-1, x.shape[-1])[order].split(counts)
+    chosen = [expert for expert in range(count) if counts[expert]] or [0]
+    found = torch.cat([product(expert, parts[expert]) for expert in chosen])
+    return found[order.argsort()].reshape(*ids.shape, found.shape[-1])
+
+
+def expert_linear(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """``weight[id] @ x`` for each x (..., in) and its id (...).
+
+    The weight is a stack of matrices (experts, out, in). Only those that are chosen are
+    computed; under torch.compile and torch.export they are copied out, one for each x.
+    """
+    if torch.compiler.is_compiling():
+        return (weight[ids] @ x.unsqueeze(-1)).squeeze(-1)
+    return by_expert(x, ids, len(weight), lambda i, rows: F.linear(rows, weight[i]))
+
+
+def expert_scale(scale: Tensor, ids: int | Tensor) -> Tensor:
+    """The scale of some matrices of a stack: their own, or that of all."""
+    if scale.dim() == 1:
+        return scale
+    return scale[ids] if len(scale) > 1 else scale[0]
+
+
+def ternary_expert_linear(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    ids: Tensor,
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Like ``expert_linear``: packed (experts, out, bytes), in the dtype of x."""
+    if torch.compiler.is_compiling():
+        own, shape = (
+            expert_scale(scale, ids),
+            (*ids.shape, packed.shape[1], x.shape[-1]),
+        )
+        weight = dequantize(
+            packed[ids], own, shape, x, layout=layout, group_size=group_size
+        )
+        return (weight @ x.unsqueeze(-1)).squeeze(-1)
+
+    def product(i: int, rows: Tensor) -> Tensor:
+        own = expert_scale(scale, i)
+        return ternary_linear(
+            rows, packed[i], own, layout=layout, group_size=group_size
+        )
+
+    return by_expert(x, ids, len(packed), product)
 
 
 def rotate_half(x: Tensor) -> Tensor:

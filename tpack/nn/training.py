@@ -180,15 +180,6 @@ def is_unfrozen(module: nn.Module) -> bool:
     return any(isinstance(owner, Unfrozen) for owner in module.modules())
 
 
-def rules(module: nn.Module) -> dict[str, Rule]:
-    """Return how each float master becomes ternary, by the path of the master."""
-    return {
-        _path(prefix, name): frozen.rule
-        for prefix, owner in module.named_modules()
-        for name, frozen in _masters(owner).items()
-    }
-
-
 def _check_bytes(owner: Any, name: str, path: str) -> None:
     """Refuse a packed weight whose bytes hold no codes."""
     layouts: dict[str, str] = getattr(owner, "ternary_layouts", {})

@@ -44,7 +44,10 @@ def _config(key: str) -> str:
 
 
 OURS = "tpack"
-_MODULE = "Write the packed module with tpack.save(module, path), or convert what it was made of."
+_MODULE = (
+    "A state dict does not record the shape and the layout of packed weights: give the module "
+    "itself, tpack.convert(module, path) or tpack.save(module, path)."
+)
 
 
 def _scale_means() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tpack.codec import Scale, rows_and_columns, unpack
+from tpack.container import Origin
 from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import InputError
+from tpack.layerdef import Program, slots
 from tpack.quantize import Rounding, Weight, narrow, widen
 from tpack.quantize.fitting import spread
 from tpack.quantize.weight import BLOCK
@@ -142,6 +144,8 @@ class PackedTensor:
         nbytes: bytes that it takes in the source.
         divisor: the number that the source divides by, if it divides; scale is then 1 / divisor.
         column_dims: how many trailing dims are the columns.
+        layout: the layout that it keeps in the output; None for the one that is asked for.
+        method: how its trits were found; None if only ``Source.origin`` may say it.
     """
 
     name: str
@@ -154,6 +158,8 @@ class PackedTensor:
     nbytes: int
     divisor: float | None = None
     column_dims: int = 1
+    layout: str | None = None
+    method: str | None = "exact"
 
     @property
     def split(self) -> int:
@@ -229,6 +235,8 @@ class Source:
             and shapes tell of others.
         trained: whether a tensor is a parameter of its module, by name; empty where the source
             does not record it.
+        program: LayerDefs that a module brings along; they hold if they declare as packed what is.
+        origin: what is known of packed weights by the checkpoint that they were loaded from.
         graph: what the model computes, where the source says it and not as code of Python: an
             ``OnnxGraph``.
         files: the files it reads, which an output must not replace.
@@ -256,6 +264,8 @@ class Source:
     in_out: frozenset[str] = frozenset()
     splits: Mapping[str, int] = field(default_factory=dict)
     trained: Mapping[str, bool] = field(default_factory=dict)
+    program: Program | None = None
+    origin: Origin = field(default_factory=Origin)
     graph: Any = None
     files: tuple[Path, ...] = ()
     nbytes: int = 0
@@ -269,6 +279,14 @@ class Source:
     repository: str = ""
     card: str = ""
     resources: ExitStack = field(default_factory=ExitStack)
+
+    def program_of(self, packed: Collection[str]) -> Program | None:
+        """Return the LayerDefs that it brings along, if they declare these weights as packed."""
+        if self.program is None:
+            return None
+        found = {slot.name: slot.param for slot in slots(self.program)}
+        ternary = {name for name, param in found.items() if param.param_type == "TernaryTensor"}
+        return self.program if ternary == {*packed} and {*found} == {*self.tensors} else None
 
     def __enter__(self) -> Self:
         return self

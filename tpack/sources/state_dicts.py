@@ -9,7 +9,7 @@ from typing import Any
 from tpack.options import Reading
 from tpack.sources.names import Naming
 from tpack.sources.nesting import choose
-from tpack.sources.source import Source, SourceTensor
+from tpack.sources.source import PackedTensor, Source, SourceTensor
 from tpack.sources.tree import Called, Measure, Opened
 
 #: What torch's modules do with their parameters, by how the class is called.
@@ -38,7 +38,7 @@ class Tensors:
 
     measure: Measure
     identity: Callable[[Any], object]
-    read: Callable[[str, Any], SourceTensor]
+    read: Callable[[str, Any], SourceTensor | PackedTensor]
     role: Callable[[str, Any], str | None] = lambda *_: None
     trained: Callable[[str, Any], bool | None] = lambda *_: None
     opened: Opened = lambda value: value
@@ -71,7 +71,7 @@ def collect(
     chosen = choose(data, kind.measure, reading.key, kind.opened, kind.called)
     tensors, notes = chosen.tensors, chosen.notes
     names, stripped = naming(tensors)
-    found: dict[str, SourceTensor] = {}
+    found: dict[str, SourceTensor | PackedTensor] = {}
     aliases: dict[str, str] = {}
     roles: dict[str, str] = {}
     trained: dict[str, bool] = {}
@@ -88,7 +88,9 @@ def collect(
             continue
         found[name] = kind.read(name, tensor)
     notes += [
-        f"{name} is quantized by torch: taken as float32" for name, t in found.items() if t.coded
+        f"{name} is quantized by torch: taken as float32"
+        for name, t in found.items()
+        if isinstance(t, SourceTensor) and t.coded
     ]
     notes += stripped + [f"{alias} shares the storage of {name}" for alias, name in aliases.items()]
     nbytes = sum(tensor.nbytes for tensor in found.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy.typing as npt
@@ -14,7 +14,13 @@ from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import UnsupportedError
 from tpack.options import Reading
 from tpack.sources.names import Naming, clean_names
-from tpack.sources.source import Source, SourceTensor
+from tpack.sources.packed_modules import (
+    PackedWeight,
+    aliases_of,
+    origin_of,
+    packed_weights,
+)
+from tpack.sources.source import PackedTensor, Source, SourceTensor
 from tpack.sources.state_dicts import KINDS, Tensors, collect
 
 
@@ -36,21 +42,63 @@ def state_dict_source(
     """
     roles: dict[str, str] = {}
     trained: dict[str, bool] = {}
-    if isinstance(data, torch.nn.Module):
-        roles = dict(_roles(data))
-        parameters = {name for name, _ in data.named_parameters(remove_duplicate=False)}
-        data = data.state_dict()
+    packed: dict[int, PackedWeight] = {}
+    weights: dict[str, PackedWeight] = {}
+    module = data if isinstance(data, torch.nn.Module) else None
+    if module is not None:
+        roles = dict(_roles(module))
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        weights = packed_weights(module)
+        data, packed = _with_packed(module.state_dict(), weights)
         trained = {name: name in parameters for name in data}
     held = _Held()
+
+    def read(name: str, tensor: Tensor) -> SourceTensor | PackedTensor:
+        weight = packed.get(id(tensor))
+        return weight.as_source(name) if weight is not None else _source_tensor(name, tensor, held)
+
     kind = Tensors(
         _measure,
         _identity,
-        lambda name, tensor: _source_tensor(name, tensor, held),
+        read,
         lambda name, _: roles.get(name),
         lambda name, _: trained.get(name),
         lambda value: value.state_dict() if isinstance(value, torch.nn.Module) else value,
     )
-    return collect(data, label, kind, naming, reading)
+    source = collect(data, label, kind, naming, reading)
+    if module is not None and weights:
+        names, _ = naming(_with_packed(module.state_dict(), weights)[0])
+        _remember(source, module, {names[name]: weight for name, weight in weights.items()})
+    return source
+
+
+def _with_packed(
+    state: Mapping[str, Tensor], weights: Mapping[str, PackedWeight]
+) -> tuple[dict[str, Tensor], dict[int, PackedWeight]]:
+    """Let one tensor of a state dict stand for each packed weight.
+
+    Returns:
+        The state dict, and the packed weights by the ``id`` of the tensor that stands for each. A
+        master that has changed since it was unfrozen stays the float weight that it is.
+    """
+    there = {name: weight for name, weight in weights.items() if weight.rounding is None}
+    parts = {f"{name}_{part}": name for name in there for part in ("packed", "scale")}
+    places = {id(weight): weight.placeholder() for weight in there.values()}
+    whole = {
+        parts.get(name, name): places[id(there[parts.get(name, name)])]
+        if parts.get(name, name) in there
+        else tensor
+        for name, tensor in state.items()
+    }
+    return whole, {id(places[id(weight)]): weight for weight in there.values()}
+
+
+def _remember(source: Source, module: torch.nn.Module, weights: Mapping[str, PackedWeight]) -> None:
+    """Note what a module knows of its packed weights beside their bytes."""
+    source.int8_inputs = frozenset(name for name, one in weights.items() if one.rounds_inputs)
+    source.rounded = {n: one.rounding for n, one in weights.items() if one.rounding is not None}
+    source.origin = origin_of(module)
+    source.aliases = {**aliases_of(module), **source.aliases}
 
 
 def _measure(value: Any) -> tuple[tuple[int, ...], int] | None:

@@ -1,0 +1,216 @@
+"""Put packed experts into a model: from a stack in the file, or from a matrix for each expert.
+
+transformers keeps the experts of a layer in two stacks. Most files have a matrix for each expert,
+which transformers merges as it loads them, after the layers were replaced. Packed matrices have
+scales of their own, of any granularity, so they are not merged: the model gets a layer for each,
+under the names that the file has, and the rules that merge are left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
+
+from tpack.container import Checkpoint, TernaryEntry
+from tpack.errors import InputError, UnsupportedError
+from tpack.grouping import Place
+from tpack.hf.experts import PackedExperts
+from tpack.hf.naming import STACKS, Names
+from tpack.nn import TernaryLinear
+from tpack.wording import spell
+
+_MATRIX = re.compile(r"\.(\d+)\.(\w+)\.weight$")
+_EXPERTS = re.compile(r"(^|\.)experts\.")
+
+
+@dataclass
+class Stack:
+    """What a file has for one stack of a model, matrix by matrix.
+
+    Attributes:
+        rule: the conversion that would merge them.
+        found: the name in the file of a matrix, by its expert and part.
+    """
+
+    rule: WeightConverter
+    found: dict[tuple[int, str], str] = field(default_factory=dict)
+
+
+def place_stacks(
+    model: PreTrainedModel, file: Checkpoint, names: Names
+) -> tuple[dict[str, str], frozenset[str]]:
+    """Replace the experts whose matrices are packed, in stacks or one by one.
+
+    Returns:
+        The name of each packed weight in the checkpoint, by its name in the model; and the
+        patterns of the conversions that must not be applied any more.
+
+    Raises:
+        InputError: an expert lacks a matrix, or there is one too many, or it has another shape.
+        UnsupportedError: the experts have no packed form.
+    """
+    ternary = dict(file.ternary())
+    packed = {names.target(name)[1] for name in ternary} - {None}
+    rules = [rule for rule in names.converters if packed & set(rule.source_patterns)]
+    sources: dict[str, str] = {}
+    if rules:
+        for target, stack in _stacks(file, names, ternary).items():
+            sources |= _take_apart(model, target, stack, ternary, file)
+    for name, entry in ternary.items():
+        target, pattern = names.target(name)
+        if pattern is None and entry.split == 2 and target in names.expected:
+            experts = _experts(model, target, ternary)
+            _check_shape(entry, names.expected[target].shape, 2, name)
+            dtype = getattr(torch, file.entries[f"{name}_scale"].dtype)
+            experts.pack_stack(target.rpartition(".")[2], entry.scale, entry.layout, dtype)
+            sources[target] = name
+    dropped = {
+        pattern for rule in names.converters if _joins(rule) for pattern in rule.source_patterns
+    }
+    return sources, frozenset(dropped if rules else ())
+
+
+def _stacks(
+    file: Checkpoint, names: Names, ternary: Mapping[str, TernaryEntry]
+) -> dict[str, Stack]:
+    """Return the stacks that are made from a matrix for each expert."""
+    rules = {pattern: rule for rule in names.converters for pattern in rule.source_patterns}
+    found: dict[str, Stack] = {}
+    for name in (*ternary, *file.document.kept):
+        target, pattern = names.target(name)
+        if pattern is None:
+            continue
+        rule = rules[pattern]
+        matrix = _MATRIX.search(names.renamed(name))
+        if _joins(rule) and matrix is not None and target in names.expected:
+            expert, part = int(matrix[1]), matrix[2]
+            found.setdefault(target, Stack(rule)).found[expert, part] = name
+    return found
+
+
+def _joins(rule: WeightConverter) -> bool:
+    """Return whether a conversion stacks matrices of experts, and joins the rows of several."""
+    kinds = [
+        (type(operation), operation.dim)
+        for operation in rule.operations
+        if hasattr(operation, "dim")
+    ]
+    return len(kinds) == len(rule.operations) and kinds in (
+        [(MergeModulelist, 0)],
+        [(MergeModulelist, 0), (Concatenate, 1)],
+    )
+
+
+def _take_apart(
+    model: PreTrainedModel,
+    target: str,
+    stack: Stack,
+    ternary: Mapping[str, TernaryEntry],
+    file: Checkpoint,
+) -> dict[str, str]:
+    """Put a layer for each matrix in the place of a stack; return the packed ones."""
+    path, _, last = target.rpartition(".")
+    experts = _experts(model, target, ternary)
+    weight = getattr(experts, last)
+    count, rows, columns = weight.shape
+    order = [_part(pattern) for pattern in stack.rule.source_patterns]
+    rows //= len(order)
+    sources: dict[str, str] = {}
+    layers: list[nn.Module] = []
+    for expert in range(count):
+        for part in order:
+            name = stack.found.pop((expert, part), None)
+            if name is None:
+                raise InputError(
+                    "is missing. Convert the model again.", tensor=f"{path}.{expert}.{part}.weight"
+                )
+            entry = ternary.get(name)
+            if entry is None:
+                layer = nn.Linear(columns, rows, bias=False, device="meta", dtype=weight.dtype)
+                layers.append(layer)
+                continue
+            _check_shape(entry, (rows, columns), 1, name)
+            with torch.device("meta"):
+                layers.append(
+                    TernaryLinear(
+                        columns,
+                        rows,
+                        bias=False,
+                        scale=entry.scale,
+                        scale_dtype=getattr(torch, file.entries[f"{name}_scale"].dtype),
+                        layout=entry.layout,
+                        dtype=weight.dtype,
+                    )
+                )
+            sources[f"{path}.{expert}.{part}.weight"] = name
+    for name in stack.found.values():
+        raise InputError(
+            f"has no place in {type(model).__name__}, which has {count} experts. The config.json "
+            "belongs to another checkpoint: convert the folder again.",
+            tensor=name,
+        )
+    experts.take_apart(last, order, layers)
+    return sources
+
+
+def _part(pattern: str) -> str:
+    """Return the part of an expert that a pattern of transformers is for.
+
+    Example:
+        >>> _part(r"mlp.experts.*.gate_proj.weight")
+        'gate_proj'
+    """
+    return pattern.rstrip("$").replace("\\.", ".").removesuffix(".weight").rpartition(".")[2]
+
+
+def _experts(
+    model: PreTrainedModel, target: str, ternary: Mapping[str, TernaryEntry]
+) -> PackedExperts:
+    """Return the module of a stack, made to take packed matrices."""
+    path, _, last = target.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, PackedExperts):
+        return module
+    if not hasattr(module, "is_transposed") or last not in STACKS:
+        raise refusal(model, ternary)
+    experts = PackedExperts(module)
+    model.set_submodule(path, experts)
+    for parent in (experts, model.get_submodule(path.rpartition(".")[0])):
+        if not list(parent.parameters(recurse=False)):  # else it would be asked for its stacks
+            parent._is_hf_initialized = True  # noqa: SLF001
+    return experts
+
+
+def _check_shape(entry: TernaryEntry, shape: Iterable[int], split: int, name: str) -> None:
+    if entry.shape != tuple(shape) or entry.split != split:
+        raise InputError(
+            f"has shape {entry.shape}, expected {tuple(shape)} by config.json. It belongs to "
+            "another checkpoint.",
+            tensor=name,
+        )
+
+
+def refusal(model: PreTrainedModel, ternary: Mapping[str, TernaryEntry]) -> UnsupportedError:
+    """Return the error for experts that cannot run packed, with the patterns that keep them."""
+    names = [name for name, entry in ternary.items() if entry.split == 2 or is_of_experts(name)]
+    patterns = sorted({_pattern(name) for name in names})
+    return UnsupportedError(
+        f"matches {len(names)} packed weights of experts, which {type(model).__name__} computes in "
+        f"a way of its own that needs floats. Convert with {spell(exclude=patterns)}.",
+        tensor=", ".join(patterns),
+    )
+
+
+def _pattern(name: str) -> str:
+    return "*.experts.*" if is_of_experts(name) else Place.of(name).role
+
+
+def is_of_experts(name: str) -> bool:
+    """Return whether a tensor belongs to experts, by its name in a file."""
+    return _EXPERTS.search(name) is not None
