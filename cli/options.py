@@ -74,6 +74,13 @@ def _option(each: Field[Any]) -> click.Option:
     default: dict[str, Any] = (
         {} if required else {"default": each.default}
     )  # to click, a default of None is one
+    if each.default is True:  # a flag that turns it off
+        return click.Option(
+            [option_name(f"no_{each.name}"), each.name],
+            flag_value=False,
+            default=True,
+            help=about["text"],
+        )
     return click.Option(
         [*short, option_name(each.name)],
         required=required,

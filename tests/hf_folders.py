@@ -51,7 +51,7 @@ def packed_folder(model, folder, config=None, **options):
     model.save_pretrained(plain)
     found = json.loads((plain / "config.json").read_text()) | (config or {})
     (plain / "config.json").write_text(json.dumps(found))
-    tpack.convert(plain, packed, **options)
+    tpack.convert(plain, packed, **{"capture": False} | options)
     return packed
 
 

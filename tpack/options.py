@@ -36,8 +36,9 @@ def option(
     """Describe an option as the field of a record.
 
     Args:
-        default: the value if it is not given; ``False`` makes it a flag, ``()`` a list, and
-            ``MISSING`` of dataclasses an option that must be given.
+        default: the value if it is not given; ``False`` makes it a flag, ``True`` one that turns
+            it off (``--no-capture``), ``()`` a list, and ``MISSING`` of dataclasses an option that
+            must be given.
         text: its help text.
         among: the names that it takes besides the default.
         read: reads a value or raises UsageError, for values with a part to fill in: ``group:N``.
@@ -120,6 +121,9 @@ class Options(Reading):
         None,
         "What scales beside int8 or uint8 weights do, if the source does not record it.",
         among=MEANINGS,
+    )
+    capture: bool = option(
+        True, "Leave out the forward that the model of a folder has in transformers."
     )
     dry_run: bool = option(False, "Report, and write nothing.", decides=False)
     resume: bool = option(False, "Continue an interrupted conversion of a folder.", decides=False)

@@ -105,6 +105,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _option(name: str, value: Any) -> str:
+    if value is False:
+        return option_name(f"no_{name}")
     if value is True or value is ... or value == [...]:
         return option_name(name)
     if isinstance(value, list):

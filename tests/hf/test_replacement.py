@@ -296,7 +296,7 @@ def test_a_weight_whose_parts_are_renamed_otherwise_is_refused(folder, tmp_path,
     from transformers.core_model_loading import WeightRenaming
 
     rules = [WeightRenaming(r"\.up\.weight$", ".up_proj.weight")]
-    monkeypatch.setattr("tpack.hf.naming.get_model_conversion_mapping", lambda _: rules)
+    monkeypatch.setattr("tpack.architectures.names.get_model_conversion_mapping", lambda _: rules)
 
     def rename(tensors):
         for name in [name for name in tensors if ".up_proj." in name]:

@@ -29,7 +29,7 @@ from tpack.capturing.graph import (
     Value,
     values_in,
 )
-from tpack.capturing.storages import Storages, computed_dtype, shared_arguments
+from tpack.capturing.storages import Storages, computed_dtype, identity, shared_arguments
 from tpack.capturing.torch_export import NOTES, RESULT
 from tpack.errors import LayerDefError
 from tpack.layerdef.names import is_identifier
@@ -94,8 +94,8 @@ class _Reader:
         for name, tensor in self.program.state_dict.items():
             if name in unsaved:
                 continue
-            key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-            if tensor.numel() and not tensor.is_meta and key in owners:
+            key = identity(tensor)
+            if tensor.numel() and key in owners:
                 self.aliases[name] = owners[key]
                 continue
             owners[key] = name

@@ -7,11 +7,12 @@ on is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import sympy
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from tpack.capturing.graph import CONSTANT, INPUT, STORED, Arg, Value, values_in
 from tpack.errors import LayerDefError
@@ -80,6 +81,13 @@ class Storages:
                 "later. Compute a new tensor instead.",
                 node=place,
             )
+
+
+def identity(tensor: torch.Tensor) -> Hashable:
+    """Return a key that a tensor shares with its other names; without memory, the object counts."""
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
+        return id(tensor)
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
 def shared_arguments(

@@ -54,6 +54,7 @@ def convert(
     example_args: Sequence[Any] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    capture: bool = True,
     dry_run: bool = False,
     resume: bool = False,
     force: bool = False,
@@ -85,6 +86,8 @@ def convert(
             ``tpack.capture`` does it.
         example_kwargs: keyword arguments likewise.
         dynamic_shapes: which sizes of the arguments are free, as ``torch.export`` takes them.
+        capture: describe what the model of a transformers folder computes, if transformers is
+            installed; if false, only its layers are described.
         dry_run: write nothing.
         resume: continue an interrupted conversion of a folder.
         force: replace an existing output.

@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpack.container import digest
+from tpack.conversion.architecture import of_architecture
 from tpack.conversion.captures import packed_note
 from tpack.conversion.cases import Cases
 from tpack.conversion.needs import Needs, check_room
@@ -160,29 +162,34 @@ def write_outputs(
 
 def _described(job: Job, batches: Sequence[Batch], notes: list[str]) -> Description:
     """Describe the output; append to ``notes`` what it lacks: LayerDefs, or a forward."""
-    source, trace = job.source, job.trace
+    source = job.source
     stored = {one.name: one for batch in batches for one in batch.stored(source)}
     packed = [name for batch in batches for name in batch.packed]
-    program = job.program or source.program_of(packed)
-    if program is None and trace is not None:
-        program = trace.program(packed)
     digests = {key: digest([value.encode()]) for key, value in source.metadata.items()}
     origin = replace(source.origin, metadata={**source.origin.metadata, **source.metadata})
-    description = describe(
+    describe_as = partial(
+        describe,
         [stored[name] for name in source.tensors if name in stored],
-        program,
         origin=replace(origin, digests={**origin.digests, **digests}),
         aliases=source.aliases,
         int8_inputs=source.int8_inputs,
         in_out=source.in_out,
     )
+    source.warnings += about_experts(source, packed)
+    program = job.program or source.program_of(packed)
+    if program is None and job.trace is not None:
+        program = job.trace.program(packed)
+    if program is None:
+        found = of_architecture(source, job.plan, job.options, stored, describe_as, notes)
+        if found is not None:
+            return found
+    description = describe_as(program)
     if description.program is None:
         notes.append(f"no LayerDefs: {description.problem}")
     elif program is None:
         notes += about_forward(source, description.program)
-    if trace is not None:
-        notes += packed_note(trace, description)
-    source.warnings += about_experts(source, packed)
+    if job.trace is not None:
+        notes += packed_note(job.trace, description)
     return description
 
 

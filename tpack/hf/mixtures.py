@@ -17,11 +17,11 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
+from tpack.architectures.names import STACKS, Names
 from tpack.container import Checkpoint, TernaryEntry
 from tpack.errors import InputError, UnsupportedError
 from tpack.grouping import Place
 from tpack.hf.experts import PackedExperts
-from tpack.hf.naming import STACKS, Names
 from tpack.nn import TernaryLinear
 from tpack.wording import spell
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from tpack.architectures.names import applied
 from tpack.container import Checkpoint, Document, Origin, checkpoint_files
 from tpack.errors import InputError, UsageError, locate
-from tpack.hf.naming import applied
 from tpack.hf.replacement import place
 from tpack.hf.saving import save_pretrained
 from tpack.hfconfig import METHOD

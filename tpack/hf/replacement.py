@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.quantizers.base import HfQuantizer
-from transformers.quantizers.quantizers_utils import should_convert_module
 
+from tpack.architectures.names import Names
+from tpack.architectures.rounding import rounded_layers
 from tpack.container import Checkpoint, TernaryEntry
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.hf.direct_reads import read_directly
@@ -27,7 +27,6 @@ from tpack.hf.layers import (
     TiedHead,
 )
 from tpack.hf.mixtures import is_of_experts, place_stacks, refusal
-from tpack.hf.naming import Names
 from tpack.nn import BitLinear, TernaryLinear
 from tpack.wording import spell, spell_exclude
 
@@ -62,7 +61,9 @@ def place(model: PreTrainedModel, file: Checkpoint, settings: Mapping[str, Any])
     there = _stored(file, names)
     _check_complete(model, there, names)
     bit_linear = _bit_linear(settings)
-    rounded = None if bit_linear is None else _rounded(model, settings)
+    rounded = None
+    if bit_linear is not None:
+        rounded = {*rounded_layers(model, _bitnet(settings).get("modules_to_not_convert"))}
     direct = read_directly(model)
     placed: dict[str, nn.Module] = {}
     sources, dropped = place_stacks(model, file, names)
@@ -255,20 +256,6 @@ def _mark_loaded(model: PreTrainedModel, there: set[str], placed: Mapping[str, n
         own = [*parent.named_parameters(recurse=False), *parent.named_buffers(recurse=False)]
         if all(f"{path}.{name}" in there for name, _ in own):
             parent._is_hf_initialized = True  # noqa: SLF001
-
-
-def _rounded(model: PreTrainedModel, settings: Mapping[str, Any]) -> set[str]:
-    """Return the paths of linear layers that round their inputs, by transformers' own rules."""
-    kept = HfQuantizer.get_modules_to_not_convert(
-        model,
-        _bitnet(settings).get("modules_to_not_convert"),
-        model._keep_in_fp32_modules,  # noqa: SLF001
-    )
-    return {
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear) and should_convert_module(path, kept)
-    }
 
 
 def _check_rounding(model: PreTrainedModel, settings: Mapping[str, Any], rounded: set[str]) -> None:
