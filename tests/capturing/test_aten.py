@@ -13,7 +13,7 @@ import tpack
 from tpack.capturing import capture
 from tpack.capturing.aten import ATEN, PSEUDO, parse_row
 from tpack.capturing.aten_rows.shared import KEEPS
-from tpack.capturing.graph import CONSTANT, INPUT, ITEM, STORED
+from tpack.capturing.graph import CACHE, CONSTANT, INPUT, ITEM, STORED
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import BinaryOp, FunctionCall, Identifier, LayerDef, Literal, Param, Return
 from tpack.layerdef.ops import BINARY, OPS, PACKED_OPS, UNARY, parse_op
@@ -93,7 +93,7 @@ RULES = [
 ]
 #: Words that ``op`` of a node of torch.fx may be, and of a value that no op computes.
 OTHERS = {"placeholder", "output", "get_attr", "call_function", "call_method", "call_module"}
-OTHERS |= {INPUT, STORED, CONSTANT, ITEM}
+OTHERS |= {INPUT, STORED, CONSTANT, CACHE, ITEM}
 #: Functions → the position of the argument that is an op.
 MAKES = {"like": 0, "made": 0, "FunctionCall": 0, "_is": 1, "_with_number": 1, "has_trait": 0}
 

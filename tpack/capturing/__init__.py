@@ -52,12 +52,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from tpack.capturing import caches
 from tpack.capturing.built import named_layers, unchanged_program
 from tpack.capturing.comparison import (
     LEVEL,
     Example,
     built,
     compare,
+    compare_decoding,
     float_rounding,
     tensor_of,
     tensors_in,
@@ -71,8 +73,9 @@ from tpack.capturing.positions import rewrite_positions
 from tpack.capturing.roles import find_roles
 from tpack.capturing.rounding import measured_weights, rounded_weights, with_packed
 from tpack.capturing.simplification import simplify
-from tpack.capturing.torch_export import export, fixed_sizes
+from tpack.capturing.torch_export import bound_arguments, export, fixed_sizes
 from tpack.container import Piece
+from tpack.errors import LayerDefError
 from tpack.layerdef import Program
 from tpack.quantize import Rounding
 from tpack.sources.packed_modules import PackedWeight
@@ -265,14 +268,7 @@ def trace(
     Raises:
         LayerDefError: it computes something that LayerDef cannot express.
     """
-    graph = read_graph(program)
-    simplify(graph)
-    rewrite_positions(graph)
-    simplify(graph)
-    graph.merge_equal()
-    find_patterns(graph)
-    simplify(graph)
-    graph.merge_equal()
+    graph = _simple(read_graph(program))
     example = None
     if program.example_inputs is not None:
         args, kwargs = program.example_inputs
@@ -280,14 +276,74 @@ def trace(
     return Captured(graph, notes, example, packed)
 
 
+def _simple(graph: Graph) -> Graph:
+    """Rewrite a graph the way a person would say it."""
+    simplify(graph)
+    rewrite_positions(graph)
+    simplify(graph)
+    graph.merge_equal()
+    find_patterns(graph)
+    simplify(graph)
+    graph.merge_equal()
+    return graph
+
+
 def trace_module(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic_shapes: Any
 ) -> Captured:
-    """Export a live module and read it; arguments as those of ``capture``."""
+    """Export a live module and read it; arguments as those of ``capture``.
+
+    A decoder of transformers is traced with a cache of keys and values, if it can be.
+    """
+    given = dict(kwargs or {})
+    if not caches.makes_cache(module, given):
+        return _without_cache(module, args, given, dynamic_shapes)
+    try:
+        return _with_cache(module, args, given, dynamic_shapes)
+    except LayerDefError as error:
+        reason = str(error).rstrip(".")
+    given |= {"use_cache": False} if "use_cache" in given else {}
+    with caches.without(module):
+        found = _without_cache(module, args, given, dynamic_shapes)
+    found.notes = (*found.notes, f"captured without a cache of keys and values: {reason}")
+    return found
+
+
+def _without_cache(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> Captured:
+    """Trace any module."""
     with as_floats(module) as packed, named_layers(module):
         program = export(module, args, kwargs, dynamic_shapes)
         notes = fixed_sizes(program, module, args, kwargs, dynamic_shapes)
     return trace(program, notes, module, packed)
+
+
+def _with_cache(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> Captured:
+    """Trace a decoder of transformers with a cache.
+
+    Raises:
+        LayerDefError: it cannot be traced so, or does not decode as the module does.
+    """
+    given = bound_arguments(module, args, kwargs)
+    if reason := caches.uncachable(module, given, dynamic_shapes):
+        raise LayerDefError(f"{reason}.")
+    (tokens,) = (value for value in given.values() if isinstance(value, Tensor))
+    more = {**kwargs, caches.PAST: caches.past_of(tokens)}
+    with as_floats(module) as packed, named_layers(module), caches.traced(module):
+        program = export(module, args, more, None)
+        notes = fixed_sizes(program, module, args, more, None)
+    graph = read_graph(program)
+    if not caches.place_cache(graph):
+        raise LayerDefError("no layer keeps keys and values.")
+    example = Example(module, tuple(args), kwargs, program.range_constraints)
+    captured = Captured(_simple(graph), notes, example, packed)
+    if captured.untold is None:
+        ours = built(captured.program(captured.packed), captured.own_tensors())
+        compare_decoding(ours, example, graph, caches.past_cache)
+    return captured
 
 
 def capture(

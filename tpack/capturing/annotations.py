@@ -85,9 +85,12 @@ class Annotations:
         """
         named = SizeNames(sizes)
         return cls(
-            tuple(named(value.shape) for value in inputs),
+            tuple(None if value.is_cache else named(value.shape) for value in inputs),
             tuple(
-                tuple(None if value is None else named(value.shape) for value in several)
+                tuple(
+                    None if value is None or value.is_cache else named(value.shape)
+                    for value in several
+                )
                 for several in statements
             ),
         )

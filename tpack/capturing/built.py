@@ -11,6 +11,7 @@ from torch import nn
 
 from tpack.build import BuiltModule, build_module, program_of
 from tpack.layerdef import Program, Unspecified
+from tpack.nn import NO_CACHE
 
 
 def unchanged_program(module: nn.Module) -> Program | None:
@@ -62,13 +63,20 @@ def named_layers(module: nn.Module) -> Iterator[None]:
 
 
 def _named(module: BuiltModule, base: Any) -> Any:
-    inputs, _ = module._tpack_steps  # noqa: SLF001
+    steps = module._tpack_steps  # noqa: SLF001
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return base.forward(self, *args, **kwargs)
 
-    names = ("self", *inputs)
-    given = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    defaults = dict.fromkeys(steps.caches, NO_CACHE)
+    given = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=defaults.get(name, inspect.Parameter.empty),
+        )
+        for name in ("self", *steps.inputs)
+    ]
     forward.__signature__ = inspect.Signature(given)  # type: ignore[attr-defined]
     name = module._tpack_layer  # noqa: SLF001
     return type(name, (base,), {"__module__": base.__module__, "forward": forward})

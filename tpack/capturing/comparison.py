@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -18,6 +18,7 @@ from tpack.container import Piece
 from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError
 from tpack.layerdef import Program
+from tpack.nn import KeyValueCache
 
 #: Difference that rounding activations to int8 explains in a packed model: an activation between
 #: two levels falls to either.
@@ -53,9 +54,10 @@ class Example:
         """Yield the example's tensors, and those of one other size if sizes are free."""
         given = tensors_in((self.args, dict(self.kwargs)))
         yield "", given
+        inputs = [value for value in graph.inputs if not value.is_cache]
         sizes = {
             size: found
-            for value, tensor in zip(graph.inputs, given, strict=True)
+            for value, tensor in zip(inputs, given, strict=True)
             for size, found in zip(value.shape, tensor.shape, strict=True)
             if isinstance(size, sympy.Symbol)
         }
@@ -66,7 +68,7 @@ class Example:
                 continue
             resized = [
                 _resized(tensor, [_evaluated(size, other) for size in value.shape])
-                for value, tensor in zip(graph.inputs, given, strict=True)
+                for value, tensor in zip(inputs, given, strict=True)
             ]
             try:
                 self.run(resized)
@@ -187,6 +189,37 @@ def compare(
             raise _refused(module, example, inputs, sizes, limit, one)
         largest = max(largest, one, key=lambda each: each.relative)
     return largest
+
+
+@torch.no_grad()
+def compare_decoding(
+    module: nn.Module, example: Example, graph: Graph, past: Callable[[nn.Module], Any]
+) -> None:
+    """Check that a program with a cache decodes as the original with its own cache does.
+
+    It takes the tokens of the example and more, in steps: a prompt, one token, and three at once.
+
+    Args:
+        past: makes an empty cache of the original.
+
+    Raises:
+        LayerDefError: a step differs by more than float rounding explains.
+    """
+    (tokens,) = tensors_in((example.args, dict(example.kwargs)))
+    length = tokens.shape[1]
+    index = torch.arange(length + 4, device=tokens.device) % length
+    tokens = tokens.index_select(1, index)
+    ours, theirs = KeyValueCache(), past(example.original)
+    limit = float_rounding(graph)
+    for step in tokens.split([length, 1, 3], 1):
+        more = replace(example, kwargs={**example.kwargs, "past_key_values": theirs})
+        expected = more.run([step])
+        one = difference(tensors_in(module(step, ours)), expected)
+        if one.relative > limit:
+            raise LayerDefError(
+                f"with a cache the program gives other results than the module, by "
+                f"{one.relative:.2g} of their size."
+            )
 
 
 def _refused(

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from tpack.capturing.annotations import USUAL
 from tpack.capturing.aten import ATEN, CHECKS, Row, functional
+from tpack.capturing.caches import EXTEND
 from tpack.capturing.graph import (
     CONSTANT,
     INPUT,
@@ -187,6 +188,12 @@ class _Reader:
             self.storages.share(item, [whole])
 
     def compute(self, node: fx.Node, name: str, above: fx.Node | None) -> None:
+        if name == EXTEND:
+            names = ("past", "keys", "values", "layer")
+            args = dict(zip(names, map(self.argument, node.args), strict=True))
+            args.pop("past")
+            self.made[node] = self.value(node, "cache_extend", args, above)
+            return
         base = functional(name)
         row = ATEN.get(base)
         if row is None:

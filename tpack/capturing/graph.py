@@ -20,6 +20,8 @@ Arg: TypeAlias = Any
 
 #: Ops of values that the table of LayerDef does not name.
 INPUT, STORED, CONSTANT, ITEM = "input", "stored", "constant", "item"
+#: The cache of keys and values that forward takes: its only size is the length of the past.
+CACHE = "cache"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,12 @@ class Value:
     @property
     def is_leaf(self) -> bool:
         """Whether no op computes it."""
-        return self.op in (INPUT, STORED, CONSTANT)
+        return self.op in (INPUT, STORED, CONSTANT, CACHE)
+
+    @property
+    def is_cache(self) -> bool:
+        """Whether it is a cache of keys and values, or the part of one layer, and no tensor."""
+        return self.op in (CACHE, "cache_layer")
 
 
 @dataclass

@@ -216,7 +216,8 @@ class _Maker:
                 return _Draft(found[0], tuple(found[1].items()), outputs=body.outputs)
             if (loop := _repeated(params, body)) is not None:
                 return _Draft(str(loop.layer), loop.args, loop.repeat, body.outputs)
-        inputs = [Param(name, "Tensor") for name in body.inputs]
+        given = zip(body.inputs, self.scopes[path][0].inputs, strict=True)
+        inputs = [Param(name, "Cache" if one.is_cache else "Tensor") for name, one in given]
         key = (tuple(params), tuple(inputs), tuple(body.statements))
         if key not in self.known:
             name = self.class_name(path)

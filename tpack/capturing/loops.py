@@ -38,23 +38,37 @@ def _run(members: list[str], items: list[Item]) -> list[Item] | None:
     for item in items:
         for value in item.uses:
             users[value] = users.get(value, 0) + 1
-    rest = calls[0].child.inputs[1:] if calls[0].child else ()
-    for before, after in pairwise(calls):
+    rest = _shared(calls[0], 0)
+    for i, (before, after) in enumerate(pairwise(calls)):
         assert after.child is not None
         if len(before.results) != 1 or not after.child.inputs:
             return None
-        first, *others = after.child.inputs
-        if first is not before.results[0] or tuple(others) != rest or users.get(first) != 1:
+        first = after.child.inputs[0]
+        if first is not before.results[0] or _shared(after, i + 1) != rest or users[first] != 1:
             return None
     return calls if len(calls[-1].results) == 1 else None
+
+
+def _shared(item: Item, index: int) -> tuple[Value, ...]:
+    """Return what the calls of a loop share: of the part of a cache at an index, the cache."""
+    inputs = item.child.inputs[1:] if item.child else ()
+    return tuple(
+        value.args["cache"] if value.is_cache and value.args.get("index") == index else value
+        for value in inputs
+    )
 
 
 def _collapse(name: str, items: list[Item], run: list[Item]) -> None:
     """Put one item in the place of a run."""
     first, last = run[0], run[-1]
     assert first.child is not None
-    child = Child(name, first.child.inputs, first.child.outputs)
-    whole = Item(last.results, first.uses, first.line, child, alone=True)
+    inputs = (*first.child.inputs[:1], *_shared(first, 0))
+    child = Child(name, inputs, first.child.outputs)
+    whole = Item(last.results, list(inputs), first.line, child, alone=True)
     items[items.index(first)] = whole
     for item in run[1:]:
         items.remove(item)
+    used = {value for item in items for value in item.uses}
+    for item in [one for one in items if one.value is not None and one.value.is_cache]:
+        if not used & {*item.results}:
+            items.remove(item)

@@ -46,7 +46,7 @@ def rewrite_positions(graph: Graph) -> None:
         formula = formulas.get(value)
         if formula is None and _broadcasts(value):
             value.shape = _broadcast(values_in(tuple(value.args.values())))
-        if formula is None or takes_device(value.op):
+        if formula is None or takes_device(value.op) or _moves_positions(value, formula):
             return None
         return _Writer(value, reader.leaves, whole=not may_shrink(value)).write(formula)
 
@@ -85,10 +85,34 @@ def _attention(value: Value, reader: Formulas) -> Value | None:
     if formula is None or not isinstance(mask, Value):
         return None
     query, key = INDICES[len(mask.shape) - 2], INDICES[len(mask.shape) - 1]
-    square = same_size(value.args["query"].shape[-2], value.args["key"].shape[-2])
-    if square and formula in (sympy.Le(key, query), sympy.Ge(query, key)):
+    past = value.args["key"].shape[-2] - value.args["query"].shape[-2]
+    if not _is_order(formula, key - query - past):
+        return None
+    if same_size(past, 0):
         return value.like(value.op, rest | {"is_causal": True})
-    return None
+    rest.pop("is_causal", None)
+    return value.like("causal_attention", rest)
+
+
+def _is_order(formula: sympy.Basic, left: sympy.Expr) -> bool:
+    """Return whether a formula says that ``left`` is 0 or less."""
+    if isinstance(formula, sympy.Le):
+        return bool(sympy.expand(formula.lhs - formula.rhs - left) == 0)
+    if isinstance(formula, sympy.Ge):
+        return bool(sympy.expand(formula.rhs - formula.lhs - left) == 0)
+    return False
+
+
+def _moves_positions(value: Value, formula: sympy.Basic) -> bool:
+    """Return whether a value only moves positions that the caller of its module computed.
+
+    Those depend on the past, which the caller knows.
+    """
+    x = value.args.get("x")
+    if value.op not in ("unsqueeze", "to") or not isinstance(x, Value):
+        return False
+    outside = len(x.calls) < len(value.calls) and value.calls[: len(x.calls)] == x.calls
+    return outside and not formula.free_symbols <= {*INDICES}
 
 
 class _UnwritableError(Exception):
@@ -139,9 +163,11 @@ class _Writer:
             word, args = "full", args | {"value": int(formula)}
         return self.place.like(word, args, shape=shape)
 
-    def term(self, formula: sympy.Basic) -> Value | int:
+    def term(self, formula: sympy.Basic) -> Value | Size:
         if formula in INDICES:
             return self.index(INDICES.index(formula))
+        if isinstance(formula, sympy.Symbol):  # a free size
+            return formula
         if isinstance(formula, sympy.Integer):
             return int(formula)
         if isinstance(formula, sympy.Add):
@@ -185,7 +211,7 @@ class _Writer:
         assert isinstance(made, Value)
         return made
 
-    def made(self, op: str, args: dict[str, Value | int], dtype: torch.dtype) -> Value:
+    def made(self, op: str, args: dict[str, Value | Size], dtype: torch.dtype) -> Value:
         parts = [arg for arg in args.values() if isinstance(arg, Value)]
         if not parts:
             raise _UnwritableError

@@ -192,7 +192,7 @@ def _connect(root: Scope, graph: Graph) -> None:
         ]
         key = f"{RESULT}{scope.path}"
         scope.outputs.sort(key=lambda value: int(value.asked.get(key, 99)))
-        scope.inputs.sort(key=lambda value: value.op in (STORED, CONSTANT))
+        scope.inputs.sort(key=lambda value: (value.is_cache, value.op in (STORED, CONSTANT)))
         return inside
 
     visit(root)
@@ -223,9 +223,9 @@ def _carriers(scope: Scope, given: list[Value], everything: list[Value]) -> list
         results = [item] if isinstance(item, Value) else item.outputs
         known |= {size for value in results for size in value.shape}
     first = next(iter(scope.items), None)
-    told = found or any(value.op not in (STORED, CONSTANT) for value in given)
+    told = any(not one.is_cache and one.op not in (STORED, CONSTANT) for one in (*found, *given))
     if isinstance(first, Value) and takes_device(first.op) and not told:
-        found += outside[:1]
+        found += [value for value in outside if not value.is_cache][:1]
     return found
 
 

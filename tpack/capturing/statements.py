@@ -144,9 +144,7 @@ class _Writer:
 
     def write(self) -> Body:
         attempt = self.settled({})
-        if any(
-            count > 1 for count in attempt.asked.values()
-        ):  # sizes used more than once get a name
+        if any(map(attempt.deserves_name, attempt.asked)):
             attempt = self.settled(attempt.asked)
         inputs = {value: self.input_name(value) for value in self.scope.inputs}
         return name_variables(attempt.steps, inputs, self.taken)
@@ -174,6 +172,8 @@ class _Writer:
                 yield item
 
     def input_name(self, value: Value) -> str:
+        if value.is_cache:
+            return value.name or "past"
         if value.op == INPUT and not self.scope.path:
             return value.name
         wish = value.asked.get(self.scope.path)
@@ -219,16 +219,28 @@ class _Attempt:
         self.device: Expression | None = None
         self.asked: Counter[Size] = Counter()
         self.see(writer.scope.inputs)
-        for size, count in counts.items():
-            if count > 1 and size in self.known and isinstance(size, sympy.Symbol):
+        self.asked.update(counts)
+        named = [size for size in counts if self.deserves_name(size)]
+        self.asked.clear()
+        for size in named:
+            if size in self.known and isinstance(size, sympy.Symbol):
                 name = free_name(writer.sizes.get(size, "size"), writer.taken)
                 self.steps.append(Step(self.known[size], (variable(size),), "", (name,)))
                 self.known[size] = Identifier(variable(size))
+
+    def deserves_name(self, size: Size) -> bool:
+        """Return whether a size gets a variable: one that is used twice, or that will change."""
+        known = self.known.get(size)
+        past = isinstance(known, FunctionCall) and known.function == "cache_length"
+        return past or self.asked[size] > 1
 
     def see(self, values: Iterable[Value]) -> None:
         """Note the sizes and the device of values that have a name."""
         for value in values:
             tensor = Identifier(variable(value))
+            if value.is_cache:
+                self.known.setdefault(value.shape[0], FunctionCall("cache_length", [tensor]))
+                continue
             for dim, size in enumerate(value.shape):
                 if not isinstance(size, int):
                     self.known.setdefault(size, FunctionCall("size", [tensor, Literal(dim)]))

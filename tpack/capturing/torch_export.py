@@ -70,7 +70,7 @@ def fixed_sizes(
     """
     given = dict(kwargs or {})
     shapes = _shapes(module, args, given, dynamic_shapes)
-    names = _bound(module, args, given)
+    names = bound_arguments(module, args, given)
     if not isinstance(shapes, Mapping):
         shapes = dict(zip(names, shapes, strict=False))
     wanted = [item for name in names for item in _wanted(name, names[name], shapes.get(name))]
@@ -112,7 +112,7 @@ def _wanted(name: str, value: Any, spec: Any) -> Iterator[tuple[str, int, int]]:
 def _shapes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], shapes: Any) -> Any:
     """Return the free sizes, for torch.export; tpack chooses them if ``shapes`` is None."""
     if shapes is None:
-        return {name: _free(value) for name, value in _bound(module, args, kwargs).items()}
+        return {name: _free(value) for name, value in bound_arguments(module, args, kwargs).items()}
     return _complete(module, args, kwargs, shapes)
 
 
@@ -154,7 +154,9 @@ def _without_sorting(module: nn.Module) -> Iterator[None]:
 _EXPERTS = "_experts_implementation"
 
 
-def _bound(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def bound_arguments(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the arguments by name; ``*args`` are a tuple and ``**kwargs`` a dict, for torch."""
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
@@ -184,7 +186,7 @@ def _complete(
     """Complete a dict of shapes with the arguments that it leaves out, as fixed."""
     if not isinstance(shapes, Mapping):
         return shapes
-    names = _bound(module, args, kwargs)
+    names = bound_arguments(module, args, kwargs)
     if unknown := sorted(set(shapes) - set(names)):
         raise UsageError(
             f"dynamic_shapes names {unknown[0]!r}, expected one of {', '.join(names)}."
