@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from tpack.capturing import export, trace
+from tpack.capturing import trace_module
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import Program
 
@@ -17,9 +17,13 @@ _HEAD = """\
 # The source of a captured model
 
 For whoever wants to see what `tpack codegen` prints for a real model. It was a Llama of
-transformers with {layers} layers, captured by `tpack.convert(model, path, example_args=(ids,))`
-after `model.config.use_cache = False`, with its linear weights packed. The source below comes from
-the checkpoint alone; `tests/llama_page.py` writes this page.
+transformers with {layers} layers, captured by `tpack.convert(model, path, example_args=(ids,))`,
+with its linear weights packed. The source below comes from the checkpoint alone;
+`tests/llama_page.py` writes this page.
+
+The forward takes a cache of keys and values, which may be left out. With one, each call computes
+the tokens that it is given, after those of the calls before; `tpack.generate` calls it so.
+`generate_pytorch_code(program, standalone=True)` prints `KeyValueCache` too.
 
 ```python
 {source}```
@@ -42,8 +46,7 @@ def program() -> Program:
     )
     model = transformers.LlamaForCausalLM(config).eval()
     packed = [name for name in model.state_dict() if name.endswith("_proj.weight")]
-    inputs = {"input_ids": torch.ones(2, 8, dtype=torch.int64), "use_cache": False}
-    return trace(export(model, (), inputs, None)).program(packed)
+    return trace_module(model, (torch.ones(2, 8, dtype=torch.int64),), None, None).program(packed)
 
 
 def page() -> str:

@@ -5,6 +5,7 @@ import torch
 import transformers
 from families import FAMILIES, FAST, PAGE, short_table, table
 from hf_folders import IDS, SIZES, close, generate, load, logits, packed_folder
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import tpack
@@ -50,7 +51,6 @@ def test_runs_packed_in_transformers(family, tmp_path):
 @pytest.mark.parametrize("family", tried(name for name, reason in FAMILIES.items() if not reason))
 def test_is_captured_whole(family, tmp_path):
     model = model_of(family)
-    model.config.use_cache = False
     path = tmp_path / "m.tpack.safetensors"
     tpack.convert(model, path, example_args=(IDS,), exact=True)
     loaded = tpack.load(path)
@@ -65,5 +65,13 @@ def test_the_pages_say_what_is_tested():
 
 
 def test_a_cache_is_refused_with_what_to_do(tmp_path):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model_of("llama")
+
+        def forward(self, ids):
+            return self.model(ids)
+
     with pytest.raises(LayerDefError, match=r"Set model\.config\.use_cache = False\.$"):
-        tpack.convert(model_of("llama"), tmp_path / "m.tpack.safetensors", example_args=(IDS,))
+        tpack.convert(Wrapper().eval(), tmp_path / "m.tpack.safetensors", example_args=(IDS,))

@@ -50,6 +50,7 @@ from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from tpack.capturing import caches
@@ -175,7 +176,9 @@ class Captured:
                 "inputs"
             )
         given = tensors_in((self.example.args, dict(self.example.kwargs)))
-        if any(t.is_meta for t in (*self.graph.stored.values(), *given)):
+        if any(
+            t.is_meta or isinstance(t, FakeTensor) for t in (*self.graph.stored.values(), *given)
+        ):
             return (
                 "the captured program was not compared with its source: tensors on the meta "
                 "device have no values"

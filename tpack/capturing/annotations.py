@@ -57,6 +57,12 @@ class SizeNames:
             factors = [self.names.get(one) or self.given.get(one, "") for one in size.args]
             if is_identifier(product := "_".join(sorted(factors))) and all(factors):
                 return product
+        if (
+            size.free_symbols
+            >= {s for s, name in self.given.items() if name == "past_length"}
+            != set()
+        ):
+            return "tokens"
         symbols = {self.given.get(symbol, "") for symbol in size.free_symbols}
         if len(symbols) == 1 and (only := next(iter(symbols))):
             return only

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from tpack.capturing.annotations import USUAL
 from tpack.capturing.aten import ATEN, CHECKS, Row, functional
-from tpack.capturing.caches import EXTEND
+from tpack.capturing.caches import OURS
 from tpack.capturing.graph import (
     CONSTANT,
     INPUT,
@@ -188,14 +188,8 @@ class _Reader:
             self.storages.share(item, [whole])
 
     def compute(self, node: fx.Node, name: str, above: fx.Node | None) -> None:
-        if name == EXTEND:
-            names = ("past", "keys", "values", "layer")
-            args = dict(zip(names, map(self.argument, node.args), strict=True))
-            args.pop("past")
-            self.made[node] = self.value(node, "cache_extend", args, above)
-            return
         base = functional(name)
-        row = ATEN.get(base)
+        row = OURS.get(name) or ATEN.get(base)
         if row is None:
             raise LayerDefError(
                 f"uses {name or node.target}, which LayerDef cannot express. The manual lists the "

@@ -138,9 +138,13 @@ class _Maker:
                     continue
                 for value in values_in(tuple(item.args.values())):
                     if value.op == CONSTANT and scope.owns(value):
-                        known = found.setdefault(self.home(value.name), [])
+                        home = self.home(value.name)
+                        known = found.setdefault(home, [])
                         if value not in known:
                             known.append(value)
+                            # of a module that is written out: it becomes an attribute here
+                            own = self.relative(value.name, home).replace(".", "_")
+                            value.name = f"{home}.{own}" if home else own
 
         visit(root)
         return found
