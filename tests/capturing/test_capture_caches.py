@@ -1,6 +1,7 @@
 """Decoders captured with a cache: the tokens of transformers, one program for all calls."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import transformers
 
 import tpack
 from tpack.build import build_module, program_of
+from tpack.capturing.caches import uncachable
 from tpack.layerdef import Program, slots
 
 SIZES = {
@@ -112,17 +114,19 @@ def test_a_file_its_source_and_what_is_saved_again_decode(tmp_path):
         assert [one.name for one in tpack.inspect(again).tensors] == names
 
 
-def test_a_model_whose_past_is_more_is_captured_without_a_cache():
-    config = transformers.MambaConfig(
-        vocab_size=97, hidden_size=16, num_hidden_layers=1, state_size=4, time_step_rank=2
-    )
-    model = transformers.MambaForCausalLM(config).eval()
-    with pytest.warns(UserWarning, match="without a cache of keys and values: it keeps more"):
-        program = tpack.capture(model, (IDS,))
-    module = built(program, model)
-    new = tpack.generate(module, IDS, max_new_tokens=4)
-    assert torch.equal(new[:, 12:], greedy(model, IDS, 4)[:, 12:])
-    assert model.config.use_cache
+OTHERS = {"Lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}}
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("Mamba", "it keeps more"), ("Lfm2", "it keeps more"), ("T5", "an encoder"), ("Llama", "")],
+)
+def test_a_model_whose_past_is_more_is_captured_without_a_cache(family, reason):
+    config = getattr(transformers, f"{family}Config")(**OTHERS.get(family, {}))
+    model = SimpleNamespace(config=config)
+    found = uncachable(model, {"input_ids": IDS}, None)
+    assert found.startswith(reason) or reason in found
+    assert bool(found) is bool(reason)
 
 
 def test_other_arguments_and_fixed_sizes_leave_the_cache_out():

@@ -339,8 +339,9 @@ def _with_cache(
         program = export(module, args, more, None)
         notes = fixed_sizes(program, module, args, more, None)
     graph = read_graph(program)
-    if not caches.place_cache(graph):
-        raise LayerDefError("no layer keeps keys and values.")
+    count, wanted = caches.place_cache(graph), len(caches.past_cache(module).layers)
+    if count != wanted:
+        raise LayerDefError(f"{count} of {wanted} layers keep keys and values of their own.")
     example = Example(module, tuple(args), kwargs, program.range_constraints)
     captured = Captured(_simple(graph), notes, example, packed)
     if captured.untold is None:

@@ -161,17 +161,17 @@ def past_cache(module: nn.Module) -> Any:
     return DynamicCache(config=module.config)
 
 
-def place_cache(graph: Graph) -> bool:
+def place_cache(graph: Graph) -> int:
     """Make the cache of a graph out of the vector that stands for the past.
 
     Returns:
-        Whether a layer keeps keys and values in it.
+        How many layers keep keys and values in it.
     """
     past = next(value for value in graph.inputs if value.op == INPUT and value.name == PAST)
     graph.inputs.remove(past)
     extending = [value for value in graph.values if value.op == "cache_extend"]
     if not extending:
-        return False
+        return 0
     graph.inputs.append(past)
     past.op, past.name, past.asked = CACHE, "cache", {}
     (size,) = past.shape
@@ -187,7 +187,7 @@ def place_cache(graph: Graph) -> bool:
             parts[index, calls] = part
             graph.values.insert(graph.values.index(value), part)
         value.args["cache"] = part
-    return True
+    return len({index for index, _ in parts})
 
 
 def _above_layers(calls: Sequence[Call]) -> tuple[Call, ...]:
