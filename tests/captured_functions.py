@@ -151,6 +151,7 @@ FUNCTIONS = {
         + x.index_copy(1, m.counts[:2], x[:, 2:]).index_fill(1, m.counts[:1], 2.0)
     ),
     "put in place": lambda m, x: torch.zeros_like(x).scatter_(1, x.argmax(1, keepdim=True), 1.0),
+    "put at places": lambda m, x: (x * 2).index_put_((m.counts[:1],), x[:1]),
     "along": lambda m, x: x.gather(1, x.argsort(1)) * x[:, m.counts[:4].view(2, 2)][:, 0, :1],
     "places": lambda m, x: (
         torch.bucketize(x, m.counts.float()) + torch.searchsorted(m.v.sort()[0], x)
