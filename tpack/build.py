@@ -40,6 +40,7 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
+from tpack.layerdef.gains import gains
 from tpack.layerdef.members import Member, Members, members_of
 from tpack.layerdef.nodes import NO_FORWARD
 from tpack.layerdef.ops import OPS, PACKED_OPS, Op, OpParam
@@ -110,8 +111,9 @@ class BuiltModule(PackedModule):
         self.ternary_shapes = {}  # type: ignore[misc]
         self.ternary_layouts = {}  # type: ignore[misc]
         self.ternary_groups = {}  # type: ignore[misc]
+        ones = gains(program.by_name[layer_name])
         for param in lowered.stored:
-            _store(self, param)
+            _store(self, param, fill=float(param.name in ones))
         tree = members_of(lowered.children)
         for position, member in enumerate(tree.places):
             self.add_module(str(position), _member(program, member))
@@ -165,17 +167,18 @@ class BuiltModule(PackedModule):
         return ", ".join([self._tpack_layer, *weights])
 
 
-def _store(module: BuiltModule, param: Param) -> None:
-    """Register the tensors of one parameter."""
+def _store(module: BuiltModule, param: Param, fill: float) -> None:
+    """Register the tensors of one parameter; floats have one value."""
     shape, dtype = param.shape or (), getattr(torch, BY_NAME[param.dtype].held)
     if param.param_type == "Constant":
         module.register_buffer(param.name, constant(param), persistent=False)
     elif param.param_type == "Buffer":
-        make = torch.empty if BY_NAME[param.dtype].torch else torch.zeros  # none can be filled
         held = BY_NAME[param.dtype].held_shape(shape)
-        module.register_buffer(param.name, make(held, dtype=dtype))
+        empty = torch.empty(held, dtype=dtype)
+        whole = BY_NAME[param.dtype].torch  # torch can fill none of these
+        module.register_buffer(param.name, empty if whole else empty.fill_(fill))
     elif param.param_type == "Tensor":
-        module.register_parameter(param.name, nn.Parameter(torch.zeros(shape, dtype=dtype)))
+        module.register_parameter(param.name, nn.Parameter(torch.full(shape, fill, dtype=dtype)))
     else:
         split = param.rows_split
         packed = packed_zeros(*shape, split=split, layout=param.layout)

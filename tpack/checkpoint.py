@@ -33,7 +33,7 @@ from tpack.layerdef import LayerDef, Program, Slot, as_program, slots
 from tpack.nn import is_unfrozen
 from tpack.nn.code_check import check_legal, remember
 from tpack.parallel import ColumnLinear, Part, RowLinear, split as divide
-from tpack.readback import read_program
+from tpack.readback import read_or_capture
 from tpack.text import plural
 from tpack.unpacking import WEIGHT_FLOATS, plain_array, plain_pieces
 from tpack.verification import verify_file
@@ -192,6 +192,8 @@ def save(
     path: str | os.PathLike[str],
     *,
     layerdef: LayerDef | Program | None = None,
+    example_args: Any = None,
+    example_kwargs: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> None:
     """Write a packed module, loaded or generated, with its LayerDefs.
@@ -206,6 +208,9 @@ def save(
         path: the file to write.
         layerdef: the LayerDefs of a generated module; if not given, they are read from its
             forward methods.
+        example_args: arguments of its forward. If its methods, which may have been edited, cannot
+            be read, it is captured with them; else they prove that it was read rightly.
+        example_kwargs: keyword arguments likewise.
         force: replace an existing file.
 
     Raises:
@@ -219,7 +224,7 @@ def save(
     module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     built = program_of(module) if layerdef is None else as_program(layerdef)
-    program = read_program(module) if built is None else built
+    program = built or read_or_capture(module, example_args, example_kwargs)
     stored = [_stored(slot, module, state, given=layerdef is not None) for slot in slots(program)]
     expected = {piece.name for one in stored for piece in one.pieces()}
     if surplus := sorted(set(state) - expected):

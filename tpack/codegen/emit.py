@@ -38,6 +38,7 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.builtin import BUILTIN
 from tpack.layerdef.constants import CONSTANTS
+from tpack.layerdef.gains import gains
 from tpack.layerdef.members import Member, Members, members_of
 from tpack.layerdef.nodes import NO_FORWARD
 from tpack.layerdef.ops import OpParam
@@ -120,6 +121,7 @@ class _Class:
         self.lowered = lowered
         self.layer = layer
         self.used: set[str] = set()
+        self.gains = gains(layer)
         self.ternary = [p for p in lowered.stored if p.param_type == "TernaryTensor"]
         self.tree = members_of(lowered.children)
         self.lines = [*self.head(), *self.init()]
@@ -196,6 +198,8 @@ class _Class:
         dtype = BY_NAME[param.dtype]
         shape = dtype.held_shape(param.shape or ())
         make = "torch.empty" if dtype.torch else "torch.zeros"  # torch can fill none of these
+        if param.name in self.gains and not dtype.torch:
+            make = "torch.ones"
         zeros = Call(make, (*self.sizes(shape), *_dtype(dtype.held)))
         if param.param_type == "Buffer":
             call = Call("self.register_buffer", (f'"{param.name}"', zeros))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dis
 import sys
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import fx, nn
 
@@ -18,6 +20,7 @@ class Tracer(fx.Tracer):
 
     Attributes:
         wishes: node → the variable that its value is assigned to, if it is.
+        lines: node → the line of the forward that makes it.
     """
 
     proxy_buffer_attributes = True
@@ -26,6 +29,20 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_functions=functions)
         self.code = code
         self.wishes: dict[fx.Node, str] = {}
+        self.lines: dict[fx.Node, int] = {}
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Let an assert pass, whose values are not known here; refuse any other choice."""
+        frame: Any = sys._getframe(1)  # noqa: SLF001
+        while frame is not None and "torch" in Path(frame.f_code.co_filename).parts:
+            frame = frame.f_back
+        if frame is not None and _asserts(frame.f_code, frame.f_lasti):
+            return True
+        return super().to_bool(obj)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Return the stand-in for a value, which cannot be changed in place."""
+        return Unchanged(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """Return an argument as nodes take it; the default of a cache is left out."""
@@ -41,12 +58,43 @@ class Tracer(fx.Tracer):
         frame: Any = sys._getframe(1)  # noqa: SLF001
         while frame is not None and frame.f_code is not self.code:
             frame = frame.f_back
+        if frame is not None:
+            self.lines[node] = frame.f_lineno
         if frame is not None and node.op.startswith("call"):
             position = node.args[1] if _is_item(node) else 0
             names = _stores(self.code, frame.f_lasti)
-            if isinstance(position, int) and position < len(names):
+            if isinstance(position, int) and 0 <= position < len(names):
                 self.wishes[node] = names[position]
         return node
+
+
+def _asserts(code: CodeType, offset: int) -> bool:
+    """Return whether the value that is tested at an offset is that of an assert."""
+    later = [
+        one
+        for one in dis.get_instructions(code)
+        if one.offset >= offset and one.opname not in ("CACHE", "TO_BOOL")
+    ]
+    jump, after = later[0], later[1:]
+    to = next((one for one in after if one.offset == jump.argval), None)
+    fails = to if "IF_FALSE" in jump.opname else after[0] if after else None
+    return fails is not None and fails.opname == "LOAD_ASSERTION_ERROR"
+
+
+class Unchanged(fx.Proxy):
+    """Refuses to be changed in place: whoever else holds the value would not be told."""
+
+    def _refuse(self, *_: Any) -> NoReturn:
+        raise TypeError("it changes a value in place. Write x = x + y for x += y")
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imatmul__ = _refuse
+    __ipow__ = __imod__ = __iand__ = __ior__ = __ixor__ = __setitem__ = __delitem__ = _refuse
+
+
+def line_of(error: BaseException, code: CodeType) -> int | None:
+    """Return the line of some code where an error came from; None if it came from elsewhere."""
+    lines = [at for frame, at in traceback.walk_tb(error.__traceback__) if frame.f_code is code]
+    return lines[-1] if lines else None
 
 
 def is_no_cache(value: object) -> bool:
