@@ -143,7 +143,8 @@ def _prompts(ids: Any) -> Tensor:
             f"prompts are {ids.dtype} {tuple(ids.shape)}, expected integers (batch, length), "
             "neither of them 0."
         )
-    return ids.long()
+    made: Tensor = ids.long()
+    return made
 
 
 def _picker(temperature: float | None, top_k: int | None, top_p: float | None) -> _Pick:

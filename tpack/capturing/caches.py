@@ -90,7 +90,7 @@ def traced(module: nn.Module) -> Iterator[None]:
     """While tracing, let the model take the vector of the past as a cache, and return none."""
     from transformers import Cache, DynamicCache
 
-    class TracedCache(DynamicCache):
+    class TracedCache(DynamicCache):  # type: ignore[misc]
         """A cache whose length is that of a vector, and whose update is one op."""
 
         def __init__(self, past: Tensor) -> None:
