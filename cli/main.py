@@ -29,6 +29,7 @@ COMMANDS = (
     "inspect",
     "diff",
     "codegen",
+    "run",
     "unpack",
     "export",
     "import",

@@ -15,7 +15,7 @@ import click
 
 from tpack.choices import QUANTIZERS
 from tpack.grouping import groups, label
-from tpack.text import plural, printable, shape, size
+from tpack.text import plural, printable, readable, shape, size
 
 __all__ = [
     "TINTS",
@@ -25,6 +25,7 @@ __all__ = [
     "print_json",
     "printable",
     "progress",
+    "readable",
     "shape",
     "shorten",
     "size",

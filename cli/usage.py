@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -55,6 +56,22 @@ class Number(click.IntRange):
                 f"{name_of(param)} is {value!r}, expected a whole number from {self.min} to "
                 f"{self.max}."
             ) from None
+
+
+class Real(click.FloatRange):
+    """A number within bounds."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        """Return the number; raises UsageError if it is none, or out of bounds."""
+        try:
+            found = super().convert(value, param, ctx)
+        except click.BadParameter:
+            found = math.nan
+        if math.isnan(found):
+            raise UsageError(
+                f"{name_of(param)} is {value!r}, expected a number from {self.min} to {self.max}."
+            )
+        return found
 
 
 def explain(error: click.ClickException) -> str:

@@ -27,14 +27,14 @@ _QUANTIZATION = ("quantization_config", "quantization", "compression_config")
 MAX_CONFIG = 4_000_000
 
 
-def read_config(folder: Path) -> dict[str, Any] | None:
-    """Return the content of a folder's config.json; None if there is no such file.
+def read_config(folder: Path, name: str = "config.json") -> dict[str, Any] | None:
+    """Return the content of a folder's config.json, or of another such file; None without it.
 
     Raises:
         FormatError: the file is too long, or not strict JSON.
         InputError: the file cannot be read, or is not a JSON object.
     """
-    path = folder / "config.json"
+    path = folder / name
     if not path.exists():
         return None
     with locate(file=path):

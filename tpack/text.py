@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from unicodedata import category
+
+#: What belongs to a text though ``str.isprintable`` does not count it: also the joiners of letters
+#: and of emoji.
+_LAYOUT = "\n\t\u200c\u200d"
 
 
 def printable(text: str) -> str:
@@ -13,6 +18,19 @@ def printable(text: str) -> str:
         a\\x1b[31m\\n → b
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def readable(text: str) -> str:
+    """Escape what would drive a terminal in a text of several lines; keep its layout.
+
+    Line feeds, tabs, spaces of all kinds, and what joins letters stay.
+
+    Example:
+        >>> print(readable("a\\x1b[31m\\nb"))
+        a\\x1b[31m
+        b
+    """
+    return "".join(c if c in _LAYOUT or category(c) == "Zs" else printable(c) for c in text)
 
 
 def listed(names: Sequence[str]) -> str:

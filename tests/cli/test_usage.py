@@ -10,7 +10,7 @@ from click import exceptions
 from tpack.cli.main import COMMANDS, cli, main
 from tpack.cli.usage import Command, explain
 
-ALL = "convert, verify, inspect, diff, codegen, unpack, export, import, demo or bench"
+ALL = "convert, verify, inspect, diff, codegen, run, unpack, export, import, demo or bench"
 EXPORT = "For example: tpack export model.tpack --to gguf -o model.gguf. See 'tpack export --help'."
 WRONG = {
     "convrt": f"command 'convrt' is unknown, expected {ALL}. Did you mean convert?",

@@ -31,6 +31,7 @@ LAYERS = (
     {"html_report"},
     {"checkpoint", "generation"},
     {"demo", "hf"},
+    {"running"},
     {"cli"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -45,6 +46,7 @@ TORCH = {
     "generation",
     "demo",
     "hf",
+    "running",
     "sources.exported",
     "sources.packed_modules",
     "sources.torch_source",

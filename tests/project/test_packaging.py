@@ -86,6 +86,7 @@ NEED = {
     "hf ": ("transformers", "import tpack.hf"),
     "onnx": ("onnx", "from tpack.cli.main import main; main(['convert', 'm.onnx'])"),
     "keras": ("h5py", "from tpack.cli.main import main; main(['convert', 'm.h5'])"),
+    "run": ("tokenizers", "from tpack.cli.main import main; main(['run', '.', '--prompt', 'a'])"),
     "remote": ("fsspec", "from tpack.cli.main import main; main(['convert', 's3://a/b'])"),
 }
 
