@@ -45,6 +45,7 @@ from tpack.layerdef.members import Member, Members, members_of
 from tpack.layerdef.nodes import NO_FORWARD
 from tpack.layerdef.ops import OPS, PACKED_OPS, Op, OpParam
 from tpack.nn.caching import KeyValueCache
+from tpack.nn.input_check import check_sizes
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
 
 Values = dict[str, Any]
@@ -120,6 +121,9 @@ class BuiltModule(PackedModule):
         for name, member in tree.named.items():
             self.add_module(name, _member(program, member))
         self._tpack_steps = _compile(lowered)
+        inputs = [p for p in program.by_name[layer_name].params if p.is_input and p.sizes]
+        whole = layer_name == program.root
+        self._tpack_sizes = {p.name: p.sizes for p in inputs if p.sizes} if whole else {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the body; arguments as the LayerDef declares them.
@@ -127,6 +131,7 @@ class BuiltModule(PackedModule):
         Raises:
             NotImplementedError: the file knows the tensors, but not the order of calls.
             TypeError: wrong arguments.
+            UsageError: an input of a size that the capture fixed at another one.
         """
         inputs, caches, body = self._tpack_steps
         if body is None:
@@ -142,6 +147,8 @@ class BuiltModule(PackedModule):
             given = len(args) + len(kwargs) + len(missing)
             if given != len(inputs) or values.keys() != set(inputs):
                 raise TypeError(f"{self._tpack_layer}.forward takes {', '.join(inputs)}.")
+        if self._tpack_sizes:
+            check_sizes(self._tpack_layer, self._tpack_sizes, values)
         for targets, step in body:
             value = step(self, values)
             if isinstance(targets, str):

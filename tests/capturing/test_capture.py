@@ -102,7 +102,7 @@ def test_shapes_that_source_tells_are_those_of_the_values(family, monkeypatch):
         """Of BuiltModule, with every shape compared."""
         program = module._tpack_program
         layer = program.by_name[module._tpack_layer]
-        inputs, body = module._tpack_steps
+        inputs, _, body = module._tpack_steps
         values = dict(zip(inputs, args, strict=False)) | kwargs
         sizes: dict[str, int] = {}
         for param in layer.params:

@@ -208,3 +208,35 @@ def test_scales_of_another_dtype_are_refused():
     module = filled(Mixed()).double()
     with pytest.raises(UsageError, match=r"scale of torch\.float64"):
         tpack.capture(module, (X[Mixed].double(),))
+
+
+def test_a_size_that_the_capture_fixed_is_named(tmp_path):
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    tpack.convert(module, tmp_path / "a", example_args=torch.ones(1, 4))  # a tensor alone
+    loaded = tpack.load(tmp_path / "a")
+    assert loaded(torch.ones(1, 4)).shape == (1, 2)
+    with pytest.raises(UsageError, match=r"dim 0 is 2, where the capture fixed 1"):
+        loaded(torch.ones(2, 4))
+    with pytest.raises(UsageError, match=r"expected \(1, 4\): 2 dims"):
+        loaded(torch.ones(4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_wrappers_are_captured_as_what_is_in_them():
+    module, x = filled(Mixed()), X[Mixed]
+    expected = tpack.capture(module, x)
+    assert tpack.capture(nn.DataParallel(module), x) == expected
+    assert tpack.capture(torch.compile(module), x) == expected
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ({"x": X[Mixed]}, None, "are a dict, expected a tuple"),
+        ("x", None, "are a str, expected a tuple"),
+        ((X[Mixed],), [1], "are a list, expected a dict"),
+    ],
+)
+def test_arguments_of_another_kind_are_explained(args, kwargs, message):
+    with pytest.raises(UsageError, match=message):
+        tpack.capture(filled(Mixed()), args, kwargs)

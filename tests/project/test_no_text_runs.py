@@ -72,6 +72,7 @@ HOSTILE = (
     "__import__",
     "__builtins__",
     "_tpack_steps",
+    "_tpack_sizes",
     "self",
     "super",
     "torch",

@@ -54,6 +54,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
 from tpack.capturing import caches
+from tpack.capturing.arguments import as_arguments, as_keywords, unwrapped
 from tpack.capturing.built import named_layers, unchanged_program
 from tpack.capturing.comparison import (
     LEVEL,
@@ -298,7 +299,7 @@ def trace_module(
 
     A decoder of transformers is traced with a cache of keys and values, if it can be.
     """
-    given = dict(kwargs or {})
+    module, args, given = unwrapped(module), as_arguments(args), as_keywords(kwargs)
     if not caches.makes_cache(module, given):
         return _without_cache(module, args, given, dynamic_shapes)
     try:
@@ -364,7 +365,7 @@ def capture(
 
     Args:
         module: in eval mode.
-        args: example arguments of its forward.
+        args: example arguments of its forward; a tensor alone is one argument.
         kwargs: example keyword arguments.
         dynamic_shapes: which sizes are free, as ``torch.export.export`` takes it; of a dict,
             arguments may be left out. If not given: the first dim of each tensor, and the
@@ -376,6 +377,7 @@ def capture(
             op and the module. Or the program gives other results than the module.
         UsageError: the module is in training mode, or arguments do not fit its forward.
     """
+    module, args = unwrapped(module), as_arguments(args)
     if dynamic_shapes is None and (own := unchanged_program(module)) is not None:
         return own
     captured = trace_module(module, args, kwargs, dynamic_shapes)

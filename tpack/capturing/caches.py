@@ -23,7 +23,7 @@ from tpack.capturing.graph import CACHE, INPUT, Call, Graph, Value
 #: The argument of transformers' models that takes a cache.
 PAST = "past_key_values"
 #: The op that stands for ``update`` in a trace, with its row: no op of ATen.
-OURS = {"cache_extend.default": parse_row("cache_extend", "past~ keys values layer")}
+OURS = {"tpack.cache_extend.default": parse_row("cache_extend", "past~ keys values layer")}
 #: Arguments beside which a decoder can be traced with a cache: of one token each.
 _TOKENS = ("input_ids", "inputs_embeds")
 

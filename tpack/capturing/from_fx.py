@@ -255,7 +255,7 @@ class _Reader:
         if value is not None and str(value) != wanted:
             advice = " Call module.eval() first." if argument in ("train", "training") else ""
             raise LayerDefError(
-                f"gives {name} {argument}={value!s:.40}, expected {wanted}.{advice}",
+                f"gives {name} {argument}={_shown(value)}, expected {wanted}.{advice}",
                 node=_place(node),
             )
 
@@ -319,11 +319,13 @@ def _result(tree: Any) -> Any:
 def _overload(target: Any) -> str:
     """Return ``add.Tensor`` of an op of ATen; the plain name of another callable."""
     name = str(target)
-    return (
-        name.removeprefix("aten.")
-        if name.startswith("aten.")
-        else getattr(target, "__name__", name)
-    )
+    if isinstance(target, torch._ops.OpOverload):  # noqa: SLF001
+        return name.removeprefix("aten.")  # one of another library has its name before
+    return str(getattr(target, "__name__", name))
+
+
+def _shown(value: Arg) -> str:
+    return "a tensor" if any(values_in(value)) else f"{value!s:.40}"
 
 
 def _is_submodule(arg: Any) -> bool:

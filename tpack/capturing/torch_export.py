@@ -20,7 +20,13 @@ from tpack.errors import LayerDefError, UsageError
 #: Key in ``meta["custom"]`` of a node for the names of its value in calls of modules.
 NOTES = "tpack"
 #: Loggers of torch that tell of what is raised, or tried in vain, while it traces.
-_TALKERS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+_TALKERS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._subclasses.fake_tensor",
+    "torch._dynamo",
+    "torch._export",
+    "torch.export",
+)
 #: Prefix of the notes on results: the position of a value in the result of a module.
 RESULT = ">"
 
