@@ -357,7 +357,7 @@ def test_free_sizes_that_cannot_be_are_refused_in_plain_words(dims, text):
         capture(Position().eval(), (torch.randn(2, 5, 8),), dynamic_shapes={"x": dims})
 
 
-def test_control_flow_that_depends_on_values_is_refused_with_its_line(caplog):
+def test_control_flow_that_depends_on_values_is_refused_with_its_line(caplog, capsys):
     class Chooser(nn.Module):
         def forward(self, x):
             return -x if x.sum() > 0 else x
@@ -365,6 +365,7 @@ def test_control_flow_that_depends_on_values_is_refused_with_its_line(caplog):
     with pytest.raises(LayerDefError, match=r"values of tensors, in test_capture.py:.*torch.where"):
         capture(Chooser().eval(), (torch.randn(2, 3),))
     assert "Unable to find user code" not in caplog.text
+    assert capsys.readouterr().err == ""
 
 
 def test_experts_are_computed_as_before_once_captured(converted):

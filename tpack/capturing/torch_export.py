@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -124,15 +126,21 @@ def _shapes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], s
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence torch's messages on its own tracing; errors have the facts that matter."""
+    """Silence torch's messages on its own tracing; errors have the facts that matter.
+
+    torch prints the whole graph so far to stderr if it fails. What is written to stderr in a trace
+    that succeeds, by the module itself, is written on.
+    """
+    held = io.StringIO()
     loggers = [logging.getLogger(name) for name in _TALKERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(held):
             warnings.simplefilter("ignore")
             yield
+        sys.stderr.write(held.getvalue())
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
