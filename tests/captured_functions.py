@@ -53,6 +53,13 @@ def changed(m, x):
     return y
 
 
+def changed_parts(m, x):
+    y = x * 2
+    y[:, 1:3] += m.v
+    y[:, 0] = x[:, 1]
+    return y
+
+
 FUNCTIONS = {
     "operators": lambda m, x: (x + 1 - m.v) * m.v / 2 + (1 - x) - (x // 2) % 3 + (-x) ** 2,
     "comparisons": lambda m, x: (x > 0) & (x < m.v) | ~(x >= 1) & (x != m.v) | (x <= -2) | (x == 0),
@@ -85,6 +92,7 @@ FUNCTIONS = {
     "dtypes": lambda m, x: x.to(torch.float64).float().half().to(x.dtype).type_as(x).double(),
     "copies": lambda m, x: x.clone().contiguous().detach() * x.to(x.device),
     "in place": changed,
+    "parts in place": changed_parts,
     "transposes": lambda m, x: x.transpose(1, 2).permute(0, 2, 1).flip(1).roll(1, 2) @ m.w.T,
     "views": lambda m, x: (
         x.view(x.size(0), 24).view_as(x).reshape(-1, 3).view(-1, 4, 2, 3).flatten(2)
@@ -112,6 +120,9 @@ FUNCTIONS = {
     "ranges": lambda m, x: x + torch.arange(1, 7) + torch.arange(0, 12, 2) + torch.arange(6.0),
     "sizes": lambda m, x: x.reshape(x.size(0) * 2, 12) * x.size(0) + x.size(0) // 2 - x.size(0),
     "sizes of new tensors": lambda m, x: torch.zeros(x.size(0) * 2 + 1, x.size(0) + 3) + x.size(0),
+    "more sizes of new tensors": lambda m, x: x.new_zeros(
+        x.size(0) ** 2, (8 - x.size(0) % 8) % 8 + 1, max(1, x.size(0))
+    ),
     "sizes of parts": lambda m, x: x[: x.size(0) - 1].sum() + torch.ones((x.size(0) + 1) // 2),
     "positions": lambda m, x: (
         -torch.arange(x.size(0))[:, None].T + 2 * torch.arange(x.size(0))[1:, None].squeeze(1)[:1]

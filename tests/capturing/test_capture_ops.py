@@ -172,7 +172,7 @@ def test_causal_masks_become_a_flag():
         (lambda m, x: torch.add(x, x, alpha=2), "alpha=2"),
         (lambda m, x: x.add_(1), "changes"),
         (
-            lambda m, x: (h := x * 2, h[:, 0].add_(1), h)[2],
+            lambda m, x: (h := x * 2, h.view(-1).add_(1), h)[2],
             "changes a tensor that other values are",
         ),
         (lambda m, x: x[:, m.counts[:2], m.counts[:2]], "indexes some dims"),
@@ -186,20 +186,10 @@ def test_refusals(function, text):
         captured(function, X)
 
 
-@pytest.mark.parametrize(
-    ("function", "text"),
-    [
-        (
-            lambda m, x: torch.arange(x.size(0) % 3 + 1),
-            r"size Mod\(.*\), which LayerDef cannot compute",
-        ),
-        (lambda m, x: x.new_zeros(x.size(0) ** 2), r"size .*\*\*2, which LayerDef cannot"),
-    ],
-    ids=["remainder", "square"],
-)
-def test_sizes_that_no_layer_def_computes_are_refused(function, text):
-    with pytest.raises(LayerDefError, match=text):
-        capture(Function(function).eval(), (X,))
+def test_sizes_that_no_layer_def_computes_are_refused():
+    module = Function(lambda m, x: torch.arange(min(x.size(0), 8))).eval()
+    with pytest.raises(LayerDefError, match=r"size Min\(.*\), which LayerDef cannot compute"):
+        capture(module, (X,))
 
 
 def test_sizes_that_no_tensor_has_are_refused():

@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 
-from tpack.capturing import caches
+from tpack.capturing import caches, torch_export
 from tpack.capturing.arguments import as_arguments, as_keywords, unwrapped
 from tpack.capturing.built import named_layers, unchanged_program
 from tpack.capturing.comparison import (
@@ -124,6 +124,8 @@ class Captured:
             LayerDefError: they differ by more than float rounding explains.
         """
         if (reason := self.untold) is not None:
+            if self.example is not None:
+                self.example.check_unrun(self.graph)
             return reason
         assert self.example is not None
         module = built(self.program(self.packed), self.own_tensors())
@@ -260,6 +262,8 @@ def trace(
     notes: Sequence[str] = (),
     original: nn.Module | None = None,
     packed: Mapping[str, PackedWeight] = MappingProxyType({}),
+    *,
+    chosen: bool = True,
 ) -> Captured:
     """Read an exported program.
 
@@ -268,6 +272,7 @@ def trace(
         original: the module that it was exported from, to compare with; if not given, the
             program itself.
         packed: the weights that the module has packed, by name.
+        chosen: whether the user chose the ranges of free sizes.
 
     Raises:
         LayerDefError: it computes something that LayerDef cannot express.
@@ -276,7 +281,14 @@ def trace(
     example = None
     if program.example_inputs is not None:
         args, kwargs = program.example_inputs
-        example = Example(original or program.module(), args, kwargs, program.range_constraints)
+        example = Example(
+            original or program.module(),
+            args,
+            kwargs,
+            program.range_constraints,
+            guards=torch_export.guards(program),
+            chosen=chosen,
+        )
     return Captured(graph, notes, example, packed)
 
 
@@ -320,7 +332,7 @@ def _without_cache(
     with as_floats(module) as packed, named_layers(module):
         program = export(module, args, kwargs, dynamic_shapes)
         notes = fixed_sizes(program, module, args, kwargs, dynamic_shapes)
-    return trace(program, notes, module, packed)
+    return trace(program, notes, module, packed, chosen=torch_export.has_ranges(dynamic_shapes))
 
 
 def _with_cache(
@@ -343,7 +355,9 @@ def _with_cache(
     count, wanted = caches.place_cache(graph), len(caches.past_cache(module).layers)
     if count != wanted:
         raise LayerDefError(f"{count} of {wanted} layers keep keys and values of their own.")
-    example = Example(module, tuple(args), kwargs, program.range_constraints)
+    example = Example(
+        module, tuple(args), kwargs, program.range_constraints, guards=torch_export.guards(program)
+    )
     captured = Captured(_simple(graph), notes, example, packed)
     if captured.untold is None:
         ours = built(captured.program(captured.packed), captured.own_tensors())
@@ -369,8 +383,7 @@ def capture(
         kwargs: example keyword arguments.
         dynamic_shapes: which sizes are free, as ``torch.export.export`` takes it; of a dict,
             arguments may be left out. If not given: the first dim of each tensor, and the
-            second of matrices of integers. A warning names each size
-            that was to be free and cannot be.
+            second of matrices of integers. A warning names each that cannot be free.
 
     Raises:
         LayerDefError: it computes something that LayerDef cannot express; the error names the

@@ -131,3 +131,19 @@ def _told(statement: Statement, shapes: Several) -> Statement:
     if isinstance(statement, Assignment):
         return replace(statement, sizes=shapes[0])
     return replace(statement, sizes=shapes)
+
+
+def size_names(inputs: Sequence[Value]) -> dict[sympy.Symbol, str]:
+    """Name each free size after the first dim of an input that has it."""
+    names: dict[sympy.Symbol, str] = {}
+    for value in inputs:
+        usual = USUAL.get(len(value.shape), ("batch",))
+        for i, size in enumerate(value.shape):
+            if isinstance(size, sympy.Symbol) and size not in names:
+                wish = usual[i] if i < len(usual) else f"size{i}"
+                number, name = 1, wish
+                while name in names.values():
+                    number += 1
+                    name = f"{wish}{number}"
+                names[size] = name
+    return names

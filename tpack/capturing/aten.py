@@ -35,6 +35,7 @@ PSEUDO = {
     "var_mean": ("spellings", "`var`, `mean`"),
     "std_mean": ("spellings", "`std`, `mean`"),
     "aminmax": ("spellings", "`amin`, `amax`"),
+    "copy": ("simplification", "unchanged, in the dtype and shape of what it is copied into"),
     "as": ("simplification", "`reshape` or `expand`"),
     "t": ("simplification", "`transpose`"),
     "reciprocal": ("simplification", "`1 / x`"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tpack.build import build_module
-from tpack.capturing.graph import Graph
+from tpack.capturing.graph import Graph, Value
 from tpack.container import Piece
 from tpack.dtypes import BY_NAME
 from tpack.errors import LayerDefError
@@ -25,6 +25,10 @@ from tpack.nn import KeyValueCache
 LEVEL = 1 / 32
 
 
+#: Sizes at which blocks of usual sizes are full.
+_FAR = (33, 64, 65, 128, 129, 256, 257, 513)
+
+
 @dataclass(frozen=True)
 class Example:
     """The source of a capture, and arguments that it takes.
@@ -34,6 +38,8 @@ class Example:
         args, kwargs: its arguments.
         ranges: the smallest and largest value of each free size.
         called: what messages call the original.
+        guards: what was true of the free sizes wherever the trace depends on them.
+        chosen: whether the ranges are what the user asked for.
     """
 
     original: nn.Module
@@ -41,6 +47,8 @@ class Example:
     kwargs: Mapping[str, Any]
     ranges: Mapping[sympy.Symbol, Any]
     called: str = "the module"
+    guards: tuple[sympy.Basic, ...] = ()
+    chosen: bool = False
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Run the original with other tensors in the arguments; return its tensors."""
@@ -54,13 +62,7 @@ class Example:
         """Yield the example's tensors, and those of one other size if sizes are free."""
         given = tensors_in((self.args, dict(self.kwargs)))
         yield "", given
-        inputs = [value for value in graph.inputs if not value.is_cache]
-        sizes = {
-            size: found
-            for value, tensor in zip(inputs, given, strict=True)
-            for size, found in zip(value.shape, tensor.shape, strict=True)
-            if isinstance(size, sympy.Symbol)
-        }
+        sizes = _sizes(graph, given)
         for times, more in ((1, 1), (2, 0), (1, -1)):
             wished = {size: times * found + more for size, found in sizes.items()}
             other = {size: self.within(size, wished[size], found) for size, found in sizes.items()}
@@ -68,7 +70,7 @@ class Example:
                 continue
             resized = [
                 _resized(tensor, [_evaluated(size, other) for size in value.shape])
-                for value, tensor in zip(inputs, given, strict=True)
+                for value, tensor in zip(_tensors(graph), given, strict=True)
             ]
             try:
                 self.run(resized)
@@ -77,6 +79,53 @@ class Example:
             named = (f"{graph.sizes[size]} {count}" for size, count in other.items())
             yield f" of {', '.join(named)}", resized
             return
+
+    def outside(self, graph: Graph) -> Iterator[tuple[str, list[Tensor]]]:
+        """Yield tensors of sizes that the module takes, and that the trace was not made for.
+
+        A loop over the blocks of a sequence is traced as so many steps as the example has blocks.
+        """
+        given = tensors_in((self.args, dict(self.kwargs)))
+        sizes = _sizes(graph, given)
+        for size, count in self.beyond(sizes):
+            resized = [
+                _resized(tensor, [_evaluated(one, sizes | {size: count}) for one in value.shape])
+                for value, tensor in zip(_tensors(graph), given, strict=True)
+            ]
+            try:
+                self.run(resized)
+            except Exception:  # noqa: BLE001, S112  # a size that the original does not take
+                continue
+            yield f"{graph.sizes[size]} {count}", resized
+
+    def check_unrun(self, graph: Graph) -> None:
+        """Refuse a trace that depends on its sizes, where nothing can be run to compare.
+
+        Raises:
+            LayerDefError: it does.
+        """
+        given = tensors_in((self.args, dict(self.kwargs)))
+        for size, count in self.beyond(_sizes(graph, given)):
+            raise LayerDefError(
+                "the steps of the module depend on its sizes: what was captured from the example "
+                f"may give other results at {graph.sizes[size]} {count}. Capture a module that "
+                "has values, or give dynamic_shapes={} to capture the sizes of the example only."
+            )
+
+    def beyond(self, sizes: dict[sympy.Symbol, int]) -> Iterator[tuple[sympy.Symbol, int]]:
+        """Yield the nearest sizes below and above the example's that break a guard."""
+        for size, found in sizes.items():
+            limits = self.ranges.get(size) if self.chosen else None
+            known = [guard for guard in self.guards if size in guard.free_symbols]
+            below = range(found - 1, 1, -1)
+            above = (*range(found + 1, 2 * found + 10), *(n for n in _FAR if n > 2 * found + 9))
+            for counts in (below, above) if known else ():
+                for count in counts:
+                    if limits is not None and not limits.lower <= count <= limits.upper:
+                        break
+                    if any(guard.subs(sizes | {size: count}) == sympy.false for guard in known):
+                        yield size, count
+                        break
 
     def within(self, size: sympy.Symbol, wish: int, found: int) -> int:
         limits = self.ranges.get(size)
@@ -188,6 +237,8 @@ def compare(
         if limit is not None and one.relative > limit:
             raise _refused(module, example, inputs, sizes, limit, one)
         largest = max(largest, one, key=lambda each: each.relative)
+    if limit is not None:
+        check_outside(module, example, graph, limit)
     return largest
 
 
@@ -219,6 +270,26 @@ def compare_decoding(
             raise LayerDefError(
                 f"with a cache the program gives other results than the module, by "
                 f"{one.relative:.2g} of their size."
+            )
+
+
+def check_outside(module: nn.Module, example: Example, graph: Graph, limit: float) -> None:
+    """Refuse a program that gives other results at sizes that the trace was not made for.
+
+    Raises:
+        LayerDefError: it runs there, and differs by more than ``limit``.
+    """
+    for size, inputs in example.outside(graph):
+        expected = example.run(inputs)
+        try:
+            found = tensors_in(module(*inputs))
+        except Exception:  # noqa: BLE001, S112  # nobody takes it for a result
+            continue
+        if difference(found, expected).relative > limit:
+            raise LayerDefError(
+                f"the steps of the module depend on its sizes: what was captured from the example "
+                f"gives other results at {size}, which the module takes. "
+                "Give dynamic_shapes={} to capture the sizes of the example only."
             )
 
 
@@ -291,6 +362,21 @@ def _results(module: nn.Module, run: Callable[[], Any]) -> dict[str, list[Tensor
         for handle in handles:
             handle.remove()
     return results
+
+
+def _tensors(graph: Graph) -> list[Value]:
+    """Return the inputs that are tensors: a cache is none."""
+    return [value for value in graph.inputs if not value.is_cache]
+
+
+def _sizes(graph: Graph, given: Sequence[Tensor]) -> dict[sympy.Symbol, int]:
+    """Return the free sizes of tensors that are given for the inputs."""
+    return {
+        size: found
+        for value, tensor in zip(_tensors(graph), given, strict=True)
+        for size, found in zip(value.shape, tensor.shape, strict=True)
+        if isinstance(size, sympy.Symbol)
+    }
 
 
 def _evaluated(size: Any, sizes: Mapping[sympy.Symbol, int]) -> int:

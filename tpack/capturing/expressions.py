@@ -85,6 +85,8 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
         return named(arg)
     if isinstance(arg, torch.dtype):
         return Literal(str(arg).removeprefix("torch."))
+    if param.kind == "value" and isinstance(arg, sympy.Basic):
+        return sized(arg)
     if param.kind in ("ints", "sizes", "window") and isinstance(arg, tuple):
         if param.kind == "window" and len(set(arg)) == 1:
             return sized(arg[0])
@@ -107,6 +109,19 @@ def _argument(param: OpParam, arg: Arg, value: Value, named: Named, sized: Sized
     if param.kind == "float" and isinstance(arg, int) and not isinstance(arg, bool):
         arg = arg if param.name in ("min", "max") else float(arg)
     return Literal(_number(arg))
+
+
+#: Functions of sizes in torch → the operator that computes them; both operands are positive.
+_OF_SIZES = {"FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%"}
+
+
+def _extreme(size: Size, kind: str) -> Size | None:
+    """Return the operand of a maximum or minimum that it always is; None if that depends."""
+    sign = 1 if kind == "Max" else -1
+    for one in size.args:
+        if all((sign * (one - other)).is_nonnegative for other in size.args):
+            return one
+    return None
 
 
 def size_expression(size: Size, known: Mapping[Size, Expression], path: str) -> Expression:
@@ -137,9 +152,14 @@ def size_expression(size: Size, known: Mapping[Size, Expression], path: str) -> 
             else:
                 made = BinaryOp(sign, made, part(term))
         return made
-    if type(size).__name__ in ("FloorDiv", "CleanDiv"):
+    if isinstance(size, sympy.Pow) and isinstance(size.exp, sympy.Integer) and size.exp > 0:
+        return part(sympy.Mul(*[size.base] * int(size.exp), evaluate=False))
+    kind = type(size).__name__
+    if kind in _OF_SIZES:
         left, right = size.args
-        return BinaryOp("//", part(left), part(right))
+        return BinaryOp(_OF_SIZES[kind], part(left), part(right))
+    if kind in ("Max", "Min") and (only := _extreme(size, kind)) is not None:
+        return part(only)
     raise LayerDefError(
         f"needs size {size}, which LayerDef cannot compute from the sizes of tensors.", node=path
     )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import sympy
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from tpack.capturing.annotations import USUAL
+from tpack.capturing.annotations import size_names
 from tpack.capturing.aten import ATEN, CHECKS, Row, functional
 from tpack.capturing.caches import OURS
 from tpack.capturing.graph import (
@@ -32,6 +30,7 @@ from tpack.capturing.graph import (
 )
 from tpack.capturing.storages import Storages, computed_dtype, identity, shared_arguments
 from tpack.capturing.torch_export import NOTES, RESULT
+from tpack.capturing.views import written
 from tpack.errors import LayerDefError
 from tpack.layerdef.names import is_identifier
 
@@ -85,7 +84,7 @@ class _Reader:
             self.stored,
             buffers,
             self.kinds,
-            _size_names([value for value in inputs if value.op == INPUT]),
+            size_names([value for value in inputs if value.op == INPUT]),
             self.aliases,
         )
 
@@ -230,8 +229,17 @@ class _Reader:
             kept, value.dtype = value.dtype, dtype
             value = self.value(node, "to", {"x": value, "dtype": kept}, above)
             self.storages.share(value, [old])
-        self.made = {key: value if made is old else made for key, made in self.made.items()}
         self.made[node] = value
+        self.replace(old, value)
+        while (whole := written(old, value)) is not None:  # a view: the tensor it shows is changed
+            old, value = old.args["x"], whole
+            self.values.append(value)
+            self.storages.share(value, [old])
+            self.replace(old, value)
+
+    def replace(self, old: Value, value: Value) -> None:
+        """Let a value stand for another from here on."""
+        self.made = {key: value if made is old else made for key, made in self.made.items()}
 
     def bind(self, node: fx.Node, row: Row, name: str) -> dict[str, Arg]:
         """Return the arguments of a node by the names that the row gives them."""
@@ -381,19 +389,3 @@ def _asked(node: fx.Node) -> dict[str, str]:
 def _place(node: fx.Node) -> str:
     path = _calls(node)[-1].path
     return path or "module"
-
-
-def _size_names(inputs: Sequence[Value]) -> dict[sympy.Symbol, str]:
-    """Name each free size after the first dim of an input that has it."""
-    names: dict[sympy.Symbol, str] = {}
-    for value in inputs:
-        usual = USUAL.get(len(value.shape), ("batch",))
-        for i, size in enumerate(value.shape):
-            if isinstance(size, sympy.Symbol) and size not in names:
-                wish = usual[i] if i < len(usual) else f"size{i}"
-                number, name = 1, wish
-                while name in names.values():
-                    number += 1
-                    name = f"{wish}{number}"
-                names[size] = name
-    return names

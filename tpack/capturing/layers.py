@@ -108,6 +108,7 @@ class _Maker:
         self.known: dict[tuple[Any, ...], str] = {}
         self.scopes: dict[str, list[Scope]] = {}
         self.gather(root)
+        self.check_places()
         self.tensors: dict[str, list[str]] = {path: [] for path in self.scopes}
         for name in graph.stored:
             self.tensors[self.home(name)].append(name)
@@ -119,6 +120,18 @@ class _Maker:
         for item in scope.items:
             if isinstance(item, Scope):
                 self.gather(item)
+
+    def check_places(self) -> None:
+        """Refuse a module whose child is called from outside it to be a layer.
+
+        Raises:
+            NoLayerError: the child belongs to the module that calls it.
+        """
+        for scopes in self.scopes.values():
+            for scope in scopes:
+                for item in scope.items:
+                    if isinstance(item, Scope) and self.above(item.path) != scope.path:
+                        raise NoLayerError(self.above(item.path) or "")
 
     def home(self, name: str) -> str:
         """Find the deepest module with a layer of its own that holds a tensor."""
@@ -141,13 +154,20 @@ class _Maker:
                         home = self.home(value.name)
                         known = found.setdefault(home, [])
                         if value not in known:
+                            self.name_constant(value, home, known)
                             known.append(value)
-                            # of a module that is written out: it becomes an attribute here
-                            own = self.relative(value.name, home).replace(".", "_")
-                            value.name = f"{home}.{own}" if home else own
 
         visit(root)
         return found
+
+    def name_constant(self, value: Value, home: str, others: list[Value]) -> None:
+        """Let a constant of a module that is written out be an attribute of its caller."""
+        relative = self.relative(value.name, home)
+        if "." in relative:
+            names = (*self.graph.stored, *(other.name for other in others))
+            taken = {self.relative(name, home).partition(".")[0] for name in names}
+            wish = free_name(relative.replace(".", "_"), taken)
+            value.name = f"{home}.{wish}" if home else wish
 
     # ---- one module
 

@@ -16,6 +16,7 @@ from tpack.capturing.cells import lstm_cell
 from tpack.capturing.graph import CONSTANT, ITEM, Graph, Value, same_size, same_sizes
 from tpack.capturing.shapes import reshaped
 from tpack.capturing.spellings import index_along, item, spelled
+from tpack.capturing.views import copied, scattered
 from tpack.layerdef.ops import BINARY
 
 #: Ends of slices beyond any size mean the end.
@@ -328,6 +329,8 @@ def _var(value: Value) -> Value | None:
 
 _RULES: dict[str, Callable[[Value], Value | None]] = {
     "same": _same,
+    "copy": copied,
+    "slice_scatter": scattered,
     "to": _to,
     "slice": _slice,
     "expand": _expand,

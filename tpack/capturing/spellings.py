@@ -6,11 +6,12 @@ Each rule takes a value with arguments that are simple already, and returns anot
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from tpack.capturing.graph import Size, Value, same_size, same_sizes
+from tpack.capturing.graph import CONSTANT, Size, Value, same_size, same_sizes
 
 #: The words of ``grid_sample`` for the numbers of torch's op.
 _MODES = ("bilinear", "nearest", "bicubic")
@@ -196,11 +197,22 @@ def _dtype(value: Value) -> Value | None:
     return value.like(value.op, {name: arg for name, arg in args.items() if name != "dtype"})
 
 
+def _from_start(index: Value, size: Size) -> Value:
+    """Count a constant index from the start, as ``index_select`` takes it."""
+    data = index.data
+    if index.op != CONSTANT or data is None or data.is_meta or not isinstance(size, int):
+        return index
+    if data.dtype == torch.bool or not bool((data < 0).any()):
+        return index
+    return replace(index, data=torch.where(data < 0, data + size, data))
+
+
 def index_along(value: Value, dim: int, index: Value) -> Value | None:
     """Write ``x[:, index]`` for an index of several dims as ``index_select``, then unflattened."""
     if index.dtype not in (torch.int64, torch.int32) or not index.shape:
         return None
     x, rank = value.args["x"], len(index.shape)
+    index = _from_start(index, x.shape[dim])
     args = {"x": x, "dim": dim, "index": index}
     if rank == 1:
         return value.like("index_select", args)

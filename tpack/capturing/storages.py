@@ -47,7 +47,9 @@ class Storages:
                 the op reads it while it changes: then torch computes with some of the new numbers.
         """
         group = self.group(old)
-        if any(one in group and one is not old for one in values_in(tuple(new.args.values()))):
+        read = values_in(tuple(new.args.values()))
+        # of a copy, torch itself refuses that it reads elements which it has written
+        if new.op != "copy" and any(one in group and one is not old for one in read):
             raise LayerDefError(
                 f"{op} changes a tensor while it reads it through a view. Compute a new tensor "
                 "instead.",

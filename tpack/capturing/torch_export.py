@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -62,6 +63,24 @@ def export(
             raise LayerDefError(
                 f"torch.export cannot trace {type(module).__name__}: {explained(error)}"
             ) from error
+
+
+def guards(program: ExportedProgram) -> tuple[sympy.Basic, ...]:
+    """Return what was true of the free sizes wherever the trace depends on them."""
+    for node in program.graph.nodes:
+        for size in getattr(node.meta.get("val"), "shape", ()):
+            if isinstance(size, torch.SymInt):
+                return tuple(guard.expr for guard in size.node.shape_env.guards)
+    return ()
+
+
+def has_ranges(shapes: Any) -> bool:
+    """Return whether dynamic shapes name sizes, whose ranges are what the user asks for."""
+    if isinstance(shapes, Mapping):
+        return any(map(has_ranges, shapes.values()))
+    if isinstance(shapes, tuple | list):
+        return any(map(has_ranges, shapes))
+    return shapes is not None and shapes not in (Dim.AUTO, Dim.DYNAMIC, Dim.STATIC)
 
 
 def fixed_sizes(

@@ -195,7 +195,8 @@ class _Namer:
             holder = self.holders.get(wish)
             busy = holder is not None and self.last.get(holder, -1) > index
             if busy and given and wish not in fresh and holder is not None:
-                other = free_name("residual", self.taken | self.live(index) | fresh)
+                # it moves before the step, which may still need the variables of other names
+                other = free_name("residual", self.taken | self.live(index - 1) | fresh)
                 self.state(Assignment(other, Identifier(wish)), [self.behind.get(holder)])
                 self.take(other, holder)
                 name = wish

@@ -111,6 +111,9 @@ ROWS: Rows = (
     ("tril.default", "tril", "self>x diagonal"),
     ("triu.default", "triu", "self>x diagonal"),
     ("diff.default", "diff", "self>x n=1 dim prepend"),
+    ("slice_scatter.default", "slice_scatter", "self>x src dim start end step"),
+    ("select_scatter.default", "select_scatter", "self>x src dim index"),
+    ("copy.default fill.Tensor", "copy", "self~ src>x value>x non_blocking~"),
     # -- new tensors
     (
         "arange.default arange.start arange.start_step",
@@ -119,7 +122,8 @@ ROWS: Rows = (
         "positions",
     ),
     (
-        "zeros.default zeros_like.default new_zeros.default",
+        "zeros.default zeros_like.default new_zeros.default zero.default "
+        "empty.memory_format empty_like.default new_empty.default",
         "zeros",
         "self~ size>shape dtype layout~ device~ pin_memory~ memory_format~",
     ),
@@ -129,9 +133,9 @@ ROWS: Rows = (
         "self~ size>shape dtype layout~ device~ pin_memory~ memory_format~",
     ),
     (
-        "full.default full_like.default new_full.default scalar_tensor.default",
+        "full.default full_like.default new_full.default scalar_tensor.default fill.Scalar",
         "full",
-        "self~ size>shape fill_value>value s>value dtype layout~ device~ pin_memory~ "
+        "self~ size>shape fill_value>value s>value value dtype layout~ device~ pin_memory~ "
         "memory_format~",
     ),
     ("eye.default eye.m", "eye", "n m dtype layout~ device~ pin_memory~"),

@@ -151,6 +151,20 @@ ROWS: Rows = (
     ("one_hot", "x:tensor classes@num_classes:int", "F.one_hot", "1 at each index, else 0"),
     ("tril", "x:tensor diagonal:int=0", "torch.tril", "0 above a diagonal"),
     ("triu", "x:tensor diagonal:int=0", "torch.triu", "0 below a diagonal"),
+    (
+        "slice_scatter",
+        "x:tensor src:tensor dim:int start:int=0 end:int=None step:int=1",
+        "torch.slice_scatter",
+        "src at indices start to end along dim, else x",
+        "moves",
+    ),
+    (
+        "select_scatter",
+        "x:tensor src:tensor dim:int index:int",
+        "torch.select_scatter",
+        "src at one index along dim, else x",
+        "moves",
+    ),
     # -- new tensors
     ("arange", f"end:int {_MAKE}", "torch.arange", "0 to end - 1"),
     ("zeros", f"shape:sizes {_MAKE}", "torch.zeros", "zeros"),
