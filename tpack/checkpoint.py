@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tpack import codec
 from tpack.build import build_module, program_of
+from tpack.capturing.built import changed_layer
 from tpack.codec import Scale, rows_and_columns
 from tpack.container import Checkpoint, Origin, Piece
 from tpack.container.header import Entry
@@ -209,12 +210,14 @@ def save(
         layerdef: the LayerDefs of a generated module; if not given, they are read from its
             forward methods.
         example_args: arguments of its forward. If its methods, which may have been edited, cannot
-            be read, it is captured with them; else they prove that it was read rightly.
+            be read, it is captured with them; else they prove that it was read rightly. A loaded
+            module whose layers were changed is captured too.
         example_kwargs: keyword arguments likewise.
         force: replace an existing file.
 
     Raises:
-        LayerDefError: the module does not fit its description.
+        LayerDefError: the module does not fit its description, or its forward does what LayerDef
+            cannot express: the error has the file and line.
         InputError: a scale is not finite.
         NotTernaryError: a packed byte holds no valid codes.
         UsageError: the module is unfrozen, or shares its weights with other processes.
@@ -224,6 +227,8 @@ def save(
     module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     built = program_of(module) if layerdef is None else as_program(layerdef)
+    if built is not None and layerdef is None:
+        built = _unchanged(module, built, captured=example_args is not None)
     program = built or read_or_capture(module, example_args, example_kwargs)
     stored = [_stored(slot, module, state, given=layerdef is not None) for slot in slots(program)]
     expected = {piece.name for one in stored for piece in one.pieces()}
@@ -237,6 +242,24 @@ def save(
     )
     (output,) = description.files()
     output.write(Path(path), force=force)
+
+
+def _unchanged(module: nn.Module, program: Program, *, captured: bool) -> Program | None:
+    """Return the program of a loaded module; None if it was changed since, and may be captured.
+
+    Raises:
+        LayerDefError: it was changed, and there are no arguments to capture it with.
+    """
+    changed = changed_layer(module, program)
+    if changed is None:
+        return program
+    if captured:
+        return None
+    raise LayerDefError(
+        "was replaced or hooked into since the module was loaded, so its LayerDefs do not describe "
+        f"it. Give save {spell(example_args=...)} to capture it.",
+        node=changed or program.root,
+    )
 
 
 def _check_whole(module: nn.Module) -> None:

@@ -26,11 +26,7 @@ def unchanged_program(module: nn.Module) -> Program | None:
     ):
         return None
     fresh = build_module(program, device="meta")
-    found, expected = (
-        [(path, _kind(one), one.extra_repr()) for path, one in which.named_modules()]
-        for which in (module, fresh)
-    )
-    if found != expected or any(map(_is_hooked, module.modules())):
+    if _changed_layer(module, fresh) is not None:
         return None
     now, then = module.state_dict(), fresh.state_dict()
     if now.keys() != then.keys() or any(
@@ -38,6 +34,27 @@ def unchanged_program(module: nn.Module) -> Program | None:
     ):
         return None
     return program
+
+
+def changed_layer(module: nn.Module, program: Program) -> str | None:
+    """Return the path of a layer that is not the one that was built, or is hooked into.
+
+    None if all layers are those of the program that the module was built from.
+    """
+    return _changed_layer(module, build_module(program, device="meta"))
+
+
+def _changed_layer(module: nn.Module, fresh: nn.Module) -> str | None:
+    now: dict[str, nn.Module] = dict(module.named_modules())
+    then: dict[str, nn.Module] = dict(fresh.named_modules())
+    for path, one in now.items():
+        expected = then.get(path)
+        same = expected is not None and (
+            (_kind(one), one.extra_repr()) == (_kind(expected), expected.extra_repr())
+        )
+        if not same or _is_hooked(one):
+            return path
+    return next((path for path in then if path not in now), None)
 
 
 def _kind(module: nn.Module) -> tuple[type[nn.Module], str]:

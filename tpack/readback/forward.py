@@ -1,115 +1,71 @@
-"""The forward of a generated class: its symbolic trace, read as statements."""
+"""The nodes of a forward, read as statements."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Collection
+import math
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from torch import fx, nn
+import torch
 
-from tpack.build import op_function
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
+    Assignment,
+    BinaryOp,
+    Dict,
+    Expression,
+    FunctionCall,
+    Identifier,
+    LayerCall,
+    Literal,
     Param,
+    Return,
     Statement,
+    Tuple,
+    UnaryOp,
+    Unpack,
     Unspecified,
 )
-from tpack.layerdef.ops import OPS, PACKED_OPS, Op
-from tpack.readback.body import Body
-from tpack.readback.locals import Tracer, is_no_cache, line_of
-from tpack.wording import spell
+from tpack.layerdef.names import is_identifier
+from tpack.layerdef.ops import OPS, REQUIRED, has_trait
+from tpack.layerdef.walking import parts
+from tpack.readback.calls import fallback_name
+from tpack.readback.frames import Frame, leaves_of
+from tpack.readback.values import Node, nodes_in
 
 
 class Forward:
-    """The trace of one forward.
-
-    Args:
-        given: arguments with a default that its callers give all the same.
+    """One forward that was traced.
 
     Attributes:
-        ops: the ops that it may call, by spelling and by function.
-        caches: its arguments that are caches.
-        fixed: its arguments that nobody gives, with their defaults, which it always has.
-
-    Raises:
-        LayerDefError: it does something that LayerDef cannot express.
+        nodes: those that the result needs, in order.
     """
 
-    def __init__(self, module: nn.Module, given: Collection[str] = ()) -> None:
-        self.name = type(module).__name__
-        self.module = module
-        if "forward" in vars(module):
-            raise LayerDefError(
-                "has another forward than its class, set on the instance. Write it into the class.",
-                node=self.name,
-            )
-        arguments = inspect.signature(module.forward).parameters
-        self.caches = {name for name, one in arguments.items() if is_no_cache(one.default)}
-        self.arguments = tuple(arguments)
-        self.fixed = {
-            name: one.default
-            for name, one in arguments.items()
-            if one.default is not one.empty and name not in {*self.caches, *given}
-        }
-        names: dict[str, Any] = type(module).forward.__globals__
-        ops: dict[Any, Op] = {op.spelling: op for op in (OPS | PACKED_OPS).values() if op.spelling}
-        # functions of tpack.nn: standalone source defines them itself
-        ours = {names[name]: op for name, op in ops.items() if name in names}
-        self.ops = ops | {op_function(op): op for op in ops.values()} | ours
-        self.code = type(module).forward.__code__
-        tracer = Tracer(tuple(ours), self.code)
-        try:
-            self.nodes = list(tracer.trace(module, dict(self.fixed)).nodes)
-        except NotImplementedError:
-            self.nodes = []
-        except Exception as error:  # the code of a module may raise anything
-            what = _untraced(error)
-            raise self.refusal(what, line_of(error, self.code)) from error
-        self.wishes, self.lines = tracer.wishes, tracer.lines
+    def __init__(self, frame: Frame) -> None:
+        self.name = type(frame.module).__name__
+        self.frame = frame
+        self.result = _returned(frame)
+        needed: set[Node] = set()
+        waiting = list(nodes_in(self.result))
+        while waiting:
+            node = waiting.pop()
+            if node not in needed:
+                needed.add(node)
+                waiting += node.inputs()
+        self.nodes = [node for node in frame.nodes if node in needed]
+        for node in self.nodes:
+            node.users.clear()
+        for node in self.nodes:
+            for part in node.inputs():
+                part.users[node] = None
 
-    def refusal(self, what: str, line: int | None) -> LayerDefError:
-        """Return the error for something in the source that LayerDef cannot express."""
-        place = f", line {line} of {Path(self.code.co_filename).name}" if line else ""
-        return LayerDefError(
-            f"{what}. {spell(example_args=...)} lets save trace the module instead.",
-            node=f"{self.name}.forward{place}",
-        )
-
-    def loops(self, whole: Param) -> list[list[fx.Node]] | None:
+    def loops(self, whole: Param) -> list[list[Node]] | None:
         """Return the calls of each loop over a repeated child; None if some calls are no loop."""
         count = whole.repeat or 1
         prefix = f"{whole.name}."
-        calls = [
-            node
-            for node in self.nodes
-            if node.op == "call_module" and str(node.target).startswith(prefix)
-        ]
+        calls = [n for n in self.nodes if n.kind == "layer" and n.target.startswith(prefix)]
         runs = [calls[start : start + count] for start in range(0, len(calls), count)]
         return runs if all(_is_loop(whole.name, run, count) for run in runs) else None
-
-    def given_to(self, path: str) -> frozenset[str]:
-        """Return the arguments that all calls of a child give.
-
-        Raises:
-            LayerDefError: a call gives one that another leaves at its default.
-        """
-        child = self.module.get_submodule(path)
-        calls = [node for node in self.nodes if node.op == "call_module" and node.target == path]
-        named = []
-        for node in calls:
-            try:
-                bound = inspect.signature(child.forward).bind(*node.args, **node.kwargs)
-            except TypeError as error:
-                what = f"calls {path} with arguments that it does not take"
-                raise self.refusal(what, self.lines.get(node)) from error
-            named.append(frozenset(bound.arguments))
-        if len(set(named)) > 1:
-            what = f"calls {path} with an argument that another call leaves out"
-            raise self.refusal(what, self.lines.get(calls[-1]))
-        return named[0] if named else frozenset()
 
     def read(self, params: dict[str, Param]) -> tuple[list[Param], tuple[Statement, ...]]:
         """Return the inputs and statements.
@@ -120,35 +76,204 @@ class Forward:
         Raises:
             LayerDefError: it does something that LayerDef cannot express.
         """
-        if not self.nodes:  # the order of calls is not known
+        if not self.frame.known:  # the order of calls is not known
             return [], (Unspecified(),)
-        inputs, body = Body(self, params).read()
-        kinds = {name: "Cache" if name in self.caches else "Tensor" for name in inputs}
-        return [Param(name, kind) for name, kind in kinds.items()], body
+        inputs = [Param(name, kind) for name, kind in self.frame.inputs.items()]
+        return inputs, _Body(self, params).read()
 
 
-def _untraced(error: Exception) -> str:
-    """Say in a sentence why a forward cannot be read."""
-    text = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-    if "control flow" in text and "iterated" not in text:
-        return "chooses by a value or a size what to compute, which LayerDef cannot express"
-    if "cannot be iterated" in text:
-        return "goes through the parts of a tensor in a loop, which LayerDef cannot express"
-    return f"cannot be read: {text}"
+class _Body:
+    def __init__(self, forward: Forward, params: dict[str, Param]) -> None:
+        self.forward = forward
+        self.params = params
+        self.values: dict[Node, Expression] = {}
+        self.statements: list[Statement] = []
+        self.last: dict[Node, int] = {}
+        self.holders: dict[str, Node] = {}
+
+    def read(self) -> tuple[Statement, ...]:
+        nodes, result = self.forward.nodes, self.forward.result
+        for i, node in enumerate(nodes):
+            for part in node.inputs():
+                self.last[part] = i
+        for node in nodes_in(result):
+            self.last[node] = len(nodes)
+            node.users[_RESULT] = None
+        for name in self.forward.frame.inputs:
+            found = (n for n in nodes if n.kind == "input" and n.target == name)
+            self.holders[name] = next(found, Node("input", name))
+        for node in nodes:
+            if node.kind in ("input", "stored"):
+                self.values[node] = Identifier(str(node.target))
+        wholes = [param for param in self.params.values() if param.repeat is not None]
+        loops = [run for whole in wholes for run in self.forward.loops(whole) or ()]
+        run_of = {node: run for run in loops for node in run}
+        for i, node in enumerate(nodes):
+            if node.kind in ("input", "stored", "device", "item") or node in self.values:
+                continue
+            run = run_of.get(node, [node])
+            if node is run[-1]:  # the last call of a loop stands for all
+                self.take(node, self.node(run[0]), i)
+        self.statements.append(Return(self.value(result)))
+        return tuple(self.statements)
+
+    def take(self, node: Node, value: Expression, at: int) -> None:
+        """Put the value of a node into a statement, or let it wait for the one that uses it."""
+        if items := [user for user in node.users if user.kind == "item"]:
+            self.unpack(items, value, at)
+            return
+        users = sum(list(nodes_in(user.args)).count(node) for user in node.users if user.args)
+        users += list(nodes_in(self.forward.result)).count(node)
+        alone = users <= 1 and _depth(value) < _DEEP
+        if isinstance(value, Identifier) or (not node.wish and alone):
+            self.values[node] = value
+            return
+        name = self.hold(node.wish or fallback_name(node), node, at)
+        self.statements.append(Assignment(name, value))
+
+    def unpack(self, items: list[Node], value: Expression, at: int) -> None:
+        """Add a statement for a call with several results."""
+        source = items[0].args[0]
+        every = [n for n in self.forward.frame.nodes if n.kind == "item" and n.args[0] is source]
+        targets = ["_"] * len(every)
+        for item in items:
+            targets[item.target] = self.hold(item.wish or f"value{item.target + 1}", item, at)
+        self.statements.append(Unpack(targets, value))
+
+    def hold(self, wish: str, node: Node, at: int) -> str:
+        """Give the value of a node its name in the source.
+
+        Where a value of that name is still needed, the source kept it under another one, which
+        leaves no trace: it moves to ``residual``.
+        """
+        old = self.holders.get(wish)
+        if old is not None and not self.is_free(wish, at):
+            other = self.free("residual", at)
+            self.statements.append(Assignment(other, Identifier(wish)))
+            self.give(other, old)
+            del self.holders[wish]
+        name = self.free(wish, at)
+        self.give(name, node)
+        return name
+
+    def give(self, name: str, node: Node) -> None:
+        self.holders[name] = node
+        self.values[node] = Identifier(name)
+
+    def free(self, wish: str, at: int) -> str:
+        name, number = wish, 1
+        while not self.is_free(name, at):
+            number += 1
+            name = f"{wish}{number}" if is_identifier(wish) else f"hidden{number}"
+        return name
+
+    def is_free(self, name: str, at: int) -> bool:
+        if name in self.params or not is_identifier(name):
+            return False
+        return name not in self.holders or self.last.get(self.holders[name], -1) <= at
+
+    # ---- expressions
+
+    def node(self, node: Node) -> Expression:
+        if node.kind == "layer":
+            child = self.child(str(node.target))
+            given = [self.value(arg) for arg in node.args]
+            if child != node.target:  # the loop gives each copy its part of a cache
+                given = [_whole(part) for part in given]
+            return LayerCall(child, given)
+        if node.kind == "binary":
+            left, right = map(self.value, node.args)
+            return BinaryOp(node.target, left, right)
+        if node.kind == "unary":
+            return UnaryOp(node.target, self.value(node.args[0]))
+        if node.kind == "op":
+            return self.call(node)
+        raise LayerDefError(
+            f"{self.forward.name} computes with {node.target}, which the input decides. Write it "
+            "for one number of dims.",
+            node=node.place or self.forward.name,
+        )
+
+    def child(self, path: str) -> str:
+        """Return the parameter that describes a module, itself or as one of its copies."""
+        return path if path in self.params else path.rpartition(".")[0]
+
+    def call(self, node: Node) -> Expression:
+        op = OPS[node.target]
+        values = {name: self.value(arg) for name, arg in node.args.items()}
+        first = [p.name for p in op.params if p.default is REQUIRED and not p.keyword]
+        args = [values.pop(name) for name in first]
+        defaults = {param.name: param.default for param in op.params}
+        kept = {k: v for k, v in values.items() if v != Literal(defaults[k])}
+        order = [param.name for param in op.params]
+        return FunctionCall(op.name, args, sorted(kept.items(), key=lambda it: order.index(it[0])))
+
+    def value(self, arg: Any) -> Expression:
+        if isinstance(arg, Node):
+            if arg.kind == "device":  # the op that takes a device takes its tensor
+                return self.value(arg.args[0])
+            return self.values[arg] if arg in self.values else self.node(arg)
+        if isinstance(arg, tuple | list):
+            return Tuple([self.value(item) for item in arg])
+        if isinstance(arg, dict):
+            return Dict({name: self.value(item) for name, item in arg.items()})
+        if isinstance(arg, float) and math.isinf(arg):
+            return Literal("inf" if arg > 0 else "-inf")
+        if isinstance(arg, torch.dtype):
+            return Literal(str(arg).removeprefix("torch."))
+        return Literal(arg)
 
 
-def _is_loop(name: str, run: list[fx.Node], repeat: int) -> bool:
+def _returned(frame: Frame) -> Any:
+    """Return the result of a forward, in the form that its caller sees: without None.
+
+    What another forward calls returns its values in a row.
+    """
+    if not frame.inner:
+        return _without_none(frame.result)
+    leaves = tuple(leaves_of(frame.result))
+    return leaves[0] if len(leaves) == 1 else leaves
+
+
+def _without_none(result: Any) -> Any:
+    if isinstance(result, dict):
+        return {key: _without_none(one) for key, one in result.items() if one is not None}
+    if isinstance(result, tuple):
+        return tuple(_without_none(one) for one in result if one is not None)
+    return result
+
+
+#: Stands for the return in the users of a node.
+_RESULT = Node("result", "")
+#: Nested operations that a reader can still follow in one statement.
+_DEEP = 16
+
+
+def _depth(node: Expression) -> int:
+    return 1 + max(map(_depth, parts(node)), default=0)
+
+
+def _is_loop(name: str, run: list[Node], repeat: int) -> bool:
     """Return whether calls pass a value through the copies of a child in order."""
     if [str(node.target) for node in run] != [f"{name}.{i}" for i in range(repeat)]:
         return False
     others = [[_shared(arg, i) for arg in node.args[1:]] for i, node in enumerate(run)]
     return all(one == others[0] for one in others) and all(
-        after.args[:1] == (before,) and set(before.users) == {after}
+        after.args[:1] == (before,)
+        and set(before.users) == {after}
+        and before not in after.args[1:]
         for before, after in pairwise(run)
     )
 
 
 def _shared(arg: Any, index: int) -> Any:
     """Return what the calls of a loop share: of the part of a cache with an index, the cache."""
-    part = isinstance(arg, fx.Node) and (arg.op, arg.target) == ("call_method", "layer")
-    return ("layer", arg.args[0]) if part and arg.args[1:] == (index,) else arg
+    part = isinstance(arg, Node) and arg.kind == "op" and has_trait(arg.target, "part")
+    return ("layer", arg.args["cache"]) if part and arg.args["index"] == index else arg
+
+
+def _whole(value: Expression) -> Expression:
+    """Return the cache that a layer has a part of; another value as it is."""
+    if isinstance(value, FunctionCall) and has_trait(value.function, "part"):
+        return value.args[0]
+    return value
