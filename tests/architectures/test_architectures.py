@@ -113,6 +113,7 @@ def test_gemma_has_two_kinds_of_frequencies_and_a_scale():
     assert all(torch.equal(buffer, whole[name]) for name, buffer in built.named_buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["yarn", "longrope"])
 def test_a_position_code_is_captured_right_or_not_at_all(kind, tmp_path):
     rope = {"rope_type": kind, "rope_theta": 1e4} | ROPE[kind]
@@ -137,6 +138,7 @@ def test_names_of_the_base_model_alone(tmp_path):
     assert tpack.verify(tmp_path / "packed", plain).ok
 
 
+@pytest.mark.slow
 def test_a_folder_without_its_head_is_the_base_model(tmp_path):
     model = llama()
     plain = folder(tmp_path, model, lambda t: {k: v for k, v in t.items() if "lm_head" not in k})
@@ -146,6 +148,7 @@ def test_a_folder_without_its_head_is_the_base_model(tmp_path):
     close(found, logits(model.model))
 
 
+@pytest.mark.slow
 def test_a_picture_classifier_whose_tensors_have_other_names(tmp_path):
     config = transformers.ViTConfig(
         hidden_size=64,
@@ -221,6 +224,7 @@ def test_no_code_of_the_folder_runs(tmp_path):
     assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_a_file_beside_its_config(tmp_path):
     plain = folder(tmp_path, model := llama())
     report = tpack.convert(plain / "model.safetensors", tmp_path / "m.safetensors")

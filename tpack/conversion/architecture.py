@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from tpack.capturing import Captured
 
 
+def may_capture(source: Source, options: Options) -> bool:
+    """Return whether the model of a source is to be captured, and transformers is there for it."""
+    wanted = options.capture and _config(source) is not None
+    return wanted and find_spec("transformers") is not None
+
+
 def of_architecture(
     source: Source,
     plan: Plan,

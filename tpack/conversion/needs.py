@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tpack.choices import QUANTIZERS
 from tpack.codec import layout_named, rows_and_columns
+from tpack.conversion.architecture import may_capture
 from tpack.conversion.plan import Plan
+from tpack.dtypes import BY_NAME
 from tpack.errors import StorageError
 from tpack.kernels.selection import default_threads
 from tpack.options import Options
@@ -22,6 +24,9 @@ from tpack.text import size
 
 #: Bytes of the interpreter with numpy, and of torch if a source needs it; measured.
 INTERPRETER, TORCH = 64 << 20, 200 << 20
+#: Bytes of torch and transformers with a model of 30 layers that is captured without weights;
+#: and up to which weights are loaded too, in copies, to compare. Measured: 440 MB.
+CAPTURE, COMPARED, COPIES = 640 << 20, 256 << 20, 4
 #: Copies of a piece that a thread works on, at four bytes a number; measured.
 PIECE_BYTES = 4 * 4 * BLOCK
 
@@ -50,7 +55,7 @@ class Needs:
             largest = max(largest, _at_once(tensor, options))
         kept = sum(t.nbytes for t in plan.kept.values())
         pieces = PIECE_BYTES * (1 + min(default_threads(), MOST_THREADS))
-        memory = INTERPRETER + pieces + largest + _of_torch(source)
+        memory = INTERPRETER + pieces + largest + _of_torch(source) + _of_capture(source, options)
         return cls(memory, 2 * packed + scales + kept)
 
     def with_output(self, spooled: int, output: int) -> Needs:
@@ -68,6 +73,14 @@ def _at_once(tensor: SourceTensor | PackedTensor, options: Options) -> int:
     if options.quantize != "auto" and QUANTIZERS[options.quantize].at_once:
         needed += 2 * tensor.numel * (8 if tensor.dtype == "float64" else 4)
     return needed
+
+
+def _of_capture(source: Source, options: Options) -> int:
+    """Return the bytes for the model of a folder, if it is captured."""
+    if not may_capture(source, options):
+        return 0
+    dense = sum(BY_NAME[t.dtype].nbytes(t.numel) for t in source.tensors.values())
+    return CAPTURE + (COPIES * dense if dense <= COMPARED else 0)
 
 
 def _of_torch(source: Source) -> int:
