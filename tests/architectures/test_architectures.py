@@ -66,7 +66,7 @@ def test_the_converted_folder_runs_without_transformers(tmp_path):
     ids = IDS[:1, :5]  # neither batch nor length of the example
     torch.save(ids, tmp_path / "ids.pt")
     command = [sys.executable, "-c", LOADED, tmp_path / "packed", tmp_path / "ids.pt"]
-    subprocess.run(command, check=True, timeout=120)
+    subprocess.run(command, check=True, timeout=600)
     close(torch.load(tmp_path / "ids.pt"), logits(model, ids))
     assert tpack.verify(tmp_path / "packed", plain).ok
     tried = tpack.convert(plain, tmp_path / "other", dry_run=True)
