@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 import transformers
-from hf_folders import IDS, SIZES, close, llama, load, logits, make
+from hf_folders import IDS, SIZES, close, generate, llama, load, logits, make
 from safetensors.torch import load_file, save_file
 
 import tpack
@@ -134,7 +134,9 @@ def test_names_of_the_base_model_alone(tmp_path):
     )
     report = tpack.convert(plain, tmp_path / "packed")
     assert "captured GPT2LMHeadModel" in about(report)
-    close(tpack.load(tmp_path / "packed")(IDS)["logits"], logits(model))
+    loaded = tpack.load(tmp_path / "packed")
+    close(loaded(IDS)["logits"], logits(model))
+    assert torch.equal(tpack.generate(loaded, IDS, max_new_tokens=6), generate(model))
     assert tpack.verify(tmp_path / "packed", plain).ok
 
 

@@ -46,10 +46,7 @@ def config_of(data: Mapping[str, Any]) -> PreTrainedConfig:
     kind = CONFIG_MAPPING[found]
     if not _is_own(kind):
         raise LayerDefError(f"the architecture {found!r:.60} is not one of transformers itself.")
-    config = kind.from_dict(_plain(data))
-    for one in (config, *_inner(config)):
-        if getattr(one, "use_cache", False):
-            one.use_cache = False
+    config: PreTrainedConfig = kind.from_dict(_plain(data))
     return config
 
 
@@ -99,10 +96,3 @@ def _plain(data: Any, depth: int = 0) -> Any:
         left = {key: one for key, one in data.items() if key not in (*_LEFT_OUT, *_MORE)}
         return {key: _plain(one, depth + 1) for key, one in left.items()}
     return [_plain(one, depth + 1) for one in data] if isinstance(data, list) else data
-
-
-def _inner(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
-    for value in list(vars(config).values()):
-        if isinstance(value, PreTrainedConfig):
-            yield value
-            yield from _inner(value)
