@@ -62,7 +62,7 @@ def test_the_converted_folder_runs_without_transformers(tmp_path):
     assert "captured LlamaForCausalLM of transformers" in about(report)
     assert "program equals LlamaForCausalLM of transformers: no difference" in about(report)
     source = tpack.generate_pytorch_code(tpack.inspect(tmp_path / "packed").program)
-    assert "zip(self.layers, " in source
+    assert "in enumerate(self.layers):" in source
     ids = IDS[:1, :5]  # neither batch nor length of the example
     torch.save(ids, tmp_path / "ids.pt")
     command = [sys.executable, "-c", LOADED, tmp_path / "packed", tmp_path / "ids.pt"]
