@@ -68,6 +68,7 @@ class NoCache(KeyValueCache):
         return keys, values
 
 
+#: The cache of a forward that is given none.
 NO_CACHE = NoCache()
 
 
