@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpack.capturing.aten import ATEN, naming
+from tpack.codec import Scale
 from tpack.layerdef.ops import BINARY, OPS, Op, PackedOp, has_trait
 from tpack.readback import code
 from tpack.readback.binding import (
@@ -274,6 +275,8 @@ class Calls(NamedCalls):
         for key, wanted in declared.items():
             found = given.pop(key, fallback.get(key, wanted))
             found = tuple(found) if isinstance(found, list) else found
+            if key == "group_size" and found == 0 and _shows_groups(holder, own, wanted):
+                continue
             if found != wanted:
                 tracer.refuse(
                     f"gives {op.name} {key}={found}, expected {wanted} as the class declares",
@@ -318,3 +321,10 @@ def fallback_name(node: Node) -> str:
             return noun
         return str(node.target) if str(node.target).isidentifier() else "value"
     return "value"
+
+
+def _shows_groups(holder: nn.Module, name: str, size: int) -> bool:
+    """Return whether the shape of a weight's scale shows its group size, so that no call must."""
+    shape, scale = holder.ternary_shapes[name], getattr(holder, f"{name}_scale")  # type: ignore[index]
+    split = getattr(holder, f"{name}_packed").dim() - 1
+    return Scale.of(scale.shape, shape, split).group_size == size
