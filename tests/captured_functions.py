@@ -93,6 +93,9 @@ FUNCTIONS = {
     "copies": lambda m, x: x.clone().contiguous().detach() * x.to(x.device),
     "in place": changed,
     "parts in place": changed_parts,
+    "bounds that are infinite": lambda m, x: (
+        x.clamp(0.1, math.inf) + x.clamp(-math.inf, math.inf) + torch.clamp(x, max=math.inf)
+    ),
     "transposes": lambda m, x: x.transpose(1, 2).permute(0, 2, 1).flip(1).roll(1, 2) @ m.w.T,
     "views": lambda m, x: (
         x.view(x.size(0), 24).view_as(x).reshape(-1, 3).view(-1, 4, 2, 3).flatten(2)

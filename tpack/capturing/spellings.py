@@ -5,6 +5,7 @@ Each rule takes a value with arguments that are simple already, and returns anot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -168,10 +169,17 @@ def _repeat(value: Value) -> Value | None:
     )
 
 
+#: Bounds that change nothing.
+_NO_BOUND = {"min": -math.inf, "max": math.inf}
+
+
 def _clamp(value: Value) -> Value | None:
-    """Write bounds that are tensors as ``maximum`` and ``minimum``."""
+    """Write bounds that are tensors as ``maximum`` and ``minimum``; leave out infinite ones."""
     made, args = value.args["x"], value.args
     bounds = {"min": "maximum", "max": "minimum"}
+    kept = {key: arg for key, arg in args.items() if arg != _NO_BOUND.get(key)}
+    if len(kept) < len(args):
+        return value.like("clamp", kept) if len(kept) > 1 else made  # type: ignore[no-any-return]
     if not any(isinstance(args.get(name), Value) for name in bounds):
         return None
     for name, op in bounds.items():
