@@ -11,29 +11,21 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 BEGIN, END = "<!-- tests/families.py begin -->\n", "<!-- end -->\n"
 _CAPTURED = """
-    arcee bert bert-generation biogpt bitnet camembert cohere cohere2 ctrl cwm data2vec-text doge
-    electra ernie ernie4_5 exaone4 flint gemma gemma2 gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode
-    gpt_neox granite granite_swa hyperclovax internlm3 iquestcoder jais2 lfm2 llama megatron-bert
-    ministral3 mistral moshi nanochat nemotron olmo olmo2 olmo3 openai-gpt opt persimmon phi phi3
-    qwen2 qwen3 rembert roberta roberta-prelayernorm roc_bert roformer seed_oss smollm3 stablelm
-    starcoder2 trocr vaultgemma xlm-roberta xlm-roberta-xl
+    apertus arcee beam bert bert-generation biogpt bitnet bloom camembert cohere cohere2 ctrl
+    cwm data2vec-text diffllama doge electra ernie ernie4_5 exaone4 falcon_h1 flint fuyu gemma
+    gemma2 gemma3_text gemma4_unified_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox
+    gpt_neox_japanese granite granite_swa hyperclovax internlm3 iquestcoder jais2 lfm2 llama
+    megatron-bert ministral3 mistral modernbert-decoder moshi nanochat nemotron olmo olmo2 olmo3
+    openai-gpt opt persimmon phi phi3 qwen2 qwen3 rembert roberta roberta-prelayernorm roc_bert
+    roformer seed_oss smollm3 stablelm starcoder2 trocr vaultgemma xlm-roberta xlm-roberta-xl
 """
 #: Families by the name of their config: converted, they run packed in transformers. The value is
 #: the reason why the whole source cannot be captured, or empty.
 FAMILIES: dict[str, str] = dict.fromkeys(_CAPTURED.split(), "") | {
-    "apertus": "an op without a row",
-    "beam": "an op without a row",
     "big_bird": "an op without a row",
-    "bloom": "an op without a row",
     "cpmant": "sizes are fixed",
-    "diffllama": "an op without a row",
-    "falcon_h1": "a size that LayerDef cannot compute",
     "falcon_mamba": "sizes are fixed",
-    "fuyu": "torch.export cannot trace it",
-    "gemma4_unified_text": "a buffer with a dot in its name",
-    "gpt_neox_japanese": "an op without a row",
     "mamba": "sizes are fixed",
-    "modernbert-decoder": "a buffer with a dot in its name",
     "mpt": "a size that LayerDef cannot compute",
     "rwkv": "its loop is unrolled",
     "xglm": "a long buffer that no state dict holds",
@@ -45,8 +37,8 @@ ROWS = {
     "BitNet b1.58": "bitnet",
     "Qwen2, Qwen3, Mistral, Gemma 1 to 3": "qwen2 qwen3 mistral gemma gemma2 gemma3_text",
     "Phi, Phi-3, OLMo 1 to 3, Granite, SmolLM3": "phi phi3 olmo olmo2 olmo3 granite smollm3",
-    "GPT-2, GPT-NeoX, OPT, BERT": "gpt2 gpt_neox opt bert",
-    "Mamba, RWKV, Falcon-H1, BLOOM, MPT": "mamba rwkv falcon_h1 bloom mpt",
+    "GPT-2, GPT-NeoX, OPT, BLOOM, Falcon-H1, BERT": "gpt2 gpt_neox opt bloom falcon_h1 bert",
+    "Mamba, RWKV, MPT": "mamba rwkv mpt",
 }
 #: Those that llama.cpp runs from an exported GGUF file (tests/exporting/test_llama_cpp.py).
 IN_LLAMA_CPP = ("llama", "bitnet")
