@@ -5,11 +5,10 @@ import shutil
 import pytest
 import torch
 from hf_folders import llama
+from prompts import PROMPT
 from small_tokenizers import byte_level
 
 import tpack
-
-PROMPT = "The statement"
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PROMPT
 from hf_folders import llama
+from prompts import PROMPT
 from safetensors.torch import load_file, save_file
 
 from tpack import running

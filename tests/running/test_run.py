@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROMPT
+from prompts import PROMPT
 from safetensors.torch import load_file, save_file
 
 import tpack

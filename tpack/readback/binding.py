@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tpack.build import op_function
 from tpack.capturing.aten import ATEN, Row
-from tpack.layerdef.ops import OPS, Op
+from tpack.layerdef.ops import OPS, Op, PackedOp
 
 #: Names that torch also takes for arguments.
 _ALIASES = {"input": "self", "axis": "dim", "keepdims": "keepdim", "x": "self", "x2": "other"}
@@ -75,6 +75,8 @@ def python_call(
     Raises:
         BindingError: an argument has no place in the row.
     """
+    if isinstance(op, PackedOp):
+        return dict(zip((param.name for param in op.params), args, strict=False)) | kwargs
     given = named(function, args, kwargs)
     own = {param.torch_name: param.name for param in op.params}
     own |= {param.name: param.name for param in op.params}

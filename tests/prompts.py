@@ -1,0 +1,3 @@
+"""What the tests of running models ask them."""
+
+PROMPT = "The statement"
