@@ -179,7 +179,7 @@ def _clamp(value: Value) -> Value | None:
     bounds = {"min": "maximum", "max": "minimum"}
     kept = {key: arg for key, arg in args.items() if arg != _NO_BOUND.get(key)}
     if len(kept) < len(args):
-        return value.like("clamp", kept) if len(kept) > 1 else made  # type: ignore[no-any-return]
+        return value.like("clamp", kept) if len(kept) > 1 else made
     if not any(isinstance(args.get(name), Value) for name in bounds):
         return None
     for name, op in bounds.items():

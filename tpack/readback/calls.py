@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tpack.capturing.aten import ATEN, naming
 from tpack.codec import Scale
@@ -323,8 +323,8 @@ def fallback_name(node: Node) -> str:
     return "value"
 
 
-def _shows_groups(holder: nn.Module, name: str, size: int) -> bool:
+def _shows_groups(holder: Any, name: str, size: int) -> bool:
     """Return whether the shape of a weight's scale shows its group size, so that no call must."""
-    shape, scale = holder.ternary_shapes[name], getattr(holder, f"{name}_scale")  # type: ignore[index]
+    shape, scale = holder.ternary_shapes[name], getattr(holder, f"{name}_scale")
     split = getattr(holder, f"{name}_packed").dim() - 1
     return Scale.of(scale.shape, shape, split).group_size == size
