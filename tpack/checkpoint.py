@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tpack import codec
 from tpack.build import build_module, program_of
+from tpack.capturing.arguments import unwrapped
 from tpack.capturing.built import changed_layer
 from tpack.codec import Scale, rows_and_columns
 from tpack.container import Checkpoint, Origin, Piece
@@ -224,7 +225,7 @@ def save(
         ExistsError, StorageError: as ``new_file``.
     """
     _check_whole(module)
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    module = unwrapped(module)
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     built = program_of(module) if layerdef is None else as_program(layerdef)
     if built is not None and layerdef is None:

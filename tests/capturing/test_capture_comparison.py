@@ -143,7 +143,7 @@ def test_what_rounding_explains_depends_on_the_coarsest_float(dtype, limit):
 def test_nothing_is_copied_to_compare():
     model = mlp().model
     trace = trace_module(model, (torch.randn(3, 24),), None, None)
-    module = built(trace.program(()), trace.own_tensors())
+    module = trace.rebuilt()
     assert module.fc1.weight.data_ptr() == model.fc1.weight.data_ptr()
 
 
@@ -192,8 +192,8 @@ def test_a_packed_model_that_differs_without_rounding_is_not_written(tmp_path, m
         found = right(piece)
         return found * 1.48 if piece.name.endswith("_scale") else found
 
-    right = tpack.capturing.tensor_of
-    monkeypatch.setattr("tpack.capturing.tensor_of", wrong)
+    right = tpack.capturing.captured.tensor_of
+    monkeypatch.setattr("tpack.capturing.captured.tensor_of", wrong)
     with pytest.raises(LayerDefError, match=r"fc1: .* gives other results"):
         tpack.convert(example.model, tmp_path / "m.safetensors", exact=True, **example.arguments())
     assert not list(tmp_path.iterdir())

@@ -26,8 +26,6 @@ from tpack.architectures.matching import Match, check_dtypes, fill, match
 from tpack.architectures.renaming import renamed
 from tpack.architectures.rounding import with_rounding
 from tpack.capturing import Captured, trace_module
-from tpack.capturing.caches import past_cache
-from tpack.capturing.comparison import built, compare_decoding
 from tpack.capturing.failures import explained
 from tpack.capturing.graph import Graph
 from tpack.errors import LayerDefError, TpackError
@@ -109,7 +107,8 @@ def _traced(data: Mapping[str, Any], weights: Weights) -> Captured:
             captured.example = replace(
                 captured.example, original=original, called=f"{name} of transformers"
             )
-            _compare_decoding(captured)
+            if any(value.is_cache for value in captured.graph.inputs):
+                captured.check_decoding()
     about = [f"captured {name} of transformers {transformers.__version__} from config.json"]
     about += [found.unused] if found.unused else []
     wish = getattr(config, "dtype", None)
@@ -117,18 +116,6 @@ def _traced(data: Mapping[str, Any], weights: Weights) -> Captured:
         about.append(f"it computes in {_called(dtype)} as the files, not in {_called(wish)}")
     captured.notes = ("; ".join(about), *captured.notes)
     return captured
-
-
-def _compare_decoding(captured: Captured) -> None:
-    """Compare a program that takes a cache with the model and its own cache, step by step.
-
-    Raises:
-        LayerDefError: they differ.
-    """
-    if any(value.is_cache for value in captured.graph.inputs):
-        assert captured.example is not None
-        ours = built(captured.program(captured.packed), captured.own_tensors())
-        compare_decoding(ours, captured.example, captured.graph, past_cache)
 
 
 def _dtype(config: Any, weights: Weights) -> torch.dtype:

@@ -52,7 +52,7 @@ def captured(
         raise UsageError("example_args are for an nn.Module, but the source is a state dict.")
     from tpack.capturing import trace_module
 
-    return _compared(trace_module(source, () if args is None else args, kwargs, dynamic_shapes))
+    return _compared(trace_module(source, args, kwargs, dynamic_shapes))
 
 
 def own_program(source: Any, opened: Source) -> Program | None:

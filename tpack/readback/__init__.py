@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tpack.capturing import capture
+from tpack.capturing.arguments import as_arguments, as_keywords
 from tpack.capturing.comparison import built, difference, tensors_in
 from tpack.capturing.known import constant_param
 from tpack.errors import LayerDefError
@@ -67,18 +68,19 @@ def read_or_capture(
     Raises:
         LayerDefError: the module does something that LayerDef cannot express, or the program
             gives other results.
+        UsageError: the arguments are no sequence, or the keyword arguments no dict.
     """
     if args is None and kwargs is None:
         return read_program(module)
-    given = (args,) if isinstance(args, Tensor) else tuple(args or ())
+    given, named = as_arguments(args), as_keywords(kwargs)
     try:
         program = read_program(module)
     except LayerDefError:
-        return capture(module, given, kwargs)
+        return capture(module, given, named)
     state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     with torch.no_grad():
-        expected = tensors_in(module(*given, **(kwargs or {})))
-        found = tensors_in(built(program, state)(*given, **(kwargs or {})))
+        expected = tensors_in(module(*given, **named))
+        found = tensors_in(built(program, state)(*given, **named))
     if (much := difference(found, expected).relative) > SAME:
         raise LayerDefError(
             f"was read as something else than it computes: on the example arguments the results "
