@@ -191,8 +191,10 @@ def ops_reference() -> str:
         "Left out, because they compute nothing: "
         + ", ".join(f"`{name}`" for name in sorted(CHECKS))
         + ".\n",
-        "Mixture-of-experts layers of transformers export in their batched form: set",
-        '`config._experts_implementation = "batched_mm"` before the capture.',
+        "Each x times a matrix of a stack, `(stack[ids] @ x.unsqueeze(-1)).squeeze(-1)`,",
+        "becomes `expert_linear` or `expert_matmul`, which compute the chosen matrices only. So do",
+        "experts of transformers; before you export them to a `.pt2` file, set",
+        '`config._experts_implementation = "batched_mm"`.',
     ]
     return "\n".join(lines) + "\n"
 

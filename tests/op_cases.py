@@ -69,6 +69,7 @@ Q, K, V = T(2, 4, 5, 6), T(2, 4, 7, 6, seed=1), T(2, 4, 7, 6, seed=2)
 MASK = T(5, 7, seed=3)
 POSITIVE = T(4, seed=5, positive=True)
 LAYER = {"x": X, "weight": VECTOR}
+STACK, CHOSEN = T(3, 5, 4, seed=6), torch.tensor([[0, 2, 2], [0, 0, 2]])  # none the second
 IDS = torch.tensor([[[0, 1], [1, 0], [1, 1]], [[1, 0], [0, 0], [0, 1]]])
 
 CASES = [
@@ -76,6 +77,16 @@ CASES = [
     Case("linear", X @ MATRIX.T + BIAS, {"x": X, "weight": MATRIX, "bias": BIAS}),
     Case("linear", X @ MATRIX.T, {"x": X, "weight": MATRIX}, {"bias": None}),
     Case("matmul", torch.bmm(X, X.mT), {"x": X, "y": X.mT.contiguous()}),
+    Case(
+        "expert_linear",
+        (STACK[CHOSEN] @ X.unsqueeze(-1)).squeeze(-1),
+        {"x": X, "weight": STACK, "ids": CHOSEN},
+    ),
+    Case(
+        "expert_matmul",
+        (X.unsqueeze(-2) @ STACK.mT[CHOSEN]).squeeze(-2),
+        {"x": X, "weight": STACK.mT.contiguous(), "ids": CHOSEN},
+    ),
     Case("conv1d", F.conv1d(LINE, T(6, 4, 3)), {"x": LINE, "weight": T(6, 4, 3)}),
     Case(
         "conv1d",

@@ -111,7 +111,7 @@ SOURCE_WORDS = """
     self super range torch nn F Tensor math annotations Any ClassVar ternary_shapes
     ternary_layouts ternary_groups PackedModule PackedWeight packed_zeros scale_ones repack_trits
     pack_trits unpack_trits spread_scale activation_gain infer_group_size Linear LayerNorm
-    TernaryLinear BitLinear ternary_linear rotary_frequencies rotate_half
+    TernaryLinear BitLinear ternary_linear rotary_frequencies rotate_half expert_linear
 """
 
 

@@ -117,6 +117,8 @@ _WEIGHTED = {
     "conv1d": ("weight", "bias"),
     "conv2d": ("weight", "bias"),
     "matmul": ("y", ""),
+    "expert_linear": ("weight", ""),
+    "expert_matmul": ("weight", ""),
 }
 
 

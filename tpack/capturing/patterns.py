@@ -1,4 +1,4 @@
-"""Patterns of several ops that LayerDef has one op for: RMS norm, gelu, relu² and rotary.
+"""Patterns of several ops that LayerDef has one op for, such as RMS norm and gelu.
 
 A pattern is replaced only if the op computes the same: to rounding, in the same dtype.
 """
@@ -143,9 +143,43 @@ def _rotate_half(value: Value) -> Value | None:
     return value.like("rotate_half", {"x": x}) if good else None
 
 
+def _of_experts(value: Value) -> Value | None:
+    """Match ``(weight[ids] @ x.unsqueeze(-1)).squeeze(-1)``, or its like of ``x @ weight[ids]``."""
+    product, dims = value.args["x"], value.args.get("dim")
+    if not _is(product, "matmul") or dims is None:
+        return None
+    rank = len(product.shape)
+    dim = dims % rank if isinstance(dims, int) else -1
+    for op, last, picked, column in (
+        ("expert_linear", rank - 1, product.args["x"], product.args["y"]),
+        ("expert_matmul", rank - 2, product.args["y"], product.args["x"]),
+    ):
+        if dim != last or not _is(column, "unsqueeze"):
+            continue
+        x, at = column.args["x"], column.args["dim"] % rank
+        found = _picked(picked)
+        if found is None or at != last or x.dtype != picked.dtype:
+            continue
+        weight, ids = found
+        if same_sizes(x.shape[:-1], ids.shape):
+            return value.like(op, {"x": x, "weight": weight, "ids": ids})
+    return None
+
+
+def _picked(value: Arg) -> tuple[Value, Value] | None:
+    """Match ``weight[ids]`` of a stack of matrices; return weight and ids."""
+    if not _is(value, "index"):
+        return None
+    indices, weight = value.args["indices"], value.args["x"]
+    if len(indices) != 1 or len(weight.shape) != 3:
+        return None
+    return (weight, indices[0]) if indices[0].dtype in (torch.int64, torch.int32) else None
+
+
 _RULES: dict[str, tuple[Callable[[Value], Value | None], ...]] = {
     "*": (_rms_norm, _gelu, _silu),
     "**": (_relu_squared,),
     "square": (_relu_squared,),
     "cat": (_rotate_half,),
+    "squeeze": (_of_experts,),
 }

@@ -109,7 +109,7 @@ class _Roles:
     def weights(self, value: Value, parts: list[Value]) -> Mapping[Value, str]:
         """Return the operands that are weights of an op, with their roles."""
         args = value.args
-        if value.op in ("linear", "bit_linear"):
+        if value.op in ("linear", "bit_linear") or has_trait(value.op, "experts"):
             return {args["weight"]: self.product(value, args["weight"], args["x"])}
         if has_trait(value.op, "conv"):
             return {args["weight"]: self.convolution(value)}

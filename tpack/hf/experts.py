@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tpack.codec import Scale
-from tpack.nn import PackedModule, packed_zeros, ternary_expert_linear, ternary_matmul
-from tpack.nn.code_check import accept, check_legal
+from tpack.nn import (
+    PackedModule,
+    expert_linear,
+    expert_matmul,
+    packed_zeros,
+    ternary_expert_linear,
+    ternary_expert_matmul,
+)
 from tpack.nn.modules import scale_ones
-from tpack.nn.reference import by_expert, expert_scale
+from tpack.nn.reference import by_expert
 
 
 class PackedExperts(PackedModule):
@@ -96,34 +101,25 @@ class PackedExperts(PackedModule):
     def product(self, name: str, x: Tensor, ids: Tensor) -> Tensor:
         """Multiply each row of x (n, in) by the matrix of its expert: (n, out)."""
         (plain,) = self._plain
-        if name in self.parts or plain.is_transposed or name not in self.ternary_shapes:
+        if name in self.parts:
             y = by_expert(x, ids, self.count, self._by(name))
-        else:
+        elif name in self.ternary_shapes:
             packed, scale, options = self._stored(name)
-            y = ternary_expert_linear(x, packed, scale, ids, **options)
+            if plain.is_transposed:
+                shape = self.ternary_shapes[name]
+                y = ternary_expert_matmul(x, packed, scale, ids, shape, **options)
+            else:
+                y = ternary_expert_linear(x, packed, scale, ids, **options)
+        else:
+            product = expert_matmul if plain.is_transposed else expert_linear
+            y = product(x, getattr(self, name), ids)
         return y + getattr(self, f"{name}_bias")[ids] if plain.has_bias else y
 
     def _by(self, name: str) -> Any:
-        """Return the product with the matrix of one expert."""
-        if name in self.parts:
-            return lambda i, rows: torch.cat(
-                [self.get_submodule(f"{i}.{part}")(rows) for part in self.parts[name]], -1
-            )
-        if name not in self.ternary_shapes:
-            weight = getattr(self, name)
-            if self._plain[0].is_transposed:
-                return lambda i, rows: rows @ weight[i]
-            return lambda i, rows: F.linear(rows, weight[i])
-        packed, scale, options = self._stored(name)
-        shape = self.ternary_shapes[name][1:]
-        check_legal(packed, options["layout"])
-
-        def product(i: int, rows: Tensor) -> Tensor:
-            matrix = packed[i]
-            accept(matrix)  # a part of what was checked
-            return ternary_matmul(rows, matrix, expert_scale(scale, i), shape, **options)
-
-        return product
+        """Return the product with the matrices of one expert."""
+        return lambda i, rows: torch.cat(
+            [self.get_submodule(f"{i}.{part}")(rows) for part in self.parts[name]], -1
+        )
 
     def _stored(self, name: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
         options = {

@@ -161,7 +161,7 @@ class _Lowering:
                 f"{op.name} takes a weight of {packed.rank} dims, found shape {shape}.",
                 node=f"{self.name}.{param.name}",
             )
-        if len(shape) != packed.rank or param.rows_split != 1:
+        if len(shape) != packed.rank or param.rows_split != (2 if packed.of_stack else 1):
             return None
         others = {name: value for name, value in given.items() if name != packed.weight}
         arguments = self.operands(others)

@@ -37,6 +37,7 @@ Traits are words that other rooms ask for:
 - ``product``: sums of products; ``conv``: of a convolution; ``spreads``: of a transposed one
 - ``norm``: a normalization, whose other tensors belong to it
 - ``lookup``: it takes rows of a table
+- ``experts``: each x meets one matrix of a stack
 """
 
 from __future__ import annotations
@@ -155,6 +156,11 @@ class PackedOp(Op):
     plain: str = ""
     weight: str = ""
     rank: int = 0
+
+    @property
+    def of_stack(self) -> bool:
+        """Whether the weight is a stack of matrices, each with rows of its own."""
+        return "experts" in OPS[self.plain].traits if self.plain else False
 
 
 def _parse_packed(name: str, params: str, plain: str, weight: str, rank: int) -> PackedOp:

@@ -16,6 +16,7 @@ from tpack.nn.functional import (
     ternary_conv2d,
     ternary_embedding,
     ternary_expert_linear,
+    ternary_expert_matmul,
     ternary_linear,
     ternary_matmul,
 )
@@ -29,6 +30,7 @@ from tpack.nn.modules import (
 )
 from tpack.nn.reference import (
     expert_linear,
+    expert_matmul,
     rotary_frequencies,
     rotate_half,
     unpack_trits,
@@ -47,6 +49,7 @@ __all__ = [
     "causal_attention",
     "dequantize",
     "expert_linear",
+    "expert_matmul",
     "freeze",
     "is_unfrozen",
     "packed_zeros",
@@ -57,6 +60,7 @@ __all__ = [
     "ternary_conv2d",
     "ternary_embedding",
     "ternary_expert_linear",
+    "ternary_expert_matmul",
     "ternary_linear",
     "ternary_matmul",
     "unfreeze",

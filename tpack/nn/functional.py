@@ -276,6 +276,45 @@ def ternary_expert_linear(
     return reference.by_expert(x, ids, len(packed), product)
 
 
+def ternary_expert_matmul(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    ids: Tensor,
+    shape: tuple[int, ...],
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Multiply each x by one matrix of a packed stack (experts, in, out).
+
+    Args:
+        x: ``(..., in)``, any float dtype; the result ``(..., out)`` has it too.
+        packed: uint8 ``(experts, in, bytes)``.
+        scale: ``(1,)``, ``(experts, in, 1)``, ``(experts, in, groups)``, or
+            ``(1, 1, out)``, float.
+        ids: as for ``ternary_expert_linear``.
+        shape: ``(experts, in, out)``.
+
+    Raises:
+        IndexError: an id is outside the stack.
+        ValueError: the shapes of packed and scale do not belong to ``shape``.
+        FormatError: a byte of ``packed`` holds no codes of the layout.
+    """
+    check_legal(packed, layout)
+    options: dict[str, Any] = {"layout": layout, "group_size": group_size}
+    if torch.compiler.is_compiling():
+        return reference.ternary_expert_matmul(x, packed, scale, ids, shape, **options)
+
+    def product(i: int, rows: Tensor) -> Tensor:
+        matrix = packed[i]
+        accept(matrix)  # a part of what was checked
+        own = reference.expert_scale(scale, i)
+        return ternary_matmul(rows, matrix, own, shape[1:], **options)
+
+    return reference.by_expert(x, ids, len(packed), product)
+
+
 def ternary_conv2d(
     x: Tensor,
     packed: Tensor,

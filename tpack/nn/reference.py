@@ -242,27 +242,36 @@ def by_expert(x: Tensor, ids: Tensor, count: int, product: Any) -> Tensor:
 
     Args:
         x: ``(..., in)``.
-        ids: ``(...)``, integers from 0 to count - 1; experts that none of them names
-            are not computed.
+        ids: ``(...)``, integers from 0 to count - 1, or negative ones from the end, as
+            in ``weight[ids]``; experts that none of them names are not computed.
         count: of experts.
         product: from an expert and rows ``(n, in)`` to ``(n, out)``.
 
     Raises:
         IndexError: an id is outside.
     """
-    flat = ids.reshape(-1)
-    order = flat.argsort()
-    counts = flat.bincount(minlength=count).tolist()
-    if len(counts) > count:
-        raise IndexError(f"{len(counts) - 1} is out of range for {count} experts.")
-    parts = x.reshape(-1, x.shape[-1])[order].split(counts)
-    chosen = [expert for expert in range(count) if counts[expert]] or [0]
-    found = torch.cat([product(expert, parts[expert]) for expert in chosen])
-    return found[order.argsort()].reshape(*ids.shape, found.shape[-1])
+    rows, flat = x.reshape(-1, x.shape[-1]), ids.reshape(-1)
+    chosen = flat.tolist()
+    for expert in (min(chosen, default=0), max(chosen, default=0)):
+        if not -count <= expert < count:
+            raise IndexError(f"{expert} is out of range for {count} experts.")
+    if min(chosen, default=0) < 0:
+        flat = flat % count
+        chosen = flat.tolist()
+    if len({*chosen}) == len(chosen) > 0:  # as those of one token are
+        found = torch.cat(
+            [product(i, row) for i, row in zip(chosen, rows.split(1), strict=True)]
+        )
+    else:
+        order = flat.argsort()
+        parts = rows[order].split(flat.bincount(minlength=count).tolist())
+        each = sorted({*chosen}) or [0]
+        found = torch.cat([product(i, parts[i]) for i in each])[order.argsort()]
+    return found.reshape(*ids.shape, found.shape[-1])
 
 
 def expert_linear(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-    """``weight[id] @ x`` for each x (..., in) and its id (...).
+    """``x @ weight[id].T`` for each x (..., in) and its id (...).
 
     The weight is a stack of matrices (experts, out, in). Only those that are chosen are
     computed; under torch.compile and torch.export they are copied out, one for each x.
@@ -270,6 +279,16 @@ def expert_linear(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return (weight[ids] @ x.unsqueeze(-1)).squeeze(-1)
     return by_expert(x, ids, len(weight), lambda i, rows: F.linear(rows, weight[i]))
+
+
+def expert_matmul(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """``x @ weight[id]`` for each x (..., in) and its id (...).
+
+    Like ``expert_linear``, with a stack of matrices (experts, in, out).
+    """
+    if torch.compiler.is_compiling():
+        return (x.unsqueeze(-2) @ weight[ids]).squeeze(-2)
+    return by_expert(x, ids, len(weight), lambda i, rows: rows @ weight[i])
 
 
 def expert_scale(scale: Tensor, ids: int | Tensor) -> Tensor:
@@ -303,6 +322,33 @@ def ternary_expert_linear(
         own = expert_scale(scale, i)
         return ternary_linear(
             rows, packed[i], own, layout=layout, group_size=group_size
+        )
+
+    return by_expert(x, ids, len(packed), product)
+
+
+def ternary_expert_matmul(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    ids: Tensor,
+    shape: tuple[int, ...],
+    *,
+    layout: str = "t2",
+    group_size: int = 0,
+) -> Tensor:
+    """Like ``expert_matmul``: packed (experts, in, bytes), in the dtype of x."""
+    if torch.compiler.is_compiling():
+        own, whole = expert_scale(scale, ids), (*ids.shape, *shape[1:])
+        weight = dequantize(
+            packed[ids], own, whole, x, layout=layout, group_size=group_size
+        )
+        return (x.unsqueeze(-2) @ weight).squeeze(-2)
+
+    def product(i: int, rows: Tensor) -> Tensor:
+        own = expert_scale(scale, i)
+        return ternary_matmul(
+            rows, packed[i], own, shape[1:], layout=layout, group_size=group_size
         )
 
     return by_expert(x, ids, len(packed), product)

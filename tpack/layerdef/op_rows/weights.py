@@ -5,6 +5,7 @@ from __future__ import annotations
 from tpack.layerdef.op_rows.shared import WINDOWS, Rows
 
 _LINEAR = "x:tensor weight:tensor bias:tensor?=None"
+_EXPERTS = "x:tensor weight:tensor ids:tensor"
 _CONV = f"{_LINEAR} {WINDOWS}"
 _CONV_TRANSPOSE = (
     f"{_LINEAR} *stride:window=1 *padding:window=0 *output_padding:window=0 *groups:int=1 "
@@ -23,6 +24,20 @@ ROWS: Rows = (
         "product",
     ),
     ("matmul", "x:tensor y:tensor", "torch.matmul", "x @ y", "product"),
+    (
+        "expert_linear",
+        _EXPERTS,
+        "expert_linear",
+        "x @ weight[id].T for each x and its id, of a stack (experts, out, in); only the chosen",
+        "product experts",
+    ),
+    (
+        "expert_matmul",
+        _EXPERTS,
+        "expert_matmul",
+        "x @ weight[id] for each x and its id, of a stack (experts, in, out); only the chosen",
+        "product experts",
+    ),
     ("conv1d", _CONV, "F.conv1d", "convolution over (batch, channels, length)", "product conv"),
     ("conv2d", _CONV, "F.conv2d", "convolution over (…, height, width)", "product conv"),
     ("conv3d", _CONV, "F.conv3d", "convolution over (…, depth, height, width)", "product conv"),
