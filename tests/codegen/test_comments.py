@@ -7,6 +7,7 @@ from trees import X, Y, call
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import (
     Assignment,
+    BinaryOp,
     Dict,
     Identifier,
     LayerDef,
@@ -97,6 +98,17 @@ def test_several_results_tell_theirs():
     body = [Unpack(["y", "z"], sizes, [("batch", 1), ("batch", 3)])]
     lines = forward(sized(*body, Return(Tuple([Y, Identifier("z")]))))
     assert lines[1] == "y, z = x.split((1, 3), 1)  # (batch, 1), (batch, 3)"
+
+
+def test_a_value_that_is_computed_in_steps_has_its_shape_at_the_last():
+    name = Identifier("an_argument_of_more_than_forty_letters_in_all")
+    params = [Param(name.name, "Tensor", sizes=GIVEN)]
+    value = BinaryOp("+", BinaryOp("*", call("relu", name), call("silu", name)), Literal(1))
+    body = [Assignment("y", value, ("batch", 12)), Return(Y)]
+    lines = forward(LayerDef("L", params, body))
+    assert "(batch, 12)" not in lines[1]
+    assert lines[-2].endswith("+ 1  # (batch, 12)")
+    assert sum("(batch, 12)" in line for line in lines) == 1
 
 
 def test_what_does_not_fit_beside_stands_above():

@@ -49,15 +49,20 @@ class ShapeComments:
         return []
 
     def commented(self, statement: Statement, lines: list[str], indent: str) -> list[str]:
-        """Return the lines of a statement, with its shape beside or above them if that changes."""
+        """Return the lines of a statement, with its shape beside or above them if that changes.
+
+        A long value is computed in steps, in a line or several each: the shape is that of the last.
+        """
         comment = self.comment(statement)
         if not comment:
             return lines
-        beside = f"{lines[0]}  {comment}"
-        if len(lines) == 1 and len(beside) <= WIDTH:
-            return [beside]
+        start = max(i for i, line in enumerate(lines) if _begins(line.removeprefix(indent)))
+        earlier, last = lines[:start], lines[start:]
+        beside = f"{last[0]}  {comment}"
+        if len(last) == 1 and len(beside) <= WIDTH:
+            return [*earlier, beside]
         above = f"{indent}{comment}"
-        return [above, *lines] if len(above) <= WIDTH else lines
+        return [*earlier, above, *last] if len(above) <= WIDTH else lines
 
     def comment(self, statement: Statement) -> str:
         """Return ``# (batch, length, 64)`` if the shape of a value is new, else "".
@@ -82,6 +87,11 @@ class ShapeComments:
         if len(every) > 1 and len(set(every)) == 1:
             return f"# {_shape(every[0])} each"
         return f"# {', '.join(map(_shape, every))}"
+
+
+def _begins(line: str) -> bool:
+    """Return whether a line begins a statement, rather than continuing or closing one."""
+    return not line.startswith((" ", ")", "]", "}"))
 
 
 def _shape(sizes: Sizes | None) -> str:

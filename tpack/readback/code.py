@@ -129,12 +129,26 @@ def same_code(first: object, second: object) -> bool:
     if one is None or other is None:
         return False
     defaults = ("__defaults__", "__kwdefaults__")
-    return _equal(one, other) and all(
+    return equal(one, other) and all(
         getattr(first, name) == getattr(second, name) for name in defaults
     )
 
 
-def _equal(one: CodeType, other: CodeType) -> bool:
+def compiled(text: str, file: str) -> Iterator[CodeType]:
+    """Yield the code of all functions in the text of a file.
+
+    Raises:
+        SyntaxError, ValueError: it is no text of Python.
+    """
+    waiting = [compile(text, file, "exec", dont_inherit=True)]
+    while waiting:
+        code = waiting.pop()
+        yield code
+        waiting += [one for one in code.co_consts if isinstance(one, CodeType)]
+
+
+def equal(one: CodeType, other: CodeType) -> bool:
+    """Return whether two codes do the same; docstrings do nothing."""
     if (one.co_code, one.co_names, one.co_varnames) != (
         other.co_code,
         other.co_names,
@@ -147,7 +161,7 @@ def _equal(one: CodeType, other: CodeType) -> bool:
     if pairs and all(isinstance(docstring, str) for docstring in pairs[0]):
         pairs = pairs[1:]
     return all(
-        _equal(a, b)
+        equal(a, b)
         if isinstance(a, CodeType) and isinstance(b, CodeType)
         else type(a) is type(b) and a == b
         for a, b in pairs

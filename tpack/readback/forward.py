@@ -20,6 +20,7 @@ from tpack.layerdef import (
     Literal,
     Param,
     Return,
+    Sizes,
     Statement,
     Tuple,
     UnaryOp,
@@ -28,9 +29,10 @@ from tpack.layerdef import (
 )
 from tpack.layerdef.names import is_identifier
 from tpack.layerdef.ops import OPS, REQUIRED, has_trait
-from tpack.layerdef.walking import parts
+from tpack.layerdef.walking import parts, results
 from tpack.readback.calls import fallback_name
 from tpack.readback.frames import Frame, leaves_of
+from tpack.readback.shapes import Comments, Several, told
 from tpack.readback.values import Node, nodes_in
 
 
@@ -45,6 +47,7 @@ class Forward:
         self.name = type(frame.module).__name__
         self.frame = frame
         self.result = _returned(frame)
+        self.told = told(frame.docstring)
         needed: set[Node] = set()
         waiting = list(nodes_in(self.result))
         while waiting:
@@ -78,7 +81,9 @@ class Forward:
         """
         if not self.frame.known:  # the order of calls is not known
             return [], (Unspecified(),)
-        inputs = [Param(name, kind) for name, kind in self.frame.inputs.items()]
+        kinds = self.frame.inputs
+        sizes = self.told.of_inputs([name for name, kind in kinds.items() if kind == "Tensor"])
+        inputs = [Param(name, kind, sizes=sizes.get(name)) for name, kind in kinds.items()]
         return inputs, _Body(self, params).read()
 
 
@@ -90,6 +95,9 @@ class _Body:
         self.statements: list[Statement] = []
         self.last: dict[Node, int] = {}
         self.holders: dict[str, Node] = {}
+        self.comments = Comments(forward.frame.code)
+        #: Shapes that comments tell, by the value.
+        self.shapes: dict[Node, Sizes | None] = {}
 
     def read(self) -> tuple[Statement, ...]:
         nodes, result = self.forward.nodes, self.forward.result
@@ -114,8 +122,16 @@ class _Body:
             run = run_of.get(node, [node])
             if node is run[-1]:  # the last call of a loop stands for all
                 self.take(node, self.node(run[0]), i)
-        self.statements.append(Return(self.value(result)))
+        value = self.value(result)
+        self.statements.append(Return(value, self.returned(value)))
         return tuple(self.statements)
+
+    def returned(self, value: Expression) -> Several | None:
+        """Return the shapes of the results that the docstring tells."""
+        names = [name for name, _ in results(value)]
+        known = [self.shapes.get(node) for node in leaves_of(self.forward.result)]
+        told = self.forward.told
+        return told.of_results(names, known) if len(names) == len(known) else None
 
     def take(self, node: Node, value: Expression, at: int) -> None:
         """Put the value of a node into a statement, or let it wait for the one that uses it."""
@@ -129,7 +145,9 @@ class _Body:
             self.values[node] = value
             return
         name = self.hold(node.wish or fallback_name(node), node, at)
-        self.statements.append(Assignment(name, value))
+        shapes = self.comments.of(node.place, [node.wish])
+        self.shapes[node] = shapes[0] if shapes else None
+        self.statements.append(Assignment(name, value, self.shapes[node]))
 
     def unpack(self, items: list[Node], value: Expression, at: int) -> None:
         """Add a statement for a call with several results."""
@@ -138,7 +156,13 @@ class _Body:
         targets = ["_"] * len(every)
         for item in items:
             targets[item.target] = self.hold(item.wish or f"value{item.target + 1}", item, at)
-        self.statements.append(Unpack(targets, value))
+        wishes = ["_" if target == "_" else "" for target in targets]
+        for item in items:
+            wishes[item.target] = item.wish
+        shapes = self.comments.of(items[0].place, wishes)
+        if shapes is not None:
+            self.shapes |= {item: shapes[item.target] for item in items}
+        self.statements.append(Unpack(targets, value, shapes))
 
     def hold(self, wish: str, node: Node, at: int) -> str:
         """Give the value of a node its name in the source.

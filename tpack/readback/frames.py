@@ -18,6 +18,7 @@ class Frame:
     """One forward while it runs, and what is known of it afterwards.
 
     Attributes:
+        code, docstring: of its function.
         nodes: what it does, in order.
         inputs: its arguments, by name: Tensor or Cache.
         inner: whether another forward calls it: then only that sees the form of its result.
@@ -31,7 +32,8 @@ class Frame:
         self, module: nn.Module, function: Callable[..., Any], *, inner: bool = True
     ) -> None:
         self.module, self.inner = module, inner
-        self.code = inspect.unwrap(getattr(function, "__func__", function)).__code__
+        plain = inspect.unwrap(getattr(function, "__func__", function))
+        self.code, self.docstring = plain.__code__, plain.__doc__
         self.nodes: list[Node] = []
         self.inputs: dict[str, str] = {}
         self.result: Any = None
