@@ -21,19 +21,27 @@ from tpack.layerdef import Program
 #: What generated source may say besides the names of its tree.
 _TORCH = frozenset(
     """
-    F Parameter ModuleList ModuleDict Module Identity Tensor nn torch functional Linear Embedding
-    Conv2d LayerNorm RMSNorm GroupNorm BatchNorm1d BatchNorm2d linear matmul conv1d conv2d
-    embedding einsum layer_norm rms_norm batch_norm group_norm relu leaky_relu gelu silu elu relu6
-    hardswish hardsigmoid mish glu prelu sigmoid tanh softplus softmax log_softmax
-    scaled_dot_product_attention add sub mul div pow maximum minimum square sqrt rsqrt exp log sin
-    cos abs erf round floor ceil sign where masked_fill clamp to size reshape flatten transpose
-    permute unsqueeze squeeze unflatten expand repeat repeat_interleave narrow select chunk split
-    unbind flip roll pad cat stack gather index_select one_hot tril triu arange zeros ones full
-    mean sum amax amin argmax cumsum logsumexp var topk max_pool1d max_pool2d avg_pool1d
-    avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d tensor device
-    register_buffer complex64 float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2
+    F Parameter ModuleList ModuleDict Module Identity Tensor nn torch functional Linear
+    Embedding Conv2d LayerNorm RMSNorm GroupNorm BatchNorm1d BatchNorm2d linear matmul conv1d
+    conv2d embedding einsum layer_norm rms_norm batch_norm group_norm relu leaky_relu gelu silu
+    elu relu6 hardswish hardsigmoid mish glu prelu sigmoid tanh softplus softmax log_softmax
+    scaled_dot_product_attention add sub mul div pow maximum minimum square sqrt rsqrt exp log
+    sin cos abs erf round floor ceil sign where masked_fill clamp to size reshape flatten
+    transpose permute unsqueeze squeeze unflatten expand repeat repeat_interleave narrow select
+    chunk split unbind flip roll pad cat stack gather index_select one_hot tril triu arange
+    zeros ones full mean sum amax amin argmax cumsum logsumexp var topk max_pool1d max_pool2d
+    avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d tensor
+    device register_buffer complex64 float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2
     float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu int64 uint64 int32 uint32 int16 uint16 int8
-    uint8 bool float4_e2m1fn_x2 empty
+    uint8 bool float4_e2m1fn_x2 empty acos adaptive_avg_pool3d adaptive_max_pool1d
+    adaptive_max_pool3d affine_grid all any argmin argsort asin atan atan2 avg_pool3d bilinear
+    bitwise_xor bucketize cdist celu channel_shuffle conv3d conv_transpose1d conv_transpose2d
+    conv_transpose3d cosh cosine_similarity cummax cummin cumprod dropout erfc exp2 expm1 eye
+    fmod fold grid_sample index_add index_copy index_fill index_put instance_norm interpolate
+    isfinite isinf isnan lerp linspace log10 log1p log2 logaddexp logsigmoid max_pool3d median
+    meshgrid nan_to_num norm outer pairwise_distance pixel_shuffle pixel_unshuffle prod scatter
+    scatter_add scatter_reduce searchsorted select_scatter selu sinc sinh slice slice_scatter
+    softshrink sort std take_along_dim tan threshold unfold _weight_norm
     """.split()  # noqa: SIM905
 )
 _OURS = frozenset(
@@ -41,7 +49,8 @@ _OURS = frozenset(
     TernaryLinear BitLinear TernaryEmbedding TernaryConv2d PackedModule packed_zeros rotate_half
     rotary_frequencies bit_linear ternary_linear ternary_bit_linear ternary_matmul
     ternary_embedding ternary_conv1d ternary_conv2d dequantize ternary_shapes ternary_layouts
-    ternary_groups tpack
+    ternary_groups tpack NO_CACHE KeyValueCache NoCache causal_attention expert_linear
+    expert_matmul ternary_expert_linear ternary_expert_matmul layer extend length
     """.split()  # noqa: SIM905
 )
 _PYTHON = frozenset(
@@ -53,13 +62,17 @@ _PYTHON = frozenset(
 #: Names of arguments.
 _KEYWORDS = frozenset(
     """
-    dtype device persistent split layout group_size bias scale scale_dtype stride padding dilation
-    groups eps approximate dim negative_slope alpha attn_mask is_causal enable_gqa min max
-    ceil_mode count_include_pad keepdim correction value elementwise_affine affine running_mean
-    running_var normalized_shape num_classes weight shape end start_dim end_dim dim0 dim1 like
-    other y x p index mask values step length start size sizes dims shifts repeats indices
-    kernel_size num_groups num_channels num_features in_features out_features in_channels
-    out_channels num_embeddings embedding_dim diagonal k chunks pad
+    dtype device persistent split layout group_size bias scale scale_dtype stride padding
+    dilation groups eps approximate dim negative_slope alpha attn_mask is_causal enable_gqa min
+    max ceil_mode count_include_pad keepdim correction value elementwise_affine affine
+    running_mean running_var normalized_shape num_classes weight shape end start_dim end_dim
+    dim0 dim1 like other y x p index mask values step length start size sizes dims shifts
+    repeats indices kernel_size num_groups num_channels num_features in_features out_features
+    in_channels out_channels num_embeddings embedding_dim diagonal k chunks pad accumulate
+    align_corners antialias beta boundaries classes decimals descending direction equation
+    factor grid ids include_self key keys lambd largest m mode n nan neginf output_padding
+    padding_mode posinf query reduce right scale_factor sorted source src stable steps tensors
+    theta use_input_stats x1 x2 condition cache output_size ord
     """.split()  # noqa: SIM905
 )
 ALLOWED = _TORCH | _OURS | _PYTHON | _KEYWORDS

@@ -201,5 +201,5 @@ def test_hostile_headers_are_cheap(tmp_path, name):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     seconds, megabytes = map(float, done.stdout.split())
-    assert seconds < 2
+    assert seconds < 6
     assert megabytes < 256
