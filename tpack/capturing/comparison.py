@@ -51,12 +51,23 @@ class Example:
     chosen: bool = False
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Run the original with other tensors in the arguments; return its tensors."""
+        """Run the original with other tensors in the arguments; return its tensors.
+
+        Raises:
+            LayerDefError: the original fails.
+        """
         leaves, tree = pytree.tree_flatten((self.args, dict(self.kwargs)))
         given = iter(inputs)
         leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(leaves, tree)
-        return tensors_in(self.original(*args, **kwargs))
+        try:
+            return tensors_in(self.original(*args, **kwargs))
+        except Exception as error:  # code of others may raise anything
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
+            text = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+            raise LayerDefError(
+                f"{self.called} itself does not run on inputs of shape {shapes}: {text}."
+            ) from error
 
     def inputs(self, graph: Graph) -> Iterator[tuple[str, list[Tensor]]]:
         """Yield the example's tensors, and those of one other size if sizes are free."""
