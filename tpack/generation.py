@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from tpack.build import program_of
 from tpack.errors import UsageError
-from tpack.nn import KeyValueCache, NoCache
+from tpack.nn import KeyValueCache
+from tpack.nn.caching import is_no_cache
 
 __all__ = ["generate", "tokens"]
 
@@ -187,8 +188,7 @@ def _cache_argument(model: Callable[..., Any]) -> str | None:
         return next((param.name for param in params if param.is_cache), None)
     called = model.forward if isinstance(model, nn.Module) else model
     for name, argument in inspect.signature(called).parameters.items():
-        # standalone source has classes of its own
-        if type(argument.default).__name__ == NoCache.__name__:
+        if is_no_cache(argument.default):
             return name
     return None
 

@@ -261,6 +261,11 @@ def split_by_name(name: str, shape: Shape) -> int:
     return 2 if "expert" in path or (shape[1] > 1 and shape[2] >= LONG_KERNEL) else 1
 
 
+def is_of_experts(name: str) -> bool:
+    """Return whether a tensor belongs to the experts of a mixture, by its name in a file."""
+    return re.search(r"(^|\.)experts\.", name) is not None
+
+
 def unwanted(name: str, include: Sequence[str], exclude: Sequence[str]) -> str | None:
     """Return why the patterns alone keep a tensor that is a weight, or None."""
     if any(fnmatchcase(name, pattern) for pattern in exclude):

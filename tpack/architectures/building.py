@@ -34,10 +34,6 @@ class Built:
     model: PreTrainedModel
     mode: FakeTensorMode
 
-    def parameter(self, shape: Any, dtype: torch.dtype) -> nn.Parameter:
-        """Make a parameter without values."""
-        return made(self.mode, shape, dtype)
-
 
 def made(mode: FakeTensorMode, shape: Any, dtype: torch.dtype) -> nn.Parameter:
     """Make a parameter without values, on the CPU."""

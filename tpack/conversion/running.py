@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from tpack.layerdef import Program, Unspecified
+from tpack.selection import is_of_experts
 from tpack.sources import Source
 from tpack.wording import spell
 
-_EXPERTS = re.compile(r"(^|\.)experts\.")
 #: Models of transformers 5 that do not compute experts by the interface which most share.
 _NEED_FLOATS = {"dbrx", "ernie4_5_vl_moe", "ernie4_5_vl_moe_text", "jetmoe", "llama4"} | {
     "llama4_text",
@@ -35,7 +34,7 @@ def about_forward(source: Source, program: Program) -> list[str]:
 
 def about_experts(source: Source, packed: Iterable[str]) -> list[str]:
     """Return a warning if transformers has no use for the packed experts of a model."""
-    names = [name for name in packed if _EXPERTS.search(name)]
+    names = [name for name in packed if is_of_experts(name)]
     kind = (source.config or {}).get("model_type")
     if not names or kind not in _NEED_FLOATS:
         return []

@@ -23,10 +23,10 @@ from tpack.errors import InputError, UnsupportedError
 from tpack.grouping import Place
 from tpack.hf.experts import PackedExperts
 from tpack.nn import TernaryLinear
+from tpack.selection import is_of_experts
 from tpack.wording import spell
 
 _MATRIX = re.compile(r"\.(\d+)\.(\w+)\.weight$")
-_EXPERTS = re.compile(r"(^|\.)experts\.")
 
 
 @dataclass
@@ -209,8 +209,3 @@ def refusal(model: PreTrainedModel, ternary: Mapping[str, TernaryEntry]) -> Unsu
 
 def _pattern(name: str) -> str:
     return "*.experts.*" if is_of_experts(name) else Place.of(name).role
-
-
-def is_of_experts(name: str) -> bool:
-    """Return whether a tensor belongs to experts, by its name in a file."""
-    return _EXPERTS.search(name) is not None

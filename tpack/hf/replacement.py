@@ -26,8 +26,9 @@ from tpack.hf.layers import (
     TiedEmbedding,
     TiedHead,
 )
-from tpack.hf.mixtures import is_of_experts, place_stacks, refusal
+from tpack.hf.mixtures import place_stacks, refusal
 from tpack.nn import BitLinear, TernaryLinear
+from tpack.selection import is_of_experts
 from tpack.wording import spell, spell_exclude
 
 

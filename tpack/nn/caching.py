@@ -72,6 +72,11 @@ class NoCache(KeyValueCache):
 NO_CACHE = NoCache()
 
 
+def is_no_cache(value: object) -> bool:
+    """Return whether ``value`` is a NoCache, of this module or of standalone source."""
+    return type(value).__name__ == NoCache.__name__
+
+
 def extended(held: Tensor | None, new: Tensor, start: int) -> Tensor:
     """Write ``new`` behind the first ``start`` tokens; a full buffer doubles."""
     if held is None:

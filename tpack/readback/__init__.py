@@ -23,7 +23,7 @@ from tpack.errors import LayerDefError
 from tpack.layerdef import LayerDef, Param, Program, as_program
 from tpack.layerdef.members import collapsed, repeats
 from tpack.layerdef.names import SOURCE_NAMES, is_identifier
-from tpack.nn import NoCache
+from tpack.nn.caching import is_no_cache
 from tpack.readback import code
 from tpack.readback.forward import Forward
 from tpack.readback.frames import Frame, unchanged
@@ -181,7 +181,7 @@ def _root_arguments(tracer: Tracer, frame: Frame, forward: Any) -> dict[str, Any
     for name, one in inspect.signature(forward).parameters.items():
         if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD):
             continue
-        is_cache = type(one.default).__name__ == NoCache.__name__
+        is_cache = is_no_cache(one.default)
         if one.default is not one.empty and not is_cache:
             continue
         node = Node("input", name)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tpack.errors import LayerDefError
-from tpack.nn import NoCache
+from tpack.nn.caching import is_no_cache
 from tpack.readback import code
 from tpack.readback.calls import Calls
 from tpack.readback.frames import Arguments, Frame, is_size, leaves_of
@@ -99,7 +99,7 @@ class Tracer(TorchFunctionMode):
             return value
         if type(value) is Shape:
             return self.refuse("uses the whole shape of a tensor", "Name its sizes one by one.")
-        if type(value).__name__ == NoCache.__name__:
+        if is_no_cache(value):
             return None
         return self.refuse(f"computes with an object of class {type(value).__name__}")
 
