@@ -1,5 +1,6 @@
 """Two models on one prompt: where they part, and by how much."""
 
+import dataclasses
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tpack import running
 from tpack.errors import UnsupportedError
+from tpack.running.models import open_model
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,28 @@ def test_the_first_difference_and_the_statistics(whole, other, plain, expected):
     assert found.largest_divergence == pytest.approx(float(kl.sum(-1).max()), rel=1e-3)
     assert found.agreeing == int((ours.argmax(-1) == theirs.argmax(-1)).sum())
     assert found.spread == pytest.approx(float(theirs.std()), rel=1e-3)
+
+
+def test_what_chose_a_token_is_told_also_where_decoding_rounds_otherwise(whole, plain, monkeypatch):
+    def rounding(path):
+        """The packed model prefers token 7 as it decodes, and not afterwards."""
+        model = open_model(path)
+        if path != whole:
+            return model
+
+        def forward(ids):
+            logits = model.forward(ids).clone()
+            logits[..., 7] = logits.amax(-1) + 0.25
+            return logits
+
+        return dataclasses.replace(model, forward=forward)
+
+    monkeypatch.setattr("tpack.running.comparison.open_model", rounding)
+    found = running.compare(whole, plain, PROMPT, max_new_tokens=5)
+    ours, theirs = found.choices
+    assert (found.first, ours.token, ours.lead) == (0, 7, pytest.approx(0.25, abs=1e-6))
+    assert theirs.lead > 0
+    assert found.largest < 1e-5
 
 
 def test_the_command_says_both(run, whole, plain, other):

@@ -137,6 +137,31 @@ def test_what_cannot_be_run_is_refused(whole, packed, copied, tmp_path, monkeypa
         assert f"is a {name}" in refused(UnsupportedError, copied)
 
 
+def test_what_is_no_model_is_told_before_its_tokenizer(whole, plain, packed, tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes(60))
+    assert "neither packed by tpack nor a folder" in refused(InputError, tmp_path / "m.gguf")
+    found = refused(InputError, plain / "model.safetensors")
+    assert "Give the folder that it lies in" in found
+    with pytest.raises(InputError, match="gone: is missing, expected a model"):
+        running.compare(whole, tmp_path / "gone", PROMPT)
+
+
+def test_a_packed_file_beside_the_config_of_its_source_is_refused(copied):
+    tpack.convert(copied / "model.safetensors", copied / "new.safetensors", capture=False)
+    (copied / "new.safetensors").replace(copied / "model.safetensors")
+    found = refused(InputError, copied)
+    assert "beside a config.json that does not say so. Convert the whole folder" in found
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json"])
+def test_a_chat_template_is_told(name, copied, expected):
+    (copied / name).write_text('{"chat_template": "{{ messages }}"}')
+    report = running.run(copied, PROMPT, max_new_tokens=2)
+    assert "has a chat template, which is not applied" in report.notes[0]
+    assert list(report.tokens) == expected[0][:2]
+    assert not running.run(copied, [3, 4], max_new_tokens=1).notes
+
+
 def test_weights_that_are_missing_are_not_made_up(copied):
     state = load_file(copied / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]

@@ -20,7 +20,7 @@ import torch
 from tpack.errors import UsageError
 from tpack.generation import tokens as generated
 from tpack.running.comparison import compare as compare
-from tpack.running.models import open_model
+from tpack.running.models import check_model, open_model
 from tpack.running.prompts import Prompt, read_prompt
 from tpack.running.report import RunComparison as RunComparison, RunReport as RunReport
 from tpack.running.tokenizer import TextStream
@@ -65,6 +65,7 @@ def run(
             "top_k, top_p and seed say how tokens are drawn, and temperature 0 draws none. Give a "
             "temperature above 0, such as 1, or leave them out."
         )
+    check_model(path)
     given = read_prompt(path, prompt)
     model = open_model(path)
     if temperature and seed is None:
@@ -115,6 +116,11 @@ def _notes(given: Prompt, most: int, stream: TextStream | None) -> Iterator[str]
         yield (
             f"the tokenizer ends the prompt with token {given.ids[-1]}, which ends a text: what "
             "comes after it is another text"
+        )
+    if given.template:
+        yield (
+            "the folder has a chat template, which is not applied: the model continues the prompt "
+            "as it is. Write the marks of its turns into the prompt"
         )
     positions = given.settings.positions
     if positions is not None and len(given.ids) + most == positions:

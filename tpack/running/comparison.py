@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tpack.errors import UnsupportedError
 from tpack.generation import tokens as generated
-from tpack.running.models import open_model
+from tpack.running.models import check_model, open_model
 from tpack.running.prompts import Prompt, read_prompt
 from tpack.running.report import Choice, RunComparison
 
@@ -25,7 +27,7 @@ def compare(
     """Let a model and its source continue a text, and compare what they compute.
 
     Both take the likeliest token each time. Then both are given the prompt with the tokens of the
-    source, and their logits are compared. One model is in memory at a time.
+    source, without a cache, and their logits are compared. One model is in memory at a time.
 
     Args:
         path: a packed file or folder, or a folder of transformers, with its tokenizer.
@@ -37,13 +39,15 @@ def compare(
         UnsupportedError: the two have vocabularies of different sizes; or as ``run``.
         UsageError, InputError, LayerDefError: as ``run``.
     """
+    for model in (path, source):
+        check_model(model)
     given = read_prompt(path, prompt)
     most = given.room(max_new_tokens)
-    theirs, logits = _written(source, given, most)
+    theirs, theirs_chose, logits = _written(source, given, most)
     shared = [*given.ids, *theirs[:-1]]  # after the last token nothing is chosen
     theirs_logits = logits(shared)
     del logits
-    ours, logits = _written(path, given, most)
+    ours, ours_chose, logits = _written(path, given, most)
     ours_logits = logits(shared)
     del logits
     if ours_logits.shape != theirs_logits.shape:
@@ -59,8 +63,8 @@ def compare(
     if first is not None:
         before = [*given.ids, *theirs[:first]]
         choices = (
-            _choice(given, before, ours[first], theirs[first], ours_logits[same - 1]),
-            _choice(given, before, theirs[first], ours[first], theirs_logits[same - 1]),
+            _choice(given, before, ours[first], theirs[first], ours_chose[first]),
+            _choice(given, before, theirs[first], ours[first], theirs_chose[first]),
         )
     found = _Differences.of(ours_logits, theirs_logits)
     return RunComparison(
@@ -86,12 +90,20 @@ def compare(
 
 def _written(
     path: str | Path, given: Prompt, most: int
-) -> tuple[list[int], Callable[[Sequence[int]], Tensor]]:
-    """Let a model write; return its tokens, and what gives logits for others."""
+) -> tuple[list[int], list[Tensor], Callable[[Sequence[int]], Tensor]]:
+    """Let a model write; return its tokens, the logits that chose each, and what gives others."""
     model = open_model(path)
+    chose: list[Tensor] = []
+
+    def forward(*args: Any, **options: Any) -> Tensor:
+        logits = model.forward(*args, **options)
+        chose.append(logits[0, -1].float())
+        return logits
+
     ids, ends = torch.tensor([given.ids]), sorted(given.settings.ends)
-    made = generated(model.forward, ids, max_new_tokens=most, eos_token_id=ends)
-    return [int(token) for token in made], model.logits
+    called = wraps(model.forward)(forward)  # with the argument that takes a cache, if it has one
+    made = generated(called, ids, max_new_tokens=most, eos_token_id=ends)
+    return [int(token) for token in made], chose, model.logits
 
 
 def _choice(given: Prompt, before: Sequence[int], token: int, other: int, logits: Tensor) -> Choice:

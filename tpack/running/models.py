@@ -24,10 +24,12 @@ from torch import Tensor
 from tpack.checkpoint import load
 from tpack.container import Checkpoint, is_checkpoint
 from tpack.errors import InputError, LayerDefError, TpackError, UnsupportedError, locate
+from tpack.hfconfig import is_packed, read_config
 from tpack.layerdef import Program, lower
 from tpack.nn import NO_CACHE, KeyValueCache
 from tpack.running.settings import check_task
 from tpack.text import plural
+from tpack.wording import spell_call
 
 
 @dataclass(frozen=True)
@@ -53,30 +55,43 @@ class LanguageModel:
             return self.whole(torch.tensor([list(ids)]))[0].float()
 
 
-def open_model(path: str | Path) -> LanguageModel:
-    """Load a model: a packed file or folder, or a folder of transformers.
+def check_model(path: str | Path) -> Program | None:
+    """Check that a path is a model that can be run.
+
+    Returns:
+        The program of a packed one whose LayerDefs have a forward; None if transformers runs it.
 
     Raises:
-        InputError: it is missing, malformed, or cannot be loaded.
+        InputError: it is missing, malformed, or no model.
         LayerDefError: its LayerDefs have no forward, and it is no folder of transformers.
-        UnsupportedError: it needs transformers, which is not installed, or gives no next tokens.
+        UnsupportedError: it needs transformers, which is not installed.
     """
     path = Path(path)
+    if not path.exists():
+        raise InputError("is missing, expected a model.", file=path)
     with locate(file=path):
         if is_checkpoint(path):
             with Checkpoint(path) as file:
                 program = file.document.program
             if program is not None and _has_forward(program):
-                return _by_layerdefs(path, program)
-            if not (path / "config.json").is_file():
+                return program
+            config = read_config(path) if path.is_dir() else None
+            if config is None:
                 raise LayerDefError(
                     "names the layers of its model, but not the order of their calls. Convert the "
-                    "model again with example_args, or the folder of transformers that it is from."
+                    "folder of transformers that it is from, with its config.json, or the module "
+                    "in Python with example_args."
+                )
+            if not is_packed(config):
+                raise InputError(
+                    "holds a file that tpack packed, beside a config.json that does not say so. "
+                    f"Convert the whole folder of the model: {spell_call('convert')}."
                 )
         elif not (path / "config.json").is_file():
+            folder = path.is_file() and (path.parent / "config.json").is_file()
             raise InputError(
                 "is neither packed by tpack nor a folder with a config.json of transformers. "
-                "Convert it first."
+                + ("Give the folder that it lies in, or convert it." if folder else "Convert it.")
             )
         if find_spec("transformers") is None:
             raise UnsupportedError(
@@ -84,7 +99,20 @@ def open_model(path: str | Path) -> LanguageModel:
                 'installed. Install it: pip install "tpack-ternary[hf]". With it, tpack convert '
                 "also writes the forward into the LayerDefs."
             )
-        return _in_transformers(path)
+    return None
+
+
+def open_model(path: str | Path) -> LanguageModel:
+    """Load a model: a packed file or folder, or a folder of transformers.
+
+    Raises:
+        InputError, LayerDefError, UnsupportedError: as ``check_model``; or it cannot be loaded, or
+            gives no next tokens.
+    """
+    path = Path(path)
+    program = check_model(path)
+    with locate(file=path):
+        return _in_transformers(path) if program is None else _by_layerdefs(path, program)
 
 
 def _has_forward(program: Program) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpack.errors import InputError, UsageError
+from tpack.errors import UsageError
 from tpack.running.settings import Settings, read_settings
-from tpack.running.tokenizer import TextStream, TextTokenizer, open_tokenizer
+from tpack.running.tokenizer import TextStream, TextTokenizer, has_template, open_tokenizer
 from tpack.text import plural
 
 
@@ -21,12 +21,14 @@ class Prompt:
         ids: the numbers of its tokens.
         tokenizer: of the folder; None if numbers of tokens were given.
         settings: of the folder.
+        template: whether the folder has one for conversations, which is not applied.
     """
 
     text: str | None
     ids: list[int]
     tokenizer: TextTokenizer | None
     settings: Settings
+    template: bool = False
 
     def after(self, tokens: Sequence[int]) -> str:
         """Return the text of tokens that come after the prompt; empty without a tokenizer."""
@@ -57,12 +59,10 @@ def read_prompt(path: str | Path, prompt: str | Sequence[int]) -> Prompt:
 
     Raises:
         UsageError: the prompt is empty, or has a number below 0.
-        InputError: the model, its tokenizer or a config is missing or malformed.
+        InputError: the tokenizer or a config is missing or malformed.
         UnsupportedError: the tokenizers package is missing, or the model continues no texts.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError("is missing, expected a model.", file=path)
     folder = path if path.is_dir() else path.parent
     settings = read_settings(folder)
     if isinstance(prompt, str):
@@ -74,4 +74,4 @@ def read_prompt(path: str | Path, prompt: str | Sequence[int]) -> Prompt:
         raise UsageError("the prompt has no tokens, expected one at least. Give some text.")
     if min(ids) < 0:
         raise UsageError(f"the prompt has token {min(ids)}, expected numbers from 0 on.")
-    return Prompt(text, ids, tokenizer, settings)
+    return Prompt(text, ids, tokenizer, settings, tokenizer is not None and has_template(folder))

@@ -176,6 +176,13 @@ def open_tokenizer(folder: Path) -> TextTokenizer:
             return TextTokenizer(inner, special)
 
 
+def has_template(folder: Path) -> bool:
+    """Return whether a folder says how a conversation is written for its model."""
+    if any((folder / f"chat_template.{kind}").is_file() for kind in ("jinja", "json")):
+        return True
+    return bool(_read(folder / "tokenizer_config.json").get("chat_template"))
+
+
 def _special(folder: Path) -> Iterator[str]:
     """Yield the texts of tokens that the folder's other files call special."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
