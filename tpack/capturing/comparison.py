@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tpack.build import build_module
+from tpack.capturing.failures import explained
 from tpack.capturing.graph import Graph, Value
 from tpack.container import Piece
 from tpack.dtypes import BY_NAME
@@ -20,11 +21,8 @@ from tpack.errors import LayerDefError
 from tpack.layerdef import Program
 from tpack.nn import KeyValueCache
 
-#: Difference that rounding activations to int8 explains in a packed model: an activation between
-#: two levels falls to either.
+#: Difference that rounding activations to int8 explains: one between two levels falls to either.
 LEVEL = 1 / 32
-
-
 #: Sizes at which blocks of usual sizes are full.
 _FAR = (33, 64, 65, 128, 129, 256, 257, 513)
 
@@ -64,9 +62,8 @@ class Example:
             return tensors_in(self.original(*args, **kwargs))
         except Exception as error:  # code of others may raise anything
             shapes = ", ".join(str(tuple(tensor.shape)) for tensor in inputs)
-            text = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
             raise LayerDefError(
-                f"{self.called} itself does not run on inputs of shape {shapes}: {text}."
+                f"{self.called} does not run on inputs of shape {shapes}: {explained(error)}"
             ) from error
 
     def inputs(self, graph: Graph) -> Iterator[tuple[str, list[Tensor]]]:
