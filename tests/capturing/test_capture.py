@@ -1,5 +1,6 @@
 """Whole models: captured, converted, loaded and printed, they compute what they did."""
 
+import gc
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -441,3 +442,19 @@ def test_the_page_that_shows_a_captured_model_is_up_to_date():
 def test_the_page_of_ops_is_up_to_date():
     page = llama_page.PAGE.parent / "ops.md"
     assert page.read_text() == ops_reference()
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_garbage_is_collected_after_a_trace_as_before(collecting):
+    class Fails(nn.Module):
+        def forward(self, x):
+            raise ValueError
+
+    was = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with pytest.raises(LayerDefError):
+            tpack.capture(Fails().eval(), (torch.ones(2, 2),))
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if was else gc.disable)()
