@@ -41,7 +41,8 @@ _TORCH = frozenset(
     isfinite isinf isnan lerp linspace log10 log1p log2 logaddexp logsigmoid max_pool3d median
     meshgrid nan_to_num norm outer pairwise_distance pixel_shuffle pixel_unshuffle prod scatter
     scatter_add scatter_reduce searchsorted select_scatter selu sinc sinh slice slice_scatter
-    softshrink sort std take_along_dim tan threshold unfold _weight_norm
+    softshrink sort std take_along_dim tan threshold unfold _weight_norm BatchNorm3d lstm gru
+    rnn_tanh rnn_relu
     """.split()  # noqa: SIM905
 )
 _OURS = frozenset(

@@ -33,6 +33,8 @@ CASES = [*CORE, *SPATIAL]
 ELSEWHERE = {"bit_linear", "size", "chunk", "split", "unbind", "topk"}
 ELSEWHERE |= {"arange", "zeros", "ones", "full", "eye", "linspace", "meshgrid"}
 ELSEWHERE |= {"sort", "median", "cummax", "cummin"}
+#: In test_recurrent.py.
+ELSEWHERE |= {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 #: In test_caches.py.
 ELSEWHERE |= {"cache_length", "cache_layer", "cache_extend"}
 

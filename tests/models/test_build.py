@@ -207,6 +207,7 @@ def test_dtypes_of_stored_tensors(reading):
             {"num_features": 4, "affine": False},
             lambda: torch.nn.BatchNorm2d(4, affine=False),
         ),
+        ("BatchNorm3d", {"num_features": 4}, lambda: torch.nn.BatchNorm3d(4)),
     ],
 )
 def test_builtin_layers_are_torchs_own(layer, args, make):
@@ -225,6 +226,7 @@ def test_builtin_layers_are_torchs_own(layer, args, make):
         "Conv2d": torch.randn(2, 4, 5, 5),
         "GroupNorm": torch.randn(2, 4, 3),
         "BatchNorm2d": torch.randn(2, 4, 3, 3),
+        "BatchNorm3d": torch.randn(2, 4, 3, 2, 3),
     }
     x = inputs.get(layer, torch.randn(3, 2, 4) if layer != "BatchNorm1d" else torch.randn(3, 4))
     names = {slot.name.removeprefix("child.") for slot in slots(Program([tree], "Net"))}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from tpack.errors import UsageError
 
@@ -34,7 +35,7 @@ def as_arguments(args: Any) -> tuple[Any, ...]:
     """Return example arguments as a tuple; a tensor alone is one argument.
 
     Raises:
-        UsageError: they are no sequence.
+        UsageError: they are no sequence, or one of them is a PackedSequence.
     """
     if args is None:
         return ()
@@ -49,6 +50,11 @@ def as_arguments(args: Any) -> tuple[Any, ...]:
         raise UsageError(
             f"the example arguments are a {type(args).__name__}, expected a tuple of the arguments "
             "of forward: (x,)."
+        )
+    if isinstance(args, PackedSequence) or any(isinstance(one, PackedSequence) for one in args):
+        raise UsageError(
+            "an example argument is a PackedSequence, which LayerDef cannot express. Let forward "
+            "take padded sequences as they are."
         )
     return tuple(args)
 

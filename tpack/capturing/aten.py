@@ -42,6 +42,9 @@ PSEUDO = {
     "max": ("simplification", "`amax`, `argmax`"),
     "min": ("simplification", "`amin`, `argmin`"),
     "lstm_cell": ("simplification", "its gates, written out"),
+    "gru_cell": ("simplification", "its gates, written out"),
+    "rnn_tanh_cell": ("simplification", "`tanh(x @ w_ih + hx @ w_hh)`"),
+    "rnn_relu_cell": ("simplification", "`relu(x @ w_ih + hx @ w_hh)`"),
     "neg": ("expressions", "`-x`"),
     "diff": ("formulas", "a mask or positions"),
 }

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from tpack.capturing.aten import parse_row
 from tpack.capturing.graph import CACHE, INPUT, Call, Graph, Value
+from tpack.capturing.marks import MARKS
 
 #: The argument of transformers' models that takes a cache.
 PAST = "past_key_values"
-#: The op that stands for ``update`` in a trace, with its row: no op of ATen.
-OURS = {"tpack.cache_extend.default": parse_row("cache_extend", "past~ keys values layer")}
+#: The ops of tpack in a trace, with their rows: one stands for ``update``.
+OURS = {"tpack.cache_extend.default": parse_row("cache_extend", "past~ keys values layer")} | MARKS
 #: Arguments beside which a decoder can be traced with a cache: of one token each.
 _TOKENS = ("input_ids", "inputs_embeds")
 

@@ -61,7 +61,7 @@ def builtin_layer(
     if call.function == "batch_norm":
         if "num_batches_tracked" not in held:
             return None
-        name = "BatchNorm2d" if len(scope.inputs[0].shape) == 4 else "BatchNorm1d"
+        name = {4: "BatchNorm2d", 5: "BatchNorm3d"}.get(len(scope.inputs[0].shape), "BatchNorm1d")
     return _finished(name, held, {key: _constant(value) for key, value in given.items()})
 
 

@@ -215,10 +215,12 @@ class _Maker:
         if any(body != bodies[0] for body in bodies):
             raise NoLayerError(path)
         if not bodies[0].inputs:
+            if path:  # such as a parametrization
+                raise NoLayerError(path)
             raise LayerDefError(
                 "forward takes no tensor, expected at least one. Give it a tensor as an argument, "
                 "or make what it computes a parameter or buffer.",
-                node=path or "module",
+                node="module",
             )
         every = [*params, *uncalled.values(), *listed]
         notes = reduce(

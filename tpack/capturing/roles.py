@@ -113,6 +113,8 @@ class _Roles:
             return {args["weight"]: self.product(value, args["weight"], args["x"])}
         if has_trait(value.op, "conv"):
             return {args["weight"]: self.convolution(value)}
+        if has_trait(value.op, "recurrent"):
+            return {one: "linear" for one in args["weights"] if len(one.shape) == 2}
         if has_trait(value.op, "norm"):
             return dict.fromkeys((p for p in parts if p is not args["x"]), "norm")
         if has_trait(value.op, "lookup"):

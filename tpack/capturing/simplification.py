@@ -12,7 +12,7 @@ from typing import Any
 import sympy
 import torch
 
-from tpack.capturing.cells import lstm_cell
+from tpack.capturing.cells import gru_cell, lstm_cell, rnn_cell
 from tpack.capturing.graph import CONSTANT, ITEM, Graph, Value, same_size, same_sizes
 from tpack.capturing.shapes import reshaped
 from tpack.capturing.spellings import index_along, item, spelled
@@ -347,6 +347,9 @@ _RULES: dict[str, Callable[[Value], Value | None]] = {
     ITEM: _item,
     "amax": _extreme,
     "amin": _extreme,
+    "gru_cell": gru_cell,
+    "rnn_tanh_cell": rnn_cell,
+    "rnn_relu_cell": rnn_cell,
     "reciprocal": _reciprocal,
     "arange": _arange,
     "zeros": _filled,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tpack.capturing.graph import CONSTANT, Size, Value, same_size, same_sizes
+from tpack.errors import LayerDefError
 
 #: The words of ``grid_sample`` for the numbers of torch's op.
 _MODES = ("bilinear", "nearest", "bicubic")
@@ -236,6 +237,19 @@ def index_along(value: Value, dim: int, index: Value) -> Value | None:
     return value.like("unflatten", {"x": picked, "dim": dim, "sizes": sizes})
 
 
+def _recurrent(value: Value) -> Value | None:
+    """Say that nothing is dropped, as in eval mode."""
+    args = value.args
+    if args["train"] and args["dropout"] and args["num_layers"] > 1:
+        raise LayerDefError(
+            f"runs {value.op} with dropout in training mode. Call module.eval() first.",
+            node=value.calls[-1].path,
+        )
+    if not args["train"] and args["dropout"] == 0:
+        return None
+    return value.like(value.op, args | {"train": False, "dropout": 0.0})
+
+
 #: Op → rule.
 RULES: dict[str, Callable[[Value], Value | None]] = {
     "movedim": _movedim,
@@ -256,6 +270,10 @@ RULES: dict[str, Callable[[Value], Value | None]] = {
     "linspace": _made,
     "sum": _dtype,
     "mean": _dtype,
+    "lstm": _recurrent,
+    "gru": _recurrent,
+    "rnn_tanh": _recurrent,
+    "rnn_relu": _recurrent,
     "cumsum": _dtype,
     "cumprod": _dtype,
     "prod": _dtype,

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from tpack.capturing.failures import explained
+from tpack.capturing.marks import Marked
 from tpack.errors import LayerDefError, UsageError
 
 #: Key in ``meta["custom"]`` of a node for the names of its value in calls of modules.
@@ -55,7 +56,7 @@ def export(
         raise UsageError("capture needs a module in eval mode. Call module.eval() first.")
     given = dict(kwargs or {})
     shapes = _shapes(module, args, given, dynamic_shapes)
-    with _noted(module), _without_sorting(module), _without_collecting(), quiet():
+    with _noted(module), _without_sorting(module), _without_collecting(), quiet(), Marked():
         try:
             return torch.export.export(
                 module, tuple(args), given, dynamic_shapes=shapes, strict=False
@@ -220,10 +221,15 @@ def _free(value: Any) -> Any:
             dims[1] = Dim.AUTO
         return dims
     if isinstance(value, tuple | list):
-        return type(value)(_free(item) for item in value)
+        return _like(value, map(_free, value))
     if isinstance(value, dict):
         return {name: _free(item) for name, item in value.items()}
     return None
+
+
+def _like(value: Any, items: Iterator[Any]) -> Any:
+    """Return a list, tuple or named tuple of the kind of another."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _complete(
@@ -242,7 +248,7 @@ def _complete(
 
 def _fixed(value: Any) -> Any:
     if isinstance(value, tuple | list):
-        return type(value)(map(_fixed, value))
+        return _like(value, map(_fixed, value))
     return {name: _fixed(item) for name, item in value.items()} if isinstance(value, dict) else None
 
 

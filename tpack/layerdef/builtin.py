@@ -140,6 +140,7 @@ _ROWS = (
     ),
     ("BatchNorm1d", "nn.BatchNorm1d", _BATCH_NORM + _DTYPE, _batch_norm),
     ("BatchNorm2d", "nn.BatchNorm2d", _BATCH_NORM + _DTYPE, _batch_norm),
+    ("BatchNorm3d", "nn.BatchNorm3d", _BATCH_NORM + _DTYPE, _batch_norm),
 )
 
 BUILTIN = {name: Builtin(name, spell, parse_params(p), st) for name, spell, p, st in _ROWS}

@@ -140,7 +140,7 @@ class _Lowering:
 
     def operands(self, given: Mapping[str, Expression]) -> dict[str, Expression]:
         """Lower the operands of one op; a ternary one takes the dtype of another."""
-        if not any(map(self.is_ternary, given.values())):
+        if not any(map(self.has_ternary, given.values())):
             return {name: self.expression(value) for name, value in given.items()}
         values, peer = self.named(given)
         return {
@@ -183,6 +183,12 @@ class _Lowering:
 
     def is_ternary(self, value: Expression) -> bool:
         return isinstance(value, Identifier) and value.name in self.ternary
+
+    def has_ternary(self, value: Expression) -> bool:
+        """Return whether a value is a ternary one, or lists one among others."""
+        if isinstance(value, Tuple):
+            return any(map(self.has_ternary, value.items))
+        return self.is_ternary(value)
 
     def named(self, values: Mapping[str, Expression]) -> tuple[dict[str, Expression], Expression]:
         """Return the operands, and the one that gives a ternary operand its dtype.

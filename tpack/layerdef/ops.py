@@ -35,6 +35,7 @@ Traits are words that other rooms ask for:
 - ``moves``: it only cuts, joins or repeats what it takes
 - ``measures``: it learns the scale of x, compares it or rounds it
 - ``product``: sums of products; ``conv``: of a convolution; ``spreads``: of a transposed one
+- ``recurrent``: a recurrent network, with a list of weights
 - ``norm``: a normalization, whose other tensors belong to it
 - ``lookup``: it takes rows of a table
 - ``experts``: each x meets one matrix of a stack

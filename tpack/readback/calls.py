@@ -185,6 +185,8 @@ class Calls(NamedCalls):
         """Note an op with several results."""
         if op == "meshgrid":
             return self.unpacked(op, given, len(given["tensors"]))
+        if has_trait(op, "recurrent"):
+            return self.unpacked(op, given, 3 if op == "lstm" else 2)
         if op not in ("chunk", "split", "unbind"):  # values, and where they were
             return Pair(self.unpacked(op, given, 2))
         sizes = given.get("sizes")

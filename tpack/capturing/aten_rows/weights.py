@@ -6,6 +6,11 @@ from tpack.capturing.aten_rows.shared import Rows
 
 _CONV = "input>x weight bias stride padding dilation groups"
 
+_CELL = "input>x hx w_ih w_hh b_ih b_hh"
+_RECURRENT = (
+    "input>x hx>state params>weights has_biases num_layers dropout train bidirectional batch_first"
+)
+
 ROWS: Rows = (
     # overloads, op, arguments, naming
     # -- with weights
@@ -38,7 +43,14 @@ ROWS: Rows = (
         "embedded",
     ),
     ("einsum.default", "einsum", "equation tensors& path~"),
-    ("lstm_cell.default", "lstm_cell", "input>x hx w_ih w_hh b_ih b_hh"),
+    ("lstm.input", "lstm", _RECURRENT),
+    ("gru.input", "gru", _RECURRENT),
+    ("rnn_tanh.input", "rnn_tanh", _RECURRENT),
+    ("rnn_relu.input", "rnn_relu", _RECURRENT),
+    ("lstm_cell.default", "lstm_cell", _CELL),
+    ("gru_cell.default", "gru_cell", _CELL),
+    ("rnn_tanh_cell.default", "rnn_tanh_cell", _CELL),
+    ("rnn_relu_cell.default", "rnn_relu_cell", _CELL),
     # -- normalization
     (
         "layer_norm.default",

@@ -12,6 +12,12 @@ _CONV_TRANSPOSE = (
     "*dilation:window=1"
 )
 
+#: The tensors and options of a recurrent network, as torch's functions take them.
+_RECURRENT = (
+    "x:tensor {state} weights@params:tensors *has_biases:bool *num_layers:int *dropout:float "
+    "*train:bool *bidirectional:bool *batch_first:bool"
+)
+
 ROWS: Rows = (
     # name, parameters, spelling, what it computes, traits, version of the format
     # -- with weights
@@ -77,6 +83,34 @@ ROWS: Rows = (
         "torch._weight_norm",
         "size · direction / its norm over all dims but one",
         "measures",
+    ),
+    (
+        "lstm",
+        _RECURRENT.format(state="state@hx:tensors"),
+        "torch.lstm",
+        "long short-term memory over the steps of x; last hidden state, last cell state",
+        "product recurrent several",
+    ),
+    (
+        "gru",
+        _RECURRENT.format(state="state@hx:tensor"),
+        "torch.gru",
+        "gated recurrent units over the steps of x; last hidden state",
+        "product recurrent several",
+    ),
+    (
+        "rnn_tanh",
+        _RECURRENT.format(state="state@hx:tensor"),
+        "torch.rnn_tanh",
+        "h = tanh(W x + U h + b) over the steps of x; last h",
+        "product recurrent several",
+    ),
+    (
+        "rnn_relu",
+        _RECURRENT.format(state="state@hx:tensor"),
+        "torch.rnn_relu",
+        "h = relu(W x + U h + b) over the steps of x; last h",
+        "product recurrent several",
     ),
     ("embedding", "ids:tensor weight:tensor", "F.embedding", "rows of weight", "lookup"),
     (
