@@ -210,4 +210,4 @@ def test_errors_of_trained_models_are_up_to_date():
     page = (ROOT / "docs" / "quantization.md").read_text()
     block = page[page.index(module.BEGIN) : page.index(module.END)]
     # training ends a little elsewhere on another processor
-    same_table(module.table().splitlines(), block.splitlines()[2:-1], 0.04)
+    same_table(module.table().splitlines(), block.splitlines()[2:-1], 0.06)

@@ -28,6 +28,8 @@ from tpack.sources.dialects import adapt
 
 
 SECONDS, MEGABYTES = 6.0, 256
+#: CPU seconds for a well-formed file of 170,000 tensors or 800,000 notes, all of which are shown.
+LONG = 60.0
 
 
 #: Runs a command in a process of its own: exit code, CPU seconds, and the most memory.
@@ -43,21 +45,22 @@ print(code, time.process_time(), int(status.split("VmHWM:")[1].split()[0]) // 10
 QUICK = ("deep_objects", "long_escapes", "long_integer", "unfolding", "repeats", "deep_layers")
 
 
-def check_cost(path: Path, *command: str) -> None:
-    """A command refuses a file by name, in the time and memory it may take."""
+def check_cost(
+    path: Path, *command: str, expected: int = 3, limits: tuple[float, int] = (SECONDS, MEGABYTES)
+) -> None:
+    """A command refuses a file by name, or reads it, in the time and memory it may take."""
     arguments = [word.replace("FILE", str(path)) for word in command]
     for attempt in (1, 2, 3):  # other processes on the machine cost time too
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=False
         )
-        code, seconds, megabytes = map(float, done.stdout.split())
-        if seconds <= SECONDS or attempt == 3:
+        code, seconds, megabytes = map(float, done.stdout.splitlines()[-1].split())
+        if seconds <= limits[0] or attempt == 3:
             break
-    assert code == 3, done.stderr
-    assert str(path) in done.stderr
+    assert code == expected, done.stderr
+    assert expected == 0 or str(path) in done.stderr
     assert len(done.stderr) < 2000
-    assert seconds <= SECONDS
-    assert megabytes <= MEGABYTES
+    assert (seconds <= limits[0], megabytes <= limits[1]) == (True, True), (seconds, megabytes)
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -77,14 +80,17 @@ def test_more_hostile_files_are_refused_at_once(name, tmp_path):
     blob = hostile_files.MAKERS[name]()
     assert len(blob) <= hostile_files.SIZE + 100
     path.write_bytes(blob)
-    check_cost(path, "inspect", "FILE")
+    if name in hostile_files.PLAIN:
+        check_cost(path, "inspect", "FILE", expected=0, limits=(LONG, 4 * MEGABYTES))
+    else:
+        check_cost(path, "inspect", "FILE")
 
 
 COMMANDS = (
     ("verify", "FILE"),
     ("codegen", "FILE"),
     ("diff", "FILE", "FILE"),
-    ("unpack", "FILE", "-o", "FILE.out"),
+    ("unpack", "FILE", "-o", "FILE.safetensors"),
     ("convert", "FILE", "-o", "FILE.out"),
     ("export", "FILE", "--to", "gguf", "-o", "FILE.out"),
 )
