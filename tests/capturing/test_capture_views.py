@@ -204,6 +204,8 @@ def test_changes_that_nothing_else_sees_are_captured(name):
         (lambda m, x: in_no_grad(x * 2), "used later"),
         (lambda m, x: later_in_no_grad(x * 2), "used later"),
         (lambda m, x: out(x * 2), r"uses add\.out"),
+        # the shape of the view changes, and no memory
+        (lambda m, x: (h := x * 2, h[:, 0].unsqueeze_(1), h + 1)[2], "used later"),
         (lambda m, x: x.detach().add_(1), "changes the input 'x' or a view of it"),
         (lambda m, x: x.chunk(2, 1)[0].add_(1), "changes the input 'x'"),
         (lambda m, x: eval_dropout(x).add_(1), "changes the input 'x'"),

@@ -231,6 +231,8 @@ class _Reader:
             self.storages.share(value, [old])
         self.made[node] = value
         self.replace(old, value)
+        if torch.Tag.inplace_view in node.target.tags:  # type: ignore[union-attr]
+            return  # what it changes is a shape, and no memory
         while (whole := written(old, value)) is not None:  # a view: the tensor it shows is changed
             old, value = old.args["x"], whole
             self.values.append(value)
