@@ -110,6 +110,7 @@ def test_a_cut_onnx_file_is_known_by_its_suffix(tmp_path, cut):
         b"\x0a\x03abc\x3a\x00",  # no version first
         b"\x08" + b"\xff" * 99,
         b"\x08\x07\x08\x07\x3a\x00",  # two versions
+        b"\x08\x07\x12" + b"\xff" * 8 + b"\x7f",  # a name longer than any file
     ],
 )
 def test_other_messages_of_protobuf_are_no_onnx(tmp_path, content):

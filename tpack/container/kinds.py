@@ -218,7 +218,7 @@ def _is_onnx(handle: int) -> bool:
     ONNX has no mark. Its first field is the version of the format, and the graph another field
     than those that messages of other systems have there.
     """
-    at = 0
+    at, size = 0, os.fstat(handle).st_size
     for _ in range(64):  # what stands before the graph: who made it, metadata
         key, start = _number(handle, at)
         number, wire = key >> 3, key & 7
@@ -228,6 +228,8 @@ def _is_onnx(handle: int) -> bool:
             return True
         value, start = _number(handle, start)
         at = start + (value if wire == 2 else 0)
+        if at >= size:
+            return False
     return False
 
 
