@@ -57,7 +57,7 @@ class KeyValueCache:
 
 
 class NoCache(KeyValueCache):
-    """Stands for no cache: a forward sees its own tokens only."""
+    """Stands for no cache, where a forward sees its own tokens only."""
 
     def layer(self, index: int) -> KeyValueCache:  # noqa: ARG002
         """Return itself."""
