@@ -288,7 +288,7 @@ class Table(nn.Module):
         return self.weight * 2
 
 
-def test_forwards_that_take_no_tensor_are_named():
+def test_forwards_that_take_no_tensor_are_refused_alone_and_written_out_inside():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
@@ -297,9 +297,12 @@ def test_forwards_that_take_no_tensor_are_named():
         def forward(self, x):
             return x @ self.table()
 
-    for model, given, name in ((Table(), (), "module"), (Model(), (torch.ones(2, 3),), "table")):
-        with pytest.raises(LayerDefError, match=f"^{name}: forward takes no tensor, expected"):
-            capture(model.eval(), given)
+    with pytest.raises(LayerDefError, match="^module: forward takes no tensor, expected"):
+        capture(Table().eval(), ())
+    program = capture(Model().eval(), (torch.ones(2, 3),))
+    built = build_module(program)
+    built.load_state_dict({"table.weight": torch.ones(3, 3)})
+    assert torch.equal(built(torch.ones(4, 3)), torch.full((4, 3), 6.0))
 
 
 def test_buffers_that_forward_changes_are_named():

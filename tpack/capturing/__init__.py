@@ -52,7 +52,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from tpack.capturing import caches, torch_export
+from tpack.capturing import caches, structures, torch_export
 from tpack.capturing.arguments import as_arguments, as_keywords, unwrapped
 from tpack.capturing.built import named_layers, unchanged_program
 from tpack.capturing.captured import Captured
@@ -92,6 +92,7 @@ def trace(
         LayerDefError: it computes something that LayerDef cannot express.
     """
     graph = _simple(read_graph(program))
+    notes = [*notes, *structures.told(program, graph)]
     example = None
     if program.example_inputs is not None:
         args, kwargs = program.example_inputs

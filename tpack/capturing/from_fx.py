@@ -76,6 +76,8 @@ class _Reader:
                     f"forward changes {spec.target or spec.arg.name!r}, which LayerDef cannot "
                     "express. Capture the module in eval mode."
                 )
+        if not any(values_in(tuple(outputs))):
+            raise LayerDefError("forward returns no tensor, expected one or more.")
         tree = pytree.tree_unflatten(outputs, self.program.call_spec.out_spec)
         return Graph(
             [value for value in inputs if value.op == INPUT],
