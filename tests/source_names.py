@@ -51,7 +51,7 @@ _OURS = frozenset(
     rotary_frequencies bit_linear ternary_linear ternary_bit_linear ternary_matmul
     ternary_embedding ternary_conv1d ternary_conv2d dequantize ternary_shapes ternary_layouts
     ternary_groups tpack NO_CACHE KeyValueCache NoCache causal_attention expert_linear
-    expert_matmul ternary_expert_linear ternary_expert_matmul layer extend length
+    by_expert expert_matmul ternary_expert_linear ternary_expert_matmul layer extend length
     """.split()  # noqa: SIM905
 )
 _PYTHON = frozenset(

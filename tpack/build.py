@@ -352,6 +352,8 @@ class _Compiler:
         """Compile an argument of an op: words are dtypes or infinity, a tensor gives its device."""
         step = self.expression(value)
         match param.kind, value:
+            case "layers", Literal(str(word)):
+                return lambda module, _: module.get_submodule(word)
             case "dtype", Literal(str(word)):
                 dtype = getattr(torch, word)
                 return lambda *_: dtype

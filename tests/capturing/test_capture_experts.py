@@ -1,5 +1,7 @@
 """Mixtures of experts are captured, and compute the chosen experts only."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,10 @@ from torch import nn
 
 import tpack
 from tpack.build import build_module
-from tpack.nn import expert_linear, expert_matmul
-from tpack.nn.reference import by_expert
+from tpack.errors import LayerDefError
+from tpack.layerdef import FunctionCall, Identifier, LayerDef, Literal, Param, Return
+from tpack.nn import TernaryLinear, by_expert, expert_linear, expert_matmul
+from tpack.nn.reference import routed
 
 SCALES = {
     "tensor": lambda shape: torch.tensor(0.5),
@@ -100,8 +104,8 @@ def test_matrices_that_no_id_names_are_not_computed(program):
 
     ids = torch.tensor([[3, 1], [3, 3]])
     x = torch.arange(4.0).reshape(2, 2, 1)
-    assert torch.equal(by_expert(x, ids, 5, product), x)
-    assert torch.equal(by_expert(x[0], ids[0], 5, product), x[0])
+    assert torch.equal(routed(x, ids, 5, product), x)
+    assert torch.equal(routed(x[0], ids[0], 5, product), x[0])
     assert seen == [(1, 1), (3, 3), (3, 1), (1, 1)]
     model = build_module(program)
     model.load_state_dict(Mixture().state_dict())
@@ -120,3 +124,104 @@ def test_ids_are_those_of_indexing(op):
     for wrong in (3, -4):
         with pytest.raises(IndexError, match=f"{wrong} is out of range for 3 experts"):
             op(x, stack, torch.tensor([0, wrong]))
+
+
+class Expert(nn.Module):
+    """A feed-forward layer."""
+
+    def __init__(self, kind=nn.Linear):
+        super().__init__()
+        self.up = nn.Linear(8, 12)
+        self.down = kind(12, 8, bias=False)
+
+    def forward(self, x):
+        return self.down(F.silu(self.up(x)))
+
+
+class Layers(nn.ModuleList):
+    """A list that chooses in itself."""
+
+    def forward(self, x, ids):
+        return by_expert(self, x, ids)
+
+
+class Block(nn.Module):
+    """Two of a list of layers for each token."""
+
+    def __init__(self, kinds=(nn.Linear,) * 4, container=nn.ModuleList):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate = nn.Linear(8, len(kinds))
+        self.experts = container(map(Expert, kinds))
+
+    def forward(self, x):
+        weights, ids = torch.topk(self.gate(x), 2)
+        rows, ids = x.repeat_interleave(2, dim=0), ids.flatten()
+        own = isinstance(self.experts, Layers)
+        call = self.experts if own else partial(by_expert, self.experts)
+        return (call(rows, ids) * weights.reshape(-1, 1)).unflatten(0, (-1, 2)).sum(1)
+
+
+class Averaged(Block):
+    """The mean of all experts is used too."""
+
+    def forward(self, x):
+        every = torch.stack([expert(x) for expert in self.experts])
+        ids = self.gate(x).argmax(-1)
+        return every[ids, torch.arange(x.size(0))] + every.mean(0)
+
+
+class Returned(Block):
+    """What one expert makes is a result too."""
+
+    def forward(self, x):
+        found = [expert(x) for expert in self.experts]
+        ids = self.gate(x).argmax(-1)
+        return torch.stack(found)[ids, torch.arange(x.size(0))], found[1]
+
+
+ROWS = X[:, :8]
+BLOCKS = {
+    "list": ({}, "in range(4))"),
+    "in itself": ({"container": Layers}, "in range(4))"),
+    "some packed": ({"kinds": (nn.Linear, TernaryLinear) * 2}, "Expert(), Expert2(), Expert()"),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_layers_of_a_list_are_chosen_by_ids(name, tmp_path):
+    options, listed = BLOCKS[name]
+    model = Block(**options).eval()
+    program = tpack.capture(model, (ROWS,))
+    source = tpack.generate_pytorch_code(program)
+    assert "by_expert(self.experts, rows, ids)" in source
+    assert listed in source
+    generated = from_source(program, standalone=True)
+    generated.load_state_dict(model.state_dict())
+    tpack.save(generated, tmp_path / "m.safetensors")
+    again = from_source(tpack.capture(tpack.load(tmp_path / "m.safetensors"), (ROWS,)))
+    again.load_state_dict(model.state_dict())
+    tpack.save(again, tmp_path / "again.safetensors")
+    for given in (ROWS, ROWS[:1]):
+        for path in ("m.safetensors", "again.safetensors"):
+            close(tpack.load(tmp_path / path)(given), model(given))
+        close(generated(given), model(given))
+
+
+@pytest.mark.parametrize("kind", [Averaged, Returned])
+def test_results_of_all_layers_that_are_needed_stay(kind):
+    model = kind().eval()
+    program = tpack.capture(model, (ROWS,))
+    source = tpack.generate_pytorch_code(program)
+    assert "by_expert" not in source
+    generated = from_source(program)
+    generated.load_state_dict(model.state_dict())
+    torch.testing.assert_close(generated(ROWS), model(ROWS))
+
+
+def test_a_list_that_is_no_list_of_layers_is_refused():
+    call = FunctionCall("by_expert", [Literal("gate"), Identifier("x"), Identifier("ids")])
+    gate = Param("gate", "Layer", layer="Linear", args={"in_features": 8, "out_features": 4})
+    inputs = [Param("x", "Tensor"), Param("ids", "Tensor")]
+    with pytest.raises(LayerDefError, match=r"layers: must be the name of a list of layers"):
+        build_module(LayerDef("L", [gate, *inputs], [Return(call)]))

@@ -37,6 +37,8 @@ ELSEWHERE |= {"sort", "median", "cummax", "cummin"}
 ELSEWHERE |= {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 #: In test_caches.py.
 ELSEWHERE |= {"cache_length", "cache_layer", "cache_extend"}
+#: In capturing/test_capture_experts.py.
+ELSEWHERE |= {"by_expert"}
 
 
 def test_every_op_has_an_example():

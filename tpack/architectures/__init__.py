@@ -21,11 +21,13 @@ from torch import Tensor
 
 from tpack.architectures.building import Built, blank, loaded, quiet
 from tpack.architectures.configs import classes_of, config_of
+from tpack.architectures.experts import take_apart
 from tpack.architectures.inputs import example_inputs
 from tpack.architectures.matching import Match, check_dtypes, fill, match
 from tpack.architectures.renaming import renamed
 from tpack.architectures.rounding import with_rounding
 from tpack.capturing import Captured, trace_module
+from tpack.capturing.experts import complete_lists
 from tpack.capturing.failures import explained
 from tpack.capturing.graph import Graph
 from tpack.errors import LayerDefError, TpackError
@@ -84,7 +86,7 @@ def trace_architecture(data: Mapping[str, Any], weights: Weights) -> Captured:
 def _traced(data: Mapping[str, Any], weights: Weights) -> Captured:
     config = config_of(data)
     dtype = _dtype(config, weights)
-    built, found = _fitting(data, config, dtype, weights)
+    built, found, experts = _fitting(data, config, dtype, weights)
     model = built.model
     check_dtypes(model, found, weights.tensors, dtype)
     fill(model, found, weights.tensors, built.mode)
@@ -92,6 +94,8 @@ def _traced(data: Mapping[str, Any], weights: Weights) -> Captured:
     args, kwargs = example_inputs(model)
     captured = trace_module(model, args, kwargs, None)
     name = type(model).__name__
+    if experts:
+        complete_lists(captured.graph, experts)
     graph = renamed(captured.graph, found)
     captured.graph = _with_values(graph, weights, values=None)
     captured.reason = (
@@ -135,8 +139,8 @@ def _called(dtype: torch.dtype) -> str:
 
 def _fitting(
     data: Mapping[str, Any], config: Any, dtype: torch.dtype, weights: Weights
-) -> tuple[Built, Match]:
-    """Build the first class that the tensors fit.
+) -> tuple[Built, Match, dict[str, int]]:
+    """Build the first class that the tensors fit, with the experts that are apart.
 
     Raises:
         LayerDefError: they fit none; says why not the first.
@@ -146,7 +150,9 @@ def _fitting(
     for kind in classes_of(data, config):
         try:
             built = blank(kind, config, dtype, limit)
-            return built, match(built.model, weights.tensors, weights.aliases)
+            experts, dropped = take_apart(built, weights.tensors)
+            found = match(built.model, weights.tensors, weights.aliases, dropped)
+            return built, found, experts
         except LayerDefError as error:
             problem = problem or error
     assert problem is not None  # there is a class

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,14 +44,22 @@ class Match:
         return f"it does not use {plural(len(self.extra), 'tensor')}: {listed(self.extra)}"
 
 
-def match(model: PreTrainedModel, tensors: Tensors, aliases: Mapping[str, str]) -> Match:
+def match(
+    model: PreTrainedModel,
+    tensors: Tensors,
+    aliases: Mapping[str, str],
+    dropped: Collection[str] = (),
+) -> Match:
     """Find the tensor of the checkpoint for each of the model.
+
+    Args:
+        dropped: patterns of conversions that are not applied.
 
     Raises:
         LayerDefError: one is missing, has another shape, or is made from several as transformers
             loads them.
     """
-    names, kind = Names(model), type(model).__name__
+    names, kind = Names(model, dropped), type(model).__name__
     found: dict[str, str] = {}
     extra = []
     for name in (*tensors, *aliases):

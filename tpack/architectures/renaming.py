@@ -1,9 +1,9 @@
 """Give the tensors and modules of a graph the names that a checkpoint has for them.
 
-A module keeps its place in the tree if all its tensors lie in one module of the checkpoint, under
-the names that it has for them. Any other module is left out: what it computes, the module around it
-computes. So the names of a checkpoint that was saved from the base model lack ``transformer.``, and
-the calls of that module are part of the whole.
+A module keeps its place in the tree if all its tensors lie in one module of the checkpoint, some
+under the names that it has for them. Any other module is left out: what it computes, the module
+around it computes. So the names of a checkpoint that was saved from the base model lack
+``transformer.``, and the calls of that module are part of the whole.
 """
 
 from __future__ import annotations
@@ -78,13 +78,22 @@ class _Paths:
     def __init__(self, names: Mapping[str, str], called: Iterable[str]) -> None:
         self.names = names
         places: dict[str, set[str]] = {}
+        others: dict[str, list[str]] = {}  # tensors of a module that have another name in it
         for name, new in names.items():
             parts = name.split(".")
             for depth in range(1, len(parts)):
-                rest = f".{'.'.join(parts[depth:])}"
-                place = new.removesuffix(rest) if new.endswith(rest) else ""
-                places.setdefault(".".join(parts[:depth]), set()).add(place)
+                path, rest = ".".join(parts[:depth]), f".{'.'.join(parts[depth:])}"
+                kept = places.setdefault(path, set())
+                if new.endswith(rest):
+                    kept.add(new.removesuffix(rest))
+                else:
+                    others.setdefault(path, []).append(new)
         found = {path: next(iter(one)) for path, one in places.items() if len(one) == 1}
+        found = {
+            path: place
+            for path, place in found.items()
+            if all(new.startswith(f"{place}.") for new in others.get(path, ()))
+        }
         taken = Counter(found.values())
         #: The new path of each module; empty for one that is left out.
         self.places = dict.fromkeys(places, "") | {

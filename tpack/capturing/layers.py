@@ -11,9 +11,10 @@ from types import MappingProxyType
 from typing import Any
 
 from tpack.capturing.annotations import Annotations, annotated
+from tpack.capturing.experts import find_lists, holders
 from tpack.capturing.graph import CONSTANT, Graph, Value, values_in
 from tpack.capturing.known import builtin_layer, constant_param
-from tpack.capturing.loops import chained
+from tpack.capturing.loops import applied_in_order, chained
 from tpack.capturing.names import free_name, is_loop
 from tpack.capturing.scopes import NoLayerError, Scope, make_scopes
 from tpack.capturing.statements import Child, Item, write_body
@@ -21,17 +22,14 @@ from tpack.capturing.variables import Body
 from tpack.dtypes import SCALE_DTYPES, elements_of
 from tpack.errors import LayerDefError
 from tpack.layerdef import (
-    Identifier,
-    LayerCall,
     LayerDef,
     Param,
     Program,
-    Return,
     Unspecified,
     validate,
 )
 from tpack.layerdef.from_names import class_name
-from tpack.layerdef.members import collapsed, members_of, repeated
+from tpack.layerdef.members import collapsed
 from tpack.layerdef.names import is_identifier
 from tpack.layerdef.tensors import kept_param, ternary_param
 from tpack.sources.packed_modules import PackedWeight
@@ -53,7 +51,7 @@ def make_program(
     Raises:
         LayerDefError: LayerDef cannot express a name or the structure.
     """
-    dissolved: set[str] = set()
+    dissolved = holders(graph)
     while True:
         try:
             root = make_scopes(graph, dissolved)
@@ -109,6 +107,13 @@ class _Maker:
         self.scopes: dict[str, list[Scope]] = {}
         self.gather(root)
         self.check_places()
+        self.below: dict[str | None, list[str]] = {}
+        for path in self.scopes:
+            self.below.setdefault(self.above(path), []).append(path)
+        self.first: dict[str, int] = {}
+        for i, name in enumerate(graph.stored):
+            for end in re.finditer(r"\.", name):
+                self.first.setdefault(name[: end.start()], i)
         self.tensors: dict[str, list[str]] = {path: [] for path in self.scopes}
         for name in graph.stored:
             self.tensors[self.home(name)].append(name)
@@ -174,19 +179,14 @@ class _Maker:
     def draft(self, path: str, *, whole: bool = False) -> _Draft:
         """Make the draft of a module from all its calls, children first."""
         if path not in self.drafts:
-            below = [p for p in self.scopes if p != path and self.above(p) == path]
-            children = {self.relative(p, path): self.draft(p) for p in self.in_order(below)}
+            below = self.in_order(self.below.get(path, []))
+            children = {self.relative(p, path): self.draft(p) for p in below}
             self.drafts[path] = self.made(path, children, whole=whole)
         return self.drafts[path]
 
     def in_order(self, paths: list[str]) -> list[str]:
         """Sort children by the order of their tensors in the state dict."""
-        first: dict[str, int] = {}
-        for i, name in enumerate(self.graph.stored):
-            for path in paths:
-                if name.startswith(f"{path}."):
-                    first.setdefault(path, i)
-        return sorted(paths, key=lambda path: first.get(path, len(self.graph.stored)))
+        return sorted(paths, key=lambda path: self.first.get(path, len(self.graph.stored)))
 
     def above(self, path: str) -> str | None:
         """Return the module that a module is a child of."""
@@ -207,6 +207,7 @@ class _Maker:
         steps = {scope: self.items(scope, path, children) for scope in scopes}
         for loop in chained(listed, list(steps.values())):
             listed = collapsed(listed, loop)
+        listed = find_lists(listed, steps)
         bodies = []
         for scope in scopes:
             result = self.graph.result if whole else _result(scope)
@@ -240,7 +241,7 @@ class _Maker:
             found = builtin_layer(params, body, self.scopes[path][0])
             if found is not None:
                 return _Draft(found[0], tuple(found[1].items()), outputs=body.outputs)
-            if (loop := _repeated(params, body)) is not None:
+            if (loop := applied_in_order(params, body)) is not None:
                 return _Draft(str(loop.layer), loop.args, loop.repeat, body.outputs)
         given = zip(body.inputs, self.scopes[path][0].inputs, strict=True)
         inputs = [Param(name, "Cache" if one.is_cache else "Tensor") for name, one in given]
@@ -375,26 +376,3 @@ def _line(value: Value, scope: Scope) -> str:
     position = value.calls.index(scope.call)
     line = value.lines[position] if position < len(value.lines) else ""
     return "" if is_loop(line) else line
-
-
-def _repeated(params: list[Param], body: Body) -> Param | None:
-    """Return the repeated child for a module that only applies equal members in order."""
-    tree = members_of(params)
-    whole = repeated("", tree.places)
-    if whole is None or not len(params) == len(tree.listed) > 1 or len(body.inputs) != 1:
-        return None
-    at = Identifier(body.inputs[0])
-    calls = []
-    for statement in body.statements:
-        value = statement.value if not isinstance(statement, Unspecified) else None
-        chain = []
-        while isinstance(value, LayerCall) and len(value.args) == 1:
-            chain.append(value.layer)
-            value = value.args[0]
-        if value != at:
-            return None
-        calls += chain[::-1]
-        if isinstance(statement, Return):
-            break
-        at = Identifier(getattr(statement, "target", ""))
-    return whole if calls == [str(i) for i in range(len(params))] else None

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from tpack.capturing.graph import Value
 from tpack.capturing.statements import Child, Item
-from tpack.layerdef import Param
-from tpack.layerdef.members import repeats
+from tpack.capturing.variables import Body
+from tpack.layerdef import Identifier, LayerCall, Param, Return, Unspecified
+from tpack.layerdef.members import members_of, repeated, repeats
 
 
 def chained(params: list[Param], calls: list[list[Item]]) -> list[Param]:
@@ -72,3 +73,26 @@ def _collapse(name: str, items: list[Item], run: list[Item]) -> None:
     for item in [one for one in items if one.value is not None and one.value.is_cache]:
         if not used & {*item.results}:
             items.remove(item)
+
+
+def applied_in_order(params: list[Param], body: Body) -> Param | None:
+    """Return the repeated child for a module that only applies equal members in order."""
+    tree = members_of(params)
+    whole = repeated("", tree.places)
+    if whole is None or not len(params) == len(tree.listed) > 1 or len(body.inputs) != 1:
+        return None
+    at = Identifier(body.inputs[0])
+    calls = []
+    for statement in body.statements:
+        value = statement.value if not isinstance(statement, Unspecified) else None
+        chain = []
+        while isinstance(value, LayerCall) and len(value.args) == 1:
+            chain.append(value.layer)
+            value = value.args[0]
+        if value != at:
+            return None
+        calls += chain[::-1]
+        if isinstance(statement, Return):
+            break
+        at = Identifier(getattr(statement, "target", ""))
+    return whole if calls == [str(i) for i in range(len(params))] else None

@@ -32,6 +32,8 @@ def item(value: Value) -> Value | None:
     """Return one of several results as an op of its own; None if it stays a result."""
     whole, index = value.args["x"], value.args["index"]
     args = {name: arg for name, arg in whole.args.items() if name != "count"}
+    if whole.op == "chunk" and args["x"].op == "cat":
+        return _joined(args, args["x"].args, index)
     if whole.op in ("var_mean", "std_mean"):
         if index == 0:
             return value.like(whole.op[:3], args)
@@ -40,6 +42,16 @@ def item(value: Value) -> Value | None:
     if whole.op == "aminmax":
         return value.like(("amin", "amax")[index], args)
     return value.like(whole.op, args) if whole.op in _ADAPTIVE and index == 0 else None
+
+
+def _joined(args: dict[str, Any], cat: dict[str, Any], index: int) -> Value | None:
+    """Return the part that was joined to others, if a chunk is just that part."""
+    parts: tuple[Value, ...] = cat["tensors"]
+    rank = len(parts[0].shape)
+    dim = cat.get("dim", 0) % rank
+    sizes = {part.shape[dim] for part in parts}
+    same = args.get("dim", 0) % rank == dim and args["chunks"] == len(parts) and len(sizes) == 1
+    return parts[index] if same else None
 
 
 def _movedim(value: Value) -> Value:

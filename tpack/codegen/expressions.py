@@ -281,6 +281,8 @@ class ExpressionPrinter:
         return self.operand(value, _ATOM)
 
     def argument(self, param: OpParam, value: Expression) -> Text:
+        if param.kind == "layers" and isinstance(value, Literal):
+            return self.child(str(value.value))
         if param.kind == "dtype" and isinstance(value, Literal):
             return f"torch.{value.value}"
         if param.kind == "device":

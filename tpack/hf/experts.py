@@ -18,7 +18,7 @@ from tpack.nn import (
     ternary_expert_matmul,
 )
 from tpack.nn.modules import scale_ones
-from tpack.nn.reference import by_expert
+from tpack.nn.reference import routed
 
 
 class PackedExperts(PackedModule):
@@ -102,7 +102,7 @@ class PackedExperts(PackedModule):
         """Multiply each row of x (n, in) by the matrix of its expert: (n, out)."""
         (plain,) = self._plain
         if name in self.parts:
-            y = by_expert(x, ids, self.count, self._by(name))
+            y = routed(x, ids, self.count, self._by(name))
         elif name in self.ternary_shapes:
             packed, scale, options = self._stored(name)
             if plain.is_transposed:

@@ -8,15 +8,13 @@ under the names that the file has, and the rules that merge are left out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
 
+from tpack.architectures.experts import Stack, joining, stacks_of
 from tpack.architectures.names import STACKS, Names
 from tpack.container import Checkpoint, TernaryEntry
 from tpack.errors import InputError, UnsupportedError
@@ -25,21 +23,6 @@ from tpack.hf.experts import PackedExperts
 from tpack.nn import TernaryLinear
 from tpack.selection import is_of_experts
 from tpack.wording import spell
-
-_MATRIX = re.compile(r"\.(\d+)\.(\w+)\.weight$")
-
-
-@dataclass
-class Stack:
-    """What a file has for one stack of a model, matrix by matrix.
-
-    Attributes:
-        rule: the conversion that would merge them.
-        found: the name in the file of a matrix, by its expert and part.
-    """
-
-    rule: WeightConverter
-    found: dict[tuple[int, str], str] = field(default_factory=dict)
 
 
 def place_stacks(
@@ -60,7 +43,7 @@ def place_stacks(
     rules = [rule for rule in names.converters if packed & set(rule.source_patterns)]
     sources: dict[str, str] = {}
     if rules:
-        for target, stack in _stacks(file, names, ternary).items():
+        for target, stack in stacks_of(names, (*ternary, *file.document.kept)).items():
             sources |= _take_apart(model, target, stack, ternary, file)
     for name, entry in ternary.items():
         target, pattern = names.target(name)
@@ -70,41 +53,7 @@ def place_stacks(
             dtype = getattr(torch, file.entries[f"{name}_scale"].dtype)
             experts.pack_stack(target.rpartition(".")[2], entry.scale, entry.layout, dtype)
             sources[target] = name
-    dropped = {
-        pattern for rule in names.converters if _joins(rule) for pattern in rule.source_patterns
-    }
-    return sources, frozenset(dropped if rules else ())
-
-
-def _stacks(
-    file: Checkpoint, names: Names, ternary: Mapping[str, TernaryEntry]
-) -> dict[str, Stack]:
-    """Return the stacks that are made from a matrix for each expert."""
-    rules = {pattern: rule for rule in names.converters for pattern in rule.source_patterns}
-    found: dict[str, Stack] = {}
-    for name in (*ternary, *file.document.kept):
-        target, pattern = names.target(name)
-        if pattern is None:
-            continue
-        rule = rules[pattern]
-        matrix = _MATRIX.search(names.renamed(name))
-        if _joins(rule) and matrix is not None and target in names.expected:
-            expert, part = int(matrix[1]), matrix[2]
-            found.setdefault(target, Stack(rule)).found[expert, part] = name
-    return found
-
-
-def _joins(rule: WeightConverter) -> bool:
-    """Return whether a conversion stacks matrices of experts, and joins the rows of several."""
-    kinds = [
-        (type(operation), operation.dim)
-        for operation in rule.operations
-        if hasattr(operation, "dim")
-    ]
-    return len(kinds) == len(rule.operations) and kinds in (
-        [(MergeModulelist, 0)],
-        [(MergeModulelist, 0), (Concatenate, 1)],
-    )
+    return sources, joining(names) if rules else frozenset()
 
 
 def _take_apart(
@@ -119,7 +68,7 @@ def _take_apart(
     experts = _experts(model, target, ternary)
     weight = getattr(experts, last)
     count, rows, columns = weight.shape
-    order = [_part(pattern) for pattern in stack.rule.source_patterns]
+    order = stack.parts
     rows //= len(order)
     sources: dict[str, str] = {}
     layers: list[nn.Module] = []
@@ -157,16 +106,6 @@ def _take_apart(
         )
     experts.take_apart(last, order, layers)
     return sources
-
-
-def _part(pattern: str) -> str:
-    """Return the part of an expert that a pattern of transformers is for.
-
-    Example:
-        >>> _part(r"mlp.experts.*.gate_proj.weight")
-        'gate_proj'
-    """
-    return pattern.rstrip("$").replace("\\.", ".").removesuffix(".weight").rpartition(".")[2]
 
 
 def _experts(

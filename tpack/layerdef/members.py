@@ -96,6 +96,12 @@ def repeats(params: Iterable[Param]) -> dict[str, Param]:
     return {path: whole for path, whole in wholes.items() if whole is not None}
 
 
+def lists_of(params: Sequence[Param]) -> set[str]:
+    """Return the names of the lists of layers among parameters: repeated children too."""
+    found = {path for path, one in members_of(params).containers() if not one.named}
+    return found | {param.name for param in params if param.repeat is not None}
+
+
 def repeated(name: str, places: Sequence[Member | None]) -> Param | None:
     """Return the members of a list as one repeated child; None unless they are equal children."""
     copies = [replace(one, name=name) for one in places if isinstance(one, Param)]

@@ -17,6 +17,7 @@ another. Kinds:
 - ``ints``: an int, or a Tuple of them; ``sizes``: a Tuple of them; ``window``: an int for all
   dims, or a Tuple with one for each
 - ``floats``: a number, or a Tuple of them
+- ``layers``: the name of a list of child layers
 - ``cache``: a Cache parameter, or the part of one
 - ``device``: an expression: the device of that tensor
 - ``equation``: dims as letters, such as ``bij,bjk->bik``

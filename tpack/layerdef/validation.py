@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tpack.errors import LayerDefError
 from tpack.layerdef.caches import check_caches_last, check_kind, gives_cache
-from tpack.layerdef.members import members_of
+from tpack.layerdef.members import lists_of, members_of
 from tpack.layerdef.names import (
     CONTAINER_NAMES,
     check_class_name,
@@ -320,6 +320,10 @@ class _Checker:
                     raise LayerDefError(f"is {literal!r:.40}, expected a tensor.", node=path)
             case "ternary":
                 self.check_ternary(value, path)
+            case "layers" if literal not in lists_of(self.layer.params):
+                raise LayerDefError("must be the name of a list of layers.", node=path)
+            case "layers":
+                pass
             case "cache":
                 self.check_expression(value, path, depth, cache=True)
             case "value" if isinstance(literal, str):

@@ -29,6 +29,7 @@ from tpack.nn.modules import (
     packed_zeros,
 )
 from tpack.nn.reference import (
+    by_expert,
     expert_linear,
     expert_matmul,
     rotary_frequencies,
@@ -46,6 +47,7 @@ __all__ = [
     "TernaryConv2d",
     "TernaryEmbedding",
     "TernaryLinear",
+    "by_expert",
     "causal_attention",
     "dequantize",
     "expert_linear",

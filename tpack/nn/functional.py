@@ -273,7 +273,7 @@ def ternary_expert_linear(
         accept(matrix)  # a part of what was checked
         return ternary_linear(rows, matrix, reference.expert_scale(scale, i), **options)
 
-    return reference.by_expert(x, ids, len(packed), product)
+    return reference.routed(x, ids, len(packed), product)
 
 
 def ternary_expert_matmul(
@@ -312,7 +312,7 @@ def ternary_expert_matmul(
         own = reference.expert_scale(scale, i)
         return ternary_matmul(rows, matrix, own, shape[1:], **options)
 
-    return reference.by_expert(x, ids, len(packed), product)
+    return reference.routed(x, ids, len(packed), product)
 
 
 def ternary_conv2d(

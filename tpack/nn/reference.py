@@ -237,7 +237,7 @@ def ternary_conv2d(
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def by_expert(x: Tensor, ids: Tensor, count: int, product: Any) -> Tensor:
+def routed(x: Tensor, ids: Tensor, count: int, product: Any) -> Tensor:
     """Give each expert the rows of x that chose it; put the results in their order.
 
     Args:
@@ -270,6 +270,27 @@ def by_expert(x: Tensor, ids: Tensor, count: int, product: Any) -> Tensor:
     return found.reshape(*ids.shape, found.shape[-1])
 
 
+def by_expert(layers: Any, x: Tensor, ids: Tensor) -> Tensor:
+    """Give each x (..., in) to the layer of a list that its id (...) names.
+
+    Only the layers that are chosen are computed; under torch.compile and torch.export
+    each takes every x.
+
+    Args:
+        layers: an ``nn.ModuleList``, or any sequence; each maps (n, in) to (n, out).
+        ids: integers from 0 to the number of layers - 1.
+
+    Raises:
+        IndexError: an id is outside.
+    """
+    if torch.compiler.is_compiling():
+        rows, flat = x.reshape(-1, x.shape[-1]), ids.reshape(-1)
+        every = torch.stack([layer(rows) for layer in layers])
+        found = every[flat, torch.arange(flat.shape[0], device=flat.device)]
+        return found.reshape(*ids.shape, found.shape[-1])
+    return routed(x, ids, len(layers), lambda i, rows: layers[i](rows))
+
+
 def expert_linear(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """``x @ weight[id].T`` for each x (..., in) and its id (...).
 
@@ -278,7 +299,7 @@ def expert_linear(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return (weight[ids] @ x.unsqueeze(-1)).squeeze(-1)
-    return by_expert(x, ids, len(weight), lambda i, rows: F.linear(rows, weight[i]))
+    return routed(x, ids, len(weight), lambda i, rows: F.linear(rows, weight[i]))
 
 
 def expert_matmul(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
@@ -288,7 +309,7 @@ def expert_matmul(x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """
     if torch.compiler.is_compiling():
         return (x.unsqueeze(-2) @ weight[ids]).squeeze(-2)
-    return by_expert(x, ids, len(weight), lambda i, rows: rows @ weight[i])
+    return routed(x, ids, len(weight), lambda i, rows: rows @ weight[i])
 
 
 def expert_scale(scale: Tensor, ids: int | Tensor) -> Tensor:
@@ -324,7 +345,7 @@ def ternary_expert_linear(
             rows, packed[i], own, layout=layout, group_size=group_size
         )
 
-    return by_expert(x, ids, len(packed), product)
+    return routed(x, ids, len(packed), product)
 
 
 def ternary_expert_matmul(
@@ -351,7 +372,7 @@ def ternary_expert_matmul(
             rows, packed[i], own, shape[1:], layout=layout, group_size=group_size
         )
 
-    return by_expert(x, ids, len(packed), product)
+    return routed(x, ids, len(packed), product)
 
 
 def rotate_half(x: Tensor) -> Tensor:

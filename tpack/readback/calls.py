@@ -248,11 +248,23 @@ class Calls(NamedCalls):
     def own(self, op: Op, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Note a call of a function of tpack.nn."""
         try:
-            if not isinstance(op, PackedOp):
-                return self.op(op.name, python_call(function, op, args, kwargs))
-            return self.packed(op, python_call(function, op, args, kwargs))
+            given = python_call(function, op, args, kwargs)
+            if "layers" in given:
+                given["layers"] = self.list_of(given["layers"], given["x"])
+            return self.packed(op, given) if isinstance(op, PackedOp) else self.op(op.name, given)
         except BindingError as error:
             return self.tracer.refuse(str(error))
+
+    def list_of(self, layers: Any, x: Any) -> str:
+        """Return the name of a list of layers, whose forwards are read with x."""
+        names = []
+        for layer in layers:
+            names.append(self.tracer.frame.children.get(id(layer), ""))
+            layer(x)
+        name = names[0].rpartition(".")[0] if names else ""
+        if not name or names != [f"{name}.{i}" for i in range(len(names))]:
+            raise BindingError("takes layers that are not one list of this layer")
+        return name
 
     def packed(self, op: PackedOp, given: dict[str, Any]) -> Any:
         """Note an op on packed bytes as the op on the weight that it stands for."""

@@ -31,6 +31,12 @@ ROWS: Rows = (
     ),
     ("matmul", "x:tensor y:tensor", "torch.matmul", "x @ y", "product"),
     (
+        "by_expert",
+        "layers:layers x:tensor ids:tensor",
+        "by_expert",
+        "each x through the layer of a list that its id names; only the chosen layers",
+    ),
+    (
         "expert_linear",
         _EXPERTS,
         "expert_linear",
