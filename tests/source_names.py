@@ -50,8 +50,8 @@ _OURS = frozenset(
     TernaryLinear BitLinear TernaryEmbedding TernaryConv2d PackedModule packed_zeros rotate_half
     rotary_frequencies bit_linear ternary_linear ternary_bit_linear ternary_matmul
     ternary_embedding ternary_conv1d ternary_conv2d dequantize ternary_shapes ternary_layouts
-    ternary_groups tpack NO_CACHE KeyValueCache NoCache causal_attention expert_linear
-    by_expert expert_matmul ternary_expert_linear ternary_expert_matmul layer extend length
+    ternary_groups tpack NO_CACHE KeyValueCache NoCache causal_attention expert_linear by_expert
+    expert_matmul ternary_expert_linear ternary_expert_matmul layer extend length
     """.split()  # noqa: SIM905
 )
 _PYTHON = frozenset(
@@ -73,7 +73,8 @@ _KEYWORDS = frozenset(
     align_corners antialias beta boundaries classes decimals descending direction equation
     factor grid ids include_self key keys lambd largest m mode n nan neginf output_padding
     padding_mode posinf query reduce right scale_factor sorted source src stable steps tensors
-    theta use_input_stats x1 x2 condition cache output_size ord
+    theta use_input_stats x1 x2 condition cache output_size ord batch_first bidirectional
+    has_biases num_layers state train weights layers hx params input
     """.split()  # noqa: SIM905
 )
 ALLOWED = _TORCH | _OURS | _PYTHON | _KEYWORDS

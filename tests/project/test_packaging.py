@@ -96,6 +96,8 @@ def test_what_needs_an_extra_names_it(extra, tmp_path):
     package, code = NEED[extra]
     for suffix in ("onnx", "h5"):
         (tmp_path / f"m.{suffix}").write_bytes(b"\0")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
     code = f"import sys; sys.modules[{package!r}] = None; {code}"
     arguments = [sys.executable, "-c", code]
     done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -81,7 +81,13 @@ ELSEWHERE = {
         "test_capture_caches.py",
     ),
     **dict.fromkeys(
-        ("expert_linear", "expert_matmul", "ternary_expert_linear", "ternary_expert_matmul"),
+        (
+            "by_expert",
+            "expert_linear",
+            "expert_matmul",
+            "ternary_expert_linear",
+            "ternary_expert_matmul",
+        ),
         "test_functional.py",
     ),
 }
