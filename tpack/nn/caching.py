@@ -113,8 +113,10 @@ def causal_attention(
         key, value: (batch, heads, tokens, width) of all tokens.
     """
     length, tokens = query.size(-2), key.size(-2)
-    mask = None
-    if 1 < length != tokens:
+    mask, alone = None, False
+    if length == tokens:
+        alone = True
+    elif length > 1:
         mask = torch.ones(length, tokens, dtype=torch.bool, device=query.device)
         mask = mask.tril(tokens - length)
     return F.scaled_dot_product_attention(
@@ -122,7 +124,7 @@ def causal_attention(
         key,
         value,
         attn_mask=mask,
-        is_causal=length == tokens,
+        is_causal=alone,
         scale=scale,
         enable_gqa=enable_gqa,
     )
