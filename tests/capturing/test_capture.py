@@ -103,18 +103,17 @@ def test_shapes_that_source_tells_are_those_of_the_values(family, monkeypatch):
         """Of BuiltModule, with every shape compared."""
         program = module._tpack_program
         layer = program.by_name[module._tpack_layer]
-        inputs, _, body = module._tpack_steps
+        inputs, _, owned, body = module._tpack_steps
         values = dict(zip(inputs, args, strict=False)) | kwargs
+        values |= {key: getattr(module, name) for key, name in owned}
         sizes: dict[str, int] = {}
         for param in layer.params:
             if param.is_input:
                 fits(values[param.name], param.sizes, sizes)
         for statement, (targets, step) in zip(lower(layer, program).body, body, strict=True):
-            value = step(module, values)
-            if isinstance(targets, str):
-                values[targets] = value
-            else:
-                values.update(zip(targets, value, strict=True))
+            value = values[targets] = step(values)
+            if not isinstance(targets, str):
+                value = tuple(values[target] for target in targets)
             told = [statement.sizes] if isinstance(statement, Assignment) else statement.sizes
             if any(told := told or ()):
                 for one, shape in zip(flat(value), told, strict=True):

@@ -10,7 +10,7 @@ from running import dequantized, readings
 from spatial_op_cases import CASES as SPATIAL
 
 from tpack import LayerDefError
-from tpack.build import op_function
+from tpack.build.steps import op_function
 from tpack.codegen import generate_pytorch_code
 from tpack.layerdef import (
     Assignment,

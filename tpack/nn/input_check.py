@@ -14,7 +14,7 @@ Sizes = tuple[int | str, ...]
 
 
 def check_sizes(
-    model: str, wanted: Mapping[str, Sizes], given: Mapping[str, Any]
+    model: str, wanted: Mapping[str, Sizes], given: Mapping[Any, Any]
 ) -> None:
     """Refuse an input of a size that the capture fixed at another one.
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpack.build import op_function
+from tpack.build.steps import op_function
 from tpack.capturing.aten import ATEN, Row
 from tpack.layerdef.ops import OPS, Op, PackedOp
 
