@@ -1,10 +1,11 @@
-"""Time a token of a captured Llama against the same through transformers, both with a cache.
+"""Time a token of a captured decoder against the same through transformers, both with a cache.
 
-`python tests/bench/bench_tokens.py [LAYERS]`
+`python tests/bench/bench_tokens.py [LAYERS] [FAMILY]`
 
-A Llama with random trits is written in bfloat16 and packed once, with its forward. `tpack.load`
-runs it by its LayerDefs, and transformers by its own code, with `tpack.hf`. Both continue the same
-prompt in one process, token by token in turn, and choose the same tokens.
+A Llama, or a mixture of experts (mixtral, qwen3_moe), with random trits is written in bfloat16
+and packed once, with its forward. `tpack.load` runs it by its LayerDefs, and transformers by its
+own code, with `tpack.hf`. Both continue the same prompt in one process, token by token in turn,
+and choose the same tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +26,34 @@ import tpack.hf
 from tpack.nn import KeyValueCache
 
 PROMPT, TOKENS = 64, 16
-bench_generate.SIZES |= {"hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 8}
+SIZES = bench_generate.SIZES | {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 8,
+}
+EXPERTS = {"hidden_size": 512, "num_experts_per_tok": 2, "vocab_size": 4096}
+#: By family: what its config has that differs.
+FAMILIES = {
+    "llama": {},
+    "mixtral": EXPERTS | {"intermediate_size": 1024, "num_local_experts": 8},
+    "qwen3_moe": EXPERTS | {"moe_intermediate_size": 512, "num_experts": 8, "head_dim": 64},
+}
+
+
+def make(folder: Path, family: str, layers: int) -> None:
+    """Write a model of a family in bfloat16: every matrix but embeddings and routers of trits."""
+    config = transformers.AutoConfig.for_model(
+        family, **SIZES | FAMILIES[family], num_hidden_layers=layers, dtype=torch.bfloat16
+    )
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "_proj" in name:
+                weight.copy_(torch.randint(-1, 2, weight.shape, dtype=torch.int8)).mul_(2.0**-5)
+            elif weight.dim() > 1:
+                weight.normal_(std=0.02)
+    model.save_pretrained(folder)
 
 
 def in_turn(captured: Any, model: Any) -> tuple[list[float], list[float]]:
@@ -50,9 +78,10 @@ def in_turn(captured: Any, model: Any) -> tuple[list[float], list[float]]:
 def main() -> None:
     """Make, convert, time in turns, print."""
     layers = int(sys.argv[1]) if len(sys.argv) > 1 else 30
+    family = sys.argv[2] if len(sys.argv) > 2 else "llama"
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         plain, packed = Path(folder, "plain"), Path(folder, "packed")
-        bench_generate.make(plain, layers)
+        make(plain, family, layers)
         tpack.convert(plain, packed, exact=True)
         transformers.utils.logging.disable_progress_bar()
         model = transformers.AutoModelForCausalLM.from_pretrained(packed, dtype=torch.bfloat16)
