@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tpack.nn
-from tpack.build.steps import RESULT, Values, compile_steps
+from tpack.build.steps import RESULT, Steps, Values, compile_steps
 from tpack.codec import Scale
 from tpack.dtypes import BY_NAME
 from tpack.layerdef import LayerDef, Lowered, Param, Program, as_program, lower
@@ -23,6 +23,9 @@ from tpack.layerdef.members import Member, Members, members_of
 from tpack.layerdef.nodes import NO_FORWARD
 from tpack.nn.input_check import check_sizes
 from tpack.nn.modules import PackedModule, packed_zeros, scale_ones
+
+#: By name of a layer: how it was lowered, and the closures of its forward.
+Compiled = dict[str, tuple[Lowered, Steps]]
 
 
 def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -> nn.Module:
@@ -36,7 +39,7 @@ def build_module(tree: LayerDef | Program, device: str | torch.device = "cpu") -
     """
     program = as_program(tree)
     with torch.device(device):
-        module = BuiltModule(program, program.root)
+        module = BuiltModule(program, program.root, {})
     return module.eval()
 
 
@@ -52,13 +55,20 @@ class BuiltModule(PackedModule):
     """A layer of a program as a module.
 
     Its own attributes start with ``_tpack``, which no name of a LayerDef does.
+
+    Args:
+        compiled: what was compiled so far. The copies of a layer run the same closures, which
+            then are in the caches of the processor.
     """
 
-    def __init__(self, program: Program, layer_name: str) -> None:
+    def __init__(self, program: Program, layer_name: str, compiled: Compiled) -> None:
         super().__init__()
         self._tpack_program = program
         self._tpack_layer = layer_name
-        lowered = lower(program.by_name[layer_name], program)
+        if layer_name not in compiled:
+            lowered = lower(program.by_name[layer_name], program)
+            compiled[layer_name] = lowered, compile_steps(lowered)
+        lowered, self._tpack_steps = compiled[layer_name]
         self.ternary_shapes = {}  # type: ignore[misc]
         self.ternary_layouts = {}  # type: ignore[misc]
         self.ternary_groups = {}  # type: ignore[misc]
@@ -67,10 +77,9 @@ class BuiltModule(PackedModule):
             _store(self, param, fill=float(param.name in ones))
         tree = members_of(lowered.children)
         for position, member in enumerate(tree.places):
-            self.add_module(str(position), _member(program, member))
+            self.add_module(str(position), _member(program, member, compiled))
         for name, member in tree.named.items():
-            self.add_module(name, _member(program, member))
-        self._tpack_steps = compile_steps(lowered)
+            self.add_module(name, _member(program, member, compiled))
         inputs = [p for p in program.by_name[layer_name].params if p.is_input and p.sizes]
         whole = layer_name == program.root
         self._tpack_sizes = {p.name: p.sizes for p in inputs if p.sizes} if whole else {}
@@ -164,23 +173,25 @@ def constant(param: Param) -> Tensor:
         return made.to(getattr(torch, param.dtype))
 
 
-def _member(program: Program, member: Member | None) -> nn.Module:
+def _member(program: Program, member: Member | None, compiled: Compiled) -> nn.Module:
     """Make the module of a member of a layer: a child, a list or dict of them, or a gap."""
     if member is None:
         return nn.Identity()
     if isinstance(member, Members):
         if named := member.named:
-            return nn.ModuleDict({name: _member(program, one) for name, one in named.items()})
-        return nn.ModuleList([_member(program, one) for one in member.places])
+            return nn.ModuleDict(
+                {name: _member(program, one, compiled) for name, one in named.items()}
+            )
+        return nn.ModuleList([_member(program, one, compiled) for one in member.places])
     if member.repeat is None:
-        return _child(program, member)
-    return nn.ModuleList([_child(program, member) for _ in range(member.repeat)])
+        return _child(program, member, compiled)
+    return nn.ModuleList([_child(program, member, compiled) for _ in range(member.repeat)])
 
 
-def _child(program: Program, param: Param) -> nn.Module:
+def _child(program: Program, param: Param, compiled: Compiled) -> nn.Module:
     row = BUILTIN.get(param.layer or "")
     if row is None:
-        return BuiltModule(program, param.layer or "")
+        return BuiltModule(program, param.layer or "", compiled)
     given = {
         name: getattr(torch, str(value)) if name.endswith("dtype") else value
         for name, value in param.args

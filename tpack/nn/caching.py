@@ -31,17 +31,22 @@ class KeyValueCache:
 
     def layer(self, index: int) -> KeyValueCache:
         """Return the cache of one layer."""
-        return self.layers.setdefault(index, KeyValueCache())
+        found = self.layers.get(index)
+        if found is None:
+            found = self.layers[index] = KeyValueCache()
+        return found
 
     def length(self) -> int:
         """Return how many tokens it holds."""
+        if not self.layers:
+            return self.filled
         lengths = {layer.length() for layer in self.layers.values()}
         if len(lengths) > 1:
             raise RuntimeError(
                 "the layers of a cache hold different numbers of tokens: a forward did "
                 "not finish. Make a new cache."
             )
-        return max(lengths, default=self.filled)
+        return lengths.pop()
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add the keys and values of new tokens; return those of all tokens, in order.
