@@ -50,7 +50,7 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[C
             os.fchmod(handle, mode)
             yield file
             file.check()
-            _publish(temporary, target, force=force)
+            publish(temporary, target, force=force)
         sync_folder(target.parent)
 
 
@@ -233,7 +233,12 @@ def _is_inside(target: Path, folder: Path) -> bool:
     return any(real(path) == meant for path in folder.rglob("*"))
 
 
-def _publish(temporary: Path, target: Path, *, force: bool) -> None:
+def publish(temporary: Path, target: Path, *, force: bool) -> None:
+    """Give a file on the same disk its name.
+
+    Raises:
+        ExistsError: there is one of that name, and ``force`` is not given.
+    """
     if force:
         temporary.replace(target)
         return

@@ -20,6 +20,7 @@ from tpack.conversion.captures import OWN_RULE, captured, captured_graph, own_pr
 from tpack.conversion.folder import Folder, convert_folder
 from tpack.conversion.outputs import Job, convert_file, unwritten
 from tpack.conversion.ranks import Ranks
+from tpack.conversion.restoring import restore
 from tpack.errors import LayerDefError, UsageError, locate
 from tpack.layerdef import LayerDef, Program
 from tpack.options import Options, Progress
@@ -117,6 +118,8 @@ def convert(
             place = stack.enter_context(remote_target(destination, force=force or dry_run))
         opened = stack.enter_context(open_source(source, options))
         target = _target(source, opened, place)
+        if opened.carried is not None:
+            return restore(opened, options, layerdef, target, *paths)
         if program is None and trace is None:
             trace = captured_graph(opened)
         if program is None:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tpack.codec import Scale, rows_and_columns, unpack
 from tpack.container import Origin
+from tpack.describing import Output
 from tpack.dtypes import BY_NAME, elements_of
 from tpack.errors import InputError
 from tpack.layerdef import Program, slots
@@ -239,6 +240,7 @@ class Source:
         origin: what is known of packed weights by the checkpoint that they were loaded from.
         graph: what the model computes, where the source says it and not as code of Python: an
             ``OnnxGraph``.
+        carried: the checkpoint that it was made from, whole, where it carries one.
         files: the files it reads, which an output must not replace.
         nbytes: size of the input, without what is left of it.
         path: of a file or folder; None for what is in memory.
@@ -267,6 +269,7 @@ class Source:
     program: Program | None = None
     origin: Origin = field(default_factory=Origin)
     graph: Any = None
+    carried: Output | None = None
     files: tuple[Path, ...] = ()
     nbytes: int = 0
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -22,7 +22,9 @@ from tpack.options import Reading
 from tpack.quantize import widen
 from tpack.sources import Source, open_source
 from tpack.sources.beside import listed, parts_of, unread
+from tpack.sources.carried import changed
 from tpack.verification.against import compare
+from tpack.verification.carried import carrying, compare_stored, other_checkpoint, written
 from tpack.verification.report import (
     Checks,
     Difference,
@@ -70,8 +72,35 @@ def verify(
             f"{spell(**chosen)} says how to read a source. Say which: {spell(against=...)}."
         )
     with ExitStack() as stack:
+        if (model := carrying(Path(path), stack)) is not None:
+            return _verify_carried(model, against, reading, stack)
         source = None if against is None else stack.enter_context(open_source(against, reading))
         return _verify_with_parts(Path(path), source)
+
+
+def _verify_carried(
+    model: Source, against: Any, reading: Reading, stack: ExitStack
+) -> VerificationReport:
+    """Check the checkpoint that a model carries, against another checkpoint or a source."""
+    assert model.carried is not None
+    lost = list(changed(model.carried))
+    file = stack.enter_context(Checkpoint(written(model, stack)))
+    report, checks = _verify(file)
+    report.file = model.label
+    for name in lost:
+        if name in checks:
+            checks[name].check("digest", False, _CHANGED)
+    other = other_checkpoint(against, stack)
+    if other is not None:
+        report.problems += compare_stored(file, other, checks)
+    elif against is not None:
+        source = stack.enter_context(open_source(against, reading))
+        report.problems += compare(file, source, checks)
+        report.warnings += source.warnings
+        report.notes += source.notes
+    report.tensors = [row.row() for row in checks.values()]
+    report.problems += problems(list(checks.values()))
+    return report
 
 
 def _verify_with_parts(path: Path, source: Source | None) -> VerificationReport:

@@ -18,6 +18,7 @@ from tpack.container.header import check_name
 from tpack.dtypes import BY_NAME
 from tpack.errors import InputError, UnsupportedError, locate
 from tpack.options import Reading
+from tpack.sources.carried import carried
 from tpack.sources.onnx_files.constants import numbers_in
 from tpack.sources.onnx_files.identifiers import as_paths
 from tpack.sources.onnx_files.model import OnnxModel, load_model
@@ -48,7 +49,10 @@ def open_onnx(path: Path, reading: Reading) -> Source:
         model = load_model(path)
         resources.callback(model.close)
         opened = OnnxGraph(model)
-        source = opened.source()
+        metadata = {entry.key: entry.value for entry in model.proto.metadata_props}
+        output = carried(metadata, opened.found)
+        source = opened.source() if output is None else opened.as_stored()
+        source.carried = output
         source.path = path
         source.resources = resources.pop_all()
         return source
@@ -139,6 +143,12 @@ class OnnxGraph:
             files=tuple(self.model.files),
             nbytes=sum(path.stat().st_size for path in self.model.files),
         )
+
+    def as_stored(self) -> Source:
+        """Return what is stored as a source, whatever its nodes make of it."""
+        size = sum(path.stat().st_size for path in self.model.files)
+        files = tuple(self.model.files)
+        return Source(str(self.model.path), self.found, files=files, nbytes=size)
 
     @property
     def opset(self) -> int:
