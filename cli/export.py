@@ -45,8 +45,8 @@ def export(
     """Write a checkpoint for another system.
 
     gguf is a file for llama.cpp, made of a GGUF file or of the folder of a model such as
-    Llama or BitNet. hf-bitnet is a folder for transformers. What the target cannot hold exactly
-    is refused, by name.
+    Llama or BitNet. hf-bitnet is a folder for transformers. onnx is a graph for ONNX Runtime,
+    of a model whose forward is known. What the target cannot hold exactly is refused, by name.
 
     \b
     Example:

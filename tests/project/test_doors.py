@@ -213,14 +213,14 @@ def test_a_target_is_a_row_and_a_function(trits_target, run, weight, tmp_path):
     assert [(row.name, row.exact, row.error) for row in report.tensors] == [("UP.WEIGHT", True, 0)]
     out, code = run("export", "--help")
     assert code == 0
-    assert "[hf-bitnet|gguf|names]" in out
+    assert "[hf-bitnet|gguf|onnx|names]" in out
     assert "--case [kept|upper]" in out
     given = ("export", tmp_path / "m", "--to", "names", "-o", tmp_path / "again.txt")
     assert run(*given, "--case", "upper", "--json")[1] == 0
     assert (tmp_path / "again.txt").read_text() == "UP.WEIGHT"
-    assert "[hf-bitnet|gguf|names]" in cli_reference()
-    wrong = refused(lambda: tpack.export(tmp_path / "m", "onnx", tmp_path / "m.onnx"))
-    assert wrong == "target 'onnx' is unknown, expected hf-bitnet, gguf or names."
+    assert "[hf-bitnet|gguf|onnx|names]" in cli_reference()
+    wrong = refused(lambda: tpack.export(tmp_path / "m", "coreml", tmp_path / "m.x"))
+    assert wrong == "target 'coreml' is unknown, expected hf-bitnet, gguf, onnx or names."
     wrong = refused(lambda: tpack.export(tmp_path / "m", "names", tmp_path / "m.txt", type="t"))
     assert wrong == "type is not an option of names, expected case."
     wrong = refused(lambda: tpack.export(tmp_path / "m", "names", tmp_path / "m.txt", case="x"))

@@ -38,6 +38,23 @@ class GgufOptions:
         check(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnnxOptions:
+    """The options of ``onnx``."""
+
+    form: str = option(
+        "exact",
+        "How packed layers compute.",
+        among={
+            "exact": Choice("exact", "in float32"),
+            "fast": Choice("fast", "activations may be rounded to eight bits in blocks"),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
 @dataclass(frozen=True)
 class Target(Choice):
     """A system that checkpoints are written for.
@@ -76,6 +93,13 @@ TARGETS = {
             ("tpack.exporting.gguf", "export_gguf"),
             GgufOptions,
         ),
+        Target(
+            "onnx",
+            "a graph on the packed weights, for ONNX Runtime",
+            "file",
+            ("tpack.exporting.onnx", "export_onnx"),
+            OnnxOptions,
+        ),
     )
 }
 
@@ -92,16 +116,19 @@ def export(
 
     Args:
         path: of a tpack file or folder.
-        to: the target: ``hf-bitnet`` or ``gguf``.
-        destination: a folder for ``hf-bitnet``, a file for ``gguf``.
+        to: the target: ``hf-bitnet``, ``gguf`` or ``onnx``.
+        destination: a folder for ``hf-bitnet``, a file for the others.
         force: replace an existing output.
         options: for ``gguf``: ``type`` of its blocks (``auto``, ``tq1_0``, ``tq2_0`` or
             ``q2_0``); ``allow_inexact`` rounds scales that float16 cannot hold, and writes weights
-            that fit into no blocks as floats.
+            that fit into no blocks as floats. For ``onnx``: ``form``, which is ``exact`` (float32)
+            or ``fast`` (ONNX Runtime may round activations to eight bits in blocks).
 
     Raises:
         UsageError: an unknown target, or an option that it does not have.
-        UnsupportedError: something that the target cannot hold exactly, by name.
+        UnsupportedError: something that the target cannot hold exactly, by name; for ``onnx`` an
+            op that it has no form for, or results that differ in ONNX Runtime.
+        LayerDefError: for ``onnx``, no complete program.
         InputError: a file of the folder is a link that leads out of it.
         TpackError: as ``Checkpoint``, ``new_file`` and ``new_folder``.
     """
