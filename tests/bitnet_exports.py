@@ -28,7 +28,7 @@ def folder_of(path, weights, config=None, **options):
         source / "model.safetensors",
     )
     (source / "config.json").write_text(json.dumps({"dtype": "float32"} | (config or {})))
-    tpack.convert(source, path / "packed", **options)
+    tpack.convert(source, path / "packed", **{"capture": False} | options)
     return path / "packed"
 
 

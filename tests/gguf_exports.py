@@ -53,7 +53,7 @@ def folder(tmp_path, weights=None, config=CONFIG, name="model", **files):
     for file, content in files.items():
         (source / file.replace("__", ".")).write_text(json.dumps(content))
     packed = tmp_path / f"{name}.tpack"
-    tpack.convert(source, packed)
+    tpack.convert(source, packed, capture=False)
     return packed
 
 

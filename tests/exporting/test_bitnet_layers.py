@@ -73,7 +73,7 @@ def test_a_model_whose_experts_are_not_packed(tmp_path):
             if name.endswith("_proj.weight"):
                 weight.copy_(torch.randint(-1, 2, weight.shape) * 0.125)
     save_plain(model, tmp_path / "hf")
-    tpack.convert(tmp_path / "hf", tmp_path / "packed", include=["*_proj.weight"])
+    tpack.convert(tmp_path / "hf", tmp_path / "packed", include=["*_proj.weight"], capture=False)
     with Checkpoint(tmp_path / "packed") as file:
         export_hf_bitnet(file, tmp_path / "out")
     loaded = hf_models.load(tmp_path / "out")

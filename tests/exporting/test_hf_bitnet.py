@@ -19,7 +19,7 @@ PROJ = "model.layers.0.mlp.up_proj"
 
 
 def export(source, folder, **options):
-    tpack.convert(source, folder / "packed", exact=True)
+    tpack.convert(source, folder / "packed", exact=True, capture=False)
     with Checkpoint(folder / "packed") as file:
         return export_hf_bitnet(file, folder / "out", **options)
 
@@ -140,7 +140,9 @@ def test_biases_are_divided_exactly_or_refused(tmp_path):
 def test_layers_that_are_not_packed(tmp_path):
     model = hf_models.make("Llama")
     save_plain(model, tmp_path / "hf")
-    tpack.convert(tmp_path / "hf", tmp_path / "packed", exclude=["*.1.*o_proj.weight"])
+    tpack.convert(
+        tmp_path / "hf", tmp_path / "packed", exclude=["*.1.*o_proj.weight"], capture=False
+    )
     with Checkpoint(tmp_path / "packed") as file:
         export_hf_bitnet(file, tmp_path / "out")
     plain = ["lm_head", "model.layers.1.self_attn.o_proj"]
@@ -155,7 +157,9 @@ def test_layers_that_are_not_packed(tmp_path):
 
 def test_a_tied_head_is_named_among_them(tmp_path):
     save_plain(hf_models.make("Llama", tie_word_embeddings=True), tmp_path / "hf")
-    tpack.convert(tmp_path / "hf", tmp_path / "packed", exclude=["*.1.*o_proj.weight"])
+    tpack.convert(
+        tmp_path / "hf", tmp_path / "packed", exclude=["*.1.*o_proj.weight"], capture=False
+    )
     with Checkpoint(tmp_path / "packed") as file:
         export_hf_bitnet(file, tmp_path / "out")
     plain = ["model.layers.1.self_attn.o_proj", "lm_head"]
@@ -198,7 +202,7 @@ def test_a_tied_head_of_another_name_stays_plain(tmp_path, family, sizes, kept):
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     del config["tie_word_embeddings"]  # as older versions write it, for true is the default
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    tpack.convert(tmp_path / "hf", tmp_path / "packed", exclude=[kept])
+    tpack.convert(tmp_path / "hf", tmp_path / "packed", exclude=[kept], capture=False)
     with Checkpoint(tmp_path / "packed") as file:
         report = export_hf_bitnet(file, tmp_path / "out")
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
@@ -216,7 +220,12 @@ def test_a_packed_head(tmp_path):
     with torch.no_grad():
         model.lm_head.weight.copy_(torch.randint(-1, 2, model.lm_head.weight.shape) * 0.5)
     save_plain(model, tmp_path / "hf")
-    tpack.convert(tmp_path / "hf", tmp_path / "packed", include=["*proj.weight", "lm_head.weight"])
+    tpack.convert(
+        tmp_path / "hf",
+        tmp_path / "packed",
+        include=["*proj.weight", "lm_head.weight"],
+        capture=False,
+    )
     with Checkpoint(tmp_path / "packed") as file:
         export_hf_bitnet(file, tmp_path / "out")
     assert settings(tmp_path / "out")["modules_to_not_convert"] == []
@@ -230,7 +239,7 @@ def test_a_packed_head(tmp_path):
 def test_shards(tmp_path, layout):
     model = hf_models.make("Llama")
     model.save_pretrained(tmp_path / "hf", max_shard_size="60kB")
-    tpack.convert(tmp_path / "hf", tmp_path / "packed", layout=layout)
+    tpack.convert(tmp_path / "hf", tmp_path / "packed", layout=layout, capture=False)
     with Checkpoint(tmp_path / "packed") as file:
         assert len(file.files) > 2
         report = export_hf_bitnet(file, tmp_path / "out")
@@ -327,7 +336,12 @@ def test_divisors_and_factors_in_one_model(tmp_path, scale, fits):
     state = load_file(tmp_path / "hf" / "model.safetensors")
     state["lm_head.weight"] = ternary(100, 64, scale)
     save_file(state, tmp_path / "hf" / "model.safetensors")
-    tpack.convert(tmp_path / "hf", tmp_path / "packed", include=["*proj.weight", "lm_head.weight"])
+    tpack.convert(
+        tmp_path / "hf",
+        tmp_path / "packed",
+        include=["*proj.weight", "lm_head.weight"],
+        capture=False,
+    )
     if fits:
         with Checkpoint(tmp_path / "packed") as file:
             export_hf_bitnet(file, tmp_path / "out")

@@ -112,7 +112,7 @@ def test_bitnet_that_was_packed_by_transformers(tmp_path, linear):
     config = json.loads((plain / "config.json").read_text())
     config |= {"quantization_config": settings}
     (plain / "config.json").write_text(json.dumps(config))
-    tpack.convert(plain, tmp_path / "packed", exact=True)
+    tpack.convert(plain, tmp_path / "packed", exact=True, capture=False)
     packed = load(tmp_path / "packed")
     assert type(packed.model.layers[0].mlp.up_proj) is BitLinear
     with torch.compiler.set_stance("force_eager"):
@@ -153,7 +153,7 @@ def test_load_codegen_and_transformers_give_the_same_numbers(tmp_path, kind, dty
     config = json.loads((plain / "config.json").read_text())
     config |= {"quantization_config": settings}
     (plain / "config.json").write_text(json.dumps(config))
-    tpack.convert(plain, packed)
+    tpack.convert(plain, packed, capture=False)
     loaded, generated, live = tpack.load(packed), from_folder(packed), load(packed, dtype=dtype)
     inputs = {}
 

@@ -186,7 +186,7 @@ def packed_folder(tmp_path):
     (source / "2_Dense").mkdir()
     save_file({"linear.weight": trits[0]}, source / "2_Dense" / "model.safetensors")
     (source / "2_Dense" / "config.json").write_text('{"in_features": 64}')
-    tpack.convert(source, tmp_path / "packed")
+    tpack.convert(source, tmp_path / "packed", capture=False)
     return source, tmp_path / "packed"
 
 
@@ -214,7 +214,7 @@ def test_a_folder_gives_the_folder_back(packed_folder, tmp_path):
 def test_an_unpacked_folder_packs_to_the_same_weights(packed_folder, tmp_path):
     _, packed = packed_folder
     unpack_folder(packed, tmp_path / "plain")
-    tpack.convert(tmp_path / "plain", tmp_path / "again", exact=True)
+    tpack.convert(tmp_path / "plain", tmp_path / "again", exact=True, capture=False)
     assert tpack.diff(packed, tmp_path / "again").equal
 
 
@@ -267,7 +267,7 @@ def test_a_folder_of_bitnet_unpacks_to_a_plain_model(tmp_path, linear_class):
     """transformers would read its floats as packed bytes, or round them a second time."""
     packed, plain = tmp_path / "packed", tmp_path / "plain"
     hf_models.save_packed(hf_models.make("BitNet"), tmp_path / "source", linear_class)
-    tpack.convert(tmp_path / "source", packed)
+    tpack.convert(tmp_path / "source", packed, capture=False)
     done = CliRunner().invoke(cli, ["unpack", str(packed), "-o", str(plain)])
     assert "note: the layers of the source round their inputs to int8" in done.stderr
     assert "quantization_config" not in json.loads((plain / "config.json").read_text())
@@ -283,12 +283,12 @@ def test_floats_that_a_model_rounds_as_it_runs_are_not_rounded_twice(tmp_path):
     config = json.loads((tmp_path / "source" / "config.json").read_text())
     config["quantization_config"] = settings | {"quantization_mode": "online"}
     (tmp_path / "source" / "config.json").write_text(json.dumps(config))
-    tpack.convert(tmp_path / "source", tmp_path / "packed")
+    tpack.convert(tmp_path / "source", tmp_path / "packed", capture=False)
     unpack_folder(tmp_path / "packed", tmp_path / "plain")
     assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
     config["quantization_config"]["use_rms_norm"] = True
     (tmp_path / "source" / "config.json").write_text(json.dumps(config))
-    tpack.convert(tmp_path / "source", tmp_path / "packed", force=True)
+    tpack.convert(tmp_path / "source", tmp_path / "packed", force=True, capture=False)
     with pytest.raises(UnsupportedError, match="use_rms_norm"):
         unpack_folder(tmp_path / "packed", tmp_path / "normed")
 
@@ -312,7 +312,7 @@ def test_the_config_says_how_weights_are_packed_only_where_some_still_are(tmp_pa
     save_file(state, source / "model.safetensors")
     config = {"quantization_config": method | {"config_groups": {"group_0": group}}}
     (source / "config.json").write_text(json.dumps(config))
-    tpack.convert(source, tmp_path / "packed")
+    tpack.convert(source, tmp_path / "packed", capture=False)
     unpack_folder(tmp_path / "packed", tmp_path / "plain")
     weight = load_file(tmp_path / "plain/model.safetensors")["up.weight"]
     assert weight.tolist() == [[0.5, -0.5, 0.0, 0.5], [0.5, 0.0, 0.0, -0.5]]

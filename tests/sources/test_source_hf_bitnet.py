@@ -269,7 +269,7 @@ def test_rows_that_do_not_fill_a_byte_are_refused():
 def test_a_folder_of_the_library(tmp_path, family, linear_class):
     model = hf_models.make(family, torch.bfloat16)
     hf_models.save_packed(model, tmp_path / "hf", linear_class)
-    report = tpack.convert(tmp_path / "hf", tmp_path / "out", exact=True)
+    report = tpack.convert(tmp_path / "hf", tmp_path / "out", exact=True, capture=False)
     assert [row.action for row in report.tensors].count("packed") == 14
     assert tpack.verify(tmp_path / "out", tmp_path / "hf").ok
     plain = tpack.unpack(tmp_path / "out")
@@ -288,6 +288,6 @@ def test_a_damaged_folder_leaves_nothing(tmp_path):
     state["model.layers.1.mlp.down_proj.weight"][3, 3] = 0xFF
     save_file(state, tmp_path / "hf" / "model.safetensors")
     with pytest.raises(InputError, match="code 3 at row 3, column 3") as caught:
-        tpack.convert(tmp_path / "hf", tmp_path / "out")
+        tpack.convert(tmp_path / "hf", tmp_path / "out", capture=False)
     assert caught.value.tensor == "model.layers.1.mlp.down_proj.weight"
     assert not (tmp_path / "out").exists()
