@@ -137,6 +137,7 @@ def test_verify_proves_the_weights(perceptron, form):
     assert report.lossless
     assert {row.name for row in report.tensors} == {"up.weight", "up.bias", "down.weight"}
     assert tpack.verify(reports[form].output).ok
+    assert tpack.verify(path, against=reports[form].output).lossless
 
 
 def changed(path, target, name, change):
@@ -174,8 +175,10 @@ def test_another_checkpoint_is_told(perceptron, tmp_path):
     tpack.convert(
         model, tmp_path / "o.safetensors", example_args=example, dynamic_shapes=({0: Dim("rows")},)
     )
-    report = tpack.verify(reports["exact"].output, against=tmp_path / "o.safetensors")
-    assert "bytes of the checkpoint" in report.problems[0]
+    model, other = reports["exact"].output, tmp_path / "o.safetensors"
+    for report in (tpack.verify(model, against=other), tpack.verify(other, against=model)):
+        assert "bytes of the checkpoint" in report.problems[0]
+        assert not report.ok
 
 
 def test_a_model_without_one_of_its_tensors_is_refused(perceptron, tmp_path):

@@ -75,6 +75,11 @@ def verify(
         if (model := carrying(Path(path), stack)) is not None:
             return _verify_carried(model, against, reading, stack)
         source = None if against is None else stack.enter_context(open_source(against, reading))
+        if source is not None and source.carried is not None:
+            with Checkpoint(path) as file, Checkpoint(written(source, stack)) as other:
+                report, checks = _verify(file)
+                report.problems += compare_stored(file, other, checks)
+                return _told(report, checks)
         return _verify_with_parts(Path(path), source)
 
 
@@ -98,6 +103,11 @@ def _verify_carried(
         report.problems += compare(file, source, checks)
         report.warnings += source.warnings
         report.notes += source.notes
+    return _told(report, checks)
+
+
+def _told(report: VerificationReport, checks: Mapping[str, Checks]) -> VerificationReport:
+    """Complete a report with the checks of each tensor."""
     report.tensors = [row.row() for row in checks.values()]
     report.problems += problems(list(checks.values()))
     return report
@@ -112,8 +122,7 @@ def _verify_with_parts(path: Path, source: Source | None) -> VerificationReport:
                 report.problems += compare(file, source, checks)
             report.warnings += source.warnings
             report.notes += source.notes
-        report.tensors = [row.row() for row in checks.values()]
-        report.problems += problems(list(checks.values()))
+        _told(report, checks)
     there = parts_of(path)
     if path.is_dir():
         read = [*(part.path for part in file.files), *(path / place for place in there)]
@@ -134,10 +143,7 @@ def _verify_with_parts(path: Path, source: Source | None) -> VerificationReport:
 
 def verify_file(file: Checkpoint) -> VerificationReport:
     """Check the data of a checkpoint that is open: every byte of it is read."""
-    report, checks = _verify(file)
-    report.tensors = [row.row() for row in checks.values()]
-    report.problems += problems(list(checks.values()))
-    return report
+    return _told(*_verify(file))
 
 
 def _verify(file: Checkpoint) -> tuple[VerificationReport, dict[str, Checks]]:

@@ -59,11 +59,13 @@ def compare_stored(file: Checkpoint, other: Checkpoint, checks: Mapping[str, Che
             row.equals = SOURCE
     here, there = file.document, other.document
     more = sorted({*there.tensors, *there.kept} - checks.keys())
-    found = [f"tensor {name!r} of the checkpoint is not in the model." for name in more]
+    found = [
+        f"tensor {name!r} is only in the checkpoint that it is compared with." for name in more
+    ]
     if here.program != there.program:
-        found.append("the LayerDefs in the model are not those of the checkpoint.")
+        found.append(f"the LayerDefs are not those of {compared}.")
     if here.aliases != there.aliases:
-        found.append("the model has other shared names than the checkpoint.")
+        found.append(f"the shared names are not those of {compared}.")
     return found
 
 
