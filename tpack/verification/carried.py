@@ -59,9 +59,8 @@ def compare_stored(file: Checkpoint, other: Checkpoint, checks: Mapping[str, Che
             row.equals = SOURCE
     here, there = file.document, other.document
     more = sorted({*there.tensors, *there.kept} - checks.keys())
-    found = [
-        f"tensor {name!r} is only in the checkpoint that it is compared with." for name in more
-    ]
+    compared = "the checkpoint that it is compared with"
+    found = [f"tensor {name!r} is only in {compared}." for name in more]
     if here.program != there.program:
         found.append(f"the LayerDefs are not those of {compared}.")
     if here.aliases != there.aliases:
