@@ -181,6 +181,16 @@ def test_another_checkpoint_is_told(perceptron, tmp_path):
         assert not report.ok
 
 
+def test_a_checkpoint_with_more_in_it_is_told(perceptron, tmp_path):
+    _, reports = perceptron
+    larger = Perceptron()
+    larger.down = nn.Linear(33, 5)
+    tpack.convert(fill(larger), tmp_path / "o.safetensors", example_args=(torch.randn(2, 70),))
+    told = tpack.verify(reports["exact"].output, against=tmp_path / "o.safetensors").problems
+    assert any("'down.bias' is only in the checkpoint" in problem for problem in told)
+    assert any(problem.startswith("the LayerDefs are not those") for problem in told)
+
+
 def test_a_model_without_one_of_its_tensors_is_refused(perceptron, tmp_path):
     _, reports = perceptron
     model = onnx.load(reports["exact"].output)
