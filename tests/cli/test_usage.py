@@ -45,11 +45,11 @@ WRONG = {
         "Did you mean row?"
     ),
     "convert a.pt --keep-dtype f64": "--keep-dtype 'f64' is unknown, expected f32, f16 or bf16.",
-    "export a.tpack -o x": f"--to is missing, expected hf-bitnet or gguf. {EXPORT}",
+    "export a.tpack -o x": f"--to is missing, expected hf-bitnet, gguf or onnx. {EXPORT}",
     "export a.tpack --to gguf": f"--output is missing, expected PATH. {EXPORT}",
     "export a.tpack --to gguf -o": "-o has no value, expected PATH. See 'tpack export --help'.",
     "export a.tpack --to ggfu -o x": (
-        "--to 'ggfu' is unknown, expected hf-bitnet or gguf. Did you mean gguf?"
+        "--to 'ggfu' is unknown, expected hf-bitnet, gguf or onnx. Did you mean gguf?"
     ),
     "export a.tpack --to gguf -o x --type tq2": (
         "--type 'tq2' is unknown, expected auto, tq2_0, tq1_0 or q2_0. Did you mean tq2_0?"

@@ -144,7 +144,7 @@ def test_it_never_overwrites(tmp_path):
 @pytest.mark.parametrize(
     ("to", "options"),
     [
-        ("onnx", {}),
+        ("coreml", {}),
         ("gguf", {"type": "q4_k"}),
         ("hf-bitnet", {"type": "tq2_0"}),
         ("hf-bitnet", {"allow_inexact": True}),

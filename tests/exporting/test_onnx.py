@@ -248,7 +248,7 @@ def test_a_checkpoint_that_knows_no_order_of_calls_is_refused(tmp_path):
 
 def test_another_suffix_is_refused(perceptron, tmp_path):
     path, _ = perceptron
-    with pytest.raises(UnsupportedError, match=r"expected \.onnx"):
+    with pytest.raises(UsageError, match=r"expected \.onnx"):
         tpack.export(path, "onnx", tmp_path / "model.bin")
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tpack.container import Checkpoint
 from tpack.container.atomic import check_not_input, check_target
-from tpack.errors import LayerDefError, UnsupportedError, locate
+from tpack.errors import LayerDefError, UnsupportedError, UsageError, locate
 from tpack.exporting.report import ExportReport
 
 #: What has to be installed.
@@ -38,6 +38,7 @@ def export_onnx(
         form: ``exact`` computes in float32; ``fast`` lets activations be rounded to eight bits.
 
     Raises:
+        UsageError: a destination with another suffix.
         LayerDefError: no complete program.
         UnsupportedError: an op that torch.onnx has no form for; a package that is missing or too
             old; results that ONNX Runtime computes differently.
@@ -46,8 +47,8 @@ def export_onnx(
     target = Path(destination)
     check_not_input(target, checkpoint.path)
     if target.suffix.lower() != ".onnx":
-        raise UnsupportedError(
-            f"has suffix {target.suffix!r}, expected .onnx.", file=os.fspath(destination)
+        raise UsageError(
+            f"output {os.fspath(destination)!r} has suffix {target.suffix!r}, expected .onnx."
         )
     for path in (target, target.with_name(f"{target.name}.data")):
         check_target(path, force=force)
