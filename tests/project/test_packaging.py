@@ -247,7 +247,13 @@ def test_release_notes_of_this_changelog(tmp_path):
 # ---- what is built
 
 
-UNTRACKED = (".*", "build", "dist", "*.egg-info", "__pycache__", "*.so")
+UNTRACKED = (".*", "dist", "*.egg-info", "__pycache__", "*.so")
+
+
+def _untracked(folder, names):
+    """Return what of a folder is not in the repository; tpack/build is."""
+    found = shutil.ignore_patterns(*UNTRACKED)(folder, names)
+    return found | {"build"} if Path(folder) == ROOT else found
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +261,7 @@ def built(tmp_path_factory):
     """The wheel, made from the sdist, the sdist, and the tree that this was made from."""
     folder = tmp_path_factory.mktemp("packaging")
     # in a copy: an earlier list of files in an egg-info would be added to the sdist
-    shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(*UNTRACKED))
+    shutil.copytree(ROOT, folder / "tree", ignore=_untracked)
     for hidden in (".ci", ".github"):
         shutil.copytree(ROOT / hidden, folder / "tree" / hidden)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, folder / "tree")
