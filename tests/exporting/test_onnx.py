@@ -326,3 +326,19 @@ def test_embeddings_convolutions_and_half_precision(tmp_path, dtype):
     assert stored["norm.weight"] == halves[dtype]
     tpack.convert(tmp_path / "m.onnx", tmp_path / "back.safetensors")
     assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_weights_in_layout_t5(tmp_path):
+    path, example = tmp_path / "m.safetensors", (torch.randn(2, 70),)
+    shapes = ({0: Dim("rows")},)
+    tpack.convert(
+        fill(Perceptron()), path, example_args=example, dynamic_shapes=shapes, layout="t5"
+    )
+    report = tpack.export(path, "onnx", tmp_path / "m.onnx")
+    tpack.convert(report.output, tmp_path / "back.safetensors")
+    assert (tmp_path / "back.safetensors").read_bytes() == path.read_bytes()
+    swapped = tmp_path / "swapped.onnx"
+    changed(report.output, swapped, "up.weight_packed", lambda data: data[::-1])
+    assert "'up.weight'" in tpack.verify(swapped).problems[0]
+    with pytest.raises(FormatError, match="digest"):
+        tpack.convert(swapped, tmp_path / "again.safetensors")

@@ -33,6 +33,7 @@ __all__ = [
     "LAYOUTS",
     "Layout",
     "Scale",
+    "canonical",
     "check_trits",
     "layout_named",
     "pack",
@@ -158,6 +159,19 @@ def unpack(packed: Bytes, columns: int, layout: str = "t2") -> Trits:
         raise illegal_byte(int(packed[index]), index, layout)
     codes = kind.decode(packed)[..., :columns]
     return codes.astype(np.int8) - np.int8(1)
+
+
+def canonical(packed: Bytes, columns: int, layout: str) -> Bytes:
+    """Return rows in layout t2, whatever theirs; digests of weights are those of such rows.
+
+    Args:
+        packed: uint8 (rows, bytes); bytes that no encoder writes give something.
+        columns: trits in a row.
+    """
+    if layout == "t2":
+        return packed
+    codes = layout_named(layout).decode(packed)[..., :columns]
+    return pack(codes.astype(np.int8) - np.int8(1))
 
 
 def illegal_byte(value: int, index: tuple[int, ...], layout: str) -> NotTernaryError:

@@ -5,12 +5,12 @@ Its description is in the model's metadata, its tensors have the same names and 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
-from tpack.codec import LAYOUTS, pack
+from tpack.codec import canonical
 from tpack.container import Document, Piece, digest
 from tpack.container.document import MAX_NESTING, parse_document
 from tpack.container.header import lay_out
@@ -81,23 +81,22 @@ def changed(output: Output) -> Iterator[str]:
     wanted = dict(output.document.kept)
     for name, entry in described.items():
         wanted |= {f"{name}_packed": entry.sha256, f"{name}_scale": entry.scale_sha256}
+    packed = {f"{name}_packed": entry for name, entry in described.items()}
     for piece in output.pieces:
-        name = piece.name.removesuffix("_packed")
-        packed = piece.name != name and name in described
-        layout = described[name].layout if packed else "t2"
-        columns = described[name].columns if packed else 0
-        found = digest(piece.chunks()) if layout == "t2" else _canonical(piece, layout, columns)
+        chunks = piece.chunks()
+        if of := packed.get(piece.name):
+            rows = (canonical(each, of.columns, of.layout) for each in _rows(piece))
+            chunks = (memoryview(each) for each in rows)
+        found = digest(chunks)
         if found != wanted[piece.name]:
             yield piece.name
 
 
-def _canonical(piece: Piece, layout: str, columns: int) -> str:
-    """Return the digest of packed rows as layout t2 has them."""
-    decode, rest, state = LAYOUTS[layout].decode, b"", hashlib.sha256()
-    width = piece.shape[-1]
+def _rows(piece: Piece) -> Iterator[npt.NDArray[np.uint8]]:
+    """Yield the packed rows of a tensor."""
+    rest, width = b"", piece.shape[-1]
     for chunk in piece.chunks():
         data = rest + bytes(chunk)
         whole = len(data) // width * width
-        rows, rest = np.frombuffer(data[:whole], np.uint8).reshape(-1, width), data[whole:]
-        state.update(pack(decode(rows)[:, :columns].astype(np.int8) - np.int8(1)))
-    return state.hexdigest()
+        yield np.frombuffer(data[:whole], np.uint8).reshape(-1, width)
+        rest = data[whole:]

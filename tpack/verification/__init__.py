@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tpack.codec import LAYOUTS, pack
+from tpack.codec import LAYOUTS, canonical
 from tpack.container import Checkpoint, TernaryEntry, digest
 from tpack.errors import UsageError, locate
 from tpack.options import Reading
@@ -175,11 +175,8 @@ def _check_ternary(file: Checkpoint, name: str, entry: TernaryEntry) -> Checks:
         decoded = layout.decode(packed[:, -1:])
         spare = entry.columns - layout.per_byte * (packed.shape[1] - 1)
         padding = padding and bool((decoded[:, spare:] == 1).all())
-        if layout.name == "t2":
-            state.update(packed)
-        elif codes:
-            columns = layout.decode(packed)[:, : entry.columns]
-            state.update(pack(columns.astype(np.int8) - np.int8(1)))
+        if codes or entry.layout == "t2":
+            state.update(canonical(packed, entry.columns, entry.layout))
     scale, dtype, _ = file.scale(name)
     finite = bool(np.isfinite(widen(scale, dtype)).all())
     checks = Checks(name)
