@@ -81,12 +81,8 @@ def load(
         UnsupportedError: a weight does not divide evenly.
     """
     with Checkpoint(path) as file, locate(file=path):
-        if verify and not (report := verify_file(file)).ok:
-            raise FormatError(
-                f"is damaged: {report.problems[0]} {plural(len(report.problems), 'problem')} in "
-                f"all: {spell_call('verify')} shows them. Get the file again.",
-                rule="R17",
-            )
+        if verify:
+            check_whole(file)
         program = file.document.program
         if program is None:
             raise LayerDefError(
@@ -119,6 +115,21 @@ def load(
         return module.to(device)
     except (RuntimeError, AssertionError) as error:  # torch raises either for a missing device
         raise UsageError(f"load: device {str(device)!r} cannot be used: {error}.") from error
+
+
+def check_whole(file: Checkpoint) -> None:
+    """Read every byte of a checkpoint, and refuse one that was changed.
+
+    Raises:
+        FormatError: with the first problem of ``tpack.verify``.
+    """
+    report = verify_file(file)
+    if not report.ok:
+        raise FormatError(
+            f"is damaged: {report.problems[0]} {plural(len(report.problems), 'problem')} in "
+            f"all: {spell_call('verify')} shows them. Get the file again.",
+            rule="R17",
+        )
 
 
 def map_tensors(

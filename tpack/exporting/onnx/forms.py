@@ -39,12 +39,10 @@ class Form:
     """One way of computing packed layers.
 
     Attributes:
-        name: as users give it.
         fast: whether activations may be rounded to eight bits, block by block.
         counts: how many layers were written with each kind of node.
     """
 
-    name: str
     fast: bool = False
     counts: dict[str, int] = field(default_factory=dict, compare=False)
 
@@ -69,16 +67,12 @@ class Form:
 
 def translations() -> dict[Any, Callable[..., Any]]:
     """Return what torch.onnx writes for each operator of ``torch.ops.tpack``: one node."""
-    rows = {
-        "linear": ("x", "packed", "scale", "bias"),
-        "bit_linear": ("x", "packed", "scale", "bias"),
+    ops, rows = torch.ops.tpack, ("x", "packed", "scale", "bias")
+    return {
+        ops.linear.default: _rows(_standing_for("linear", rows)),
+        ops.bit_linear.default: _rows(_standing_for("bit_linear", rows)),
+        ops.matmul.default: _matmul(_standing_for("matmul", rows[:3])),
     }
-    found = {}
-    for name, inputs in (rows | {"matmul": ("x", "packed", "scale")}).items():
-        op = _standing_for(name, inputs)
-        overload = getattr(torch.ops.tpack, name).default
-        found[overload] = _matmul(op) if name == "matmul" else _rows(op)
-    return found
 
 
 def _rows(op: Any) -> Callable[..., Any]:

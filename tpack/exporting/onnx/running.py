@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
@@ -19,10 +19,8 @@ from tpack.exporting.onnx.signature import Signature, tensors_of
 from tpack.layerdef import slots
 from tpack.nn import KeyValueCache
 
-Arrays = list[npt.NDArray[Any]]
-
 #: The largest difference that a form may have, as a part of the largest result.
-BOUNDS = {False: 1e-5, True: 0.25}
+EXACT, FAST = 1e-5, 0.25
 #: Results of programs that round as they run jump where a sum is near to a tie. They may differ by
 #: this many times what a change of weights in their last place makes.
 _JUMPS = 8
@@ -65,7 +63,7 @@ def compare(path: Path, module: nn.Module, signature: Signature, form: Form) -> 
             feeds = _feeds(signature, sizes, limits)
             found.append(_compare(session, module, signature, feeds))
     worst = max(found, key=lambda one: one.relative)
-    bound = BOUNDS[form.fast]
+    bound = FAST if form.fast else EXACT
     if worst.relative > bound and not form.fast:
         with torch.no_grad():
             bound = max(bound, _JUMPS * _noise(module, signature, limits))
@@ -83,8 +81,6 @@ def compare(path: Path, module: nn.Module, signature: Signature, form: Form) -> 
 
 
 def _session(path: Path) -> Any:
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()

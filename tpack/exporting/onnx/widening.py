@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from tpack.build import build_module
-from tpack.checkpoint import map_tensors
-from tpack.container import Checkpoint
 from tpack.layerdef import (
     Assignment,
     Expression,
@@ -61,11 +59,6 @@ def _expression(node: Expression) -> Expression:
     if isinstance(node, Literal):
         return Literal(_wide(node.value))
     return with_parts(node, _expression)
-
-
-def stored_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return every tensor of a checkpoint by name, as views of its mapped bytes."""
-    return dict(map_tensors(checkpoint))
 
 
 def wide_module(program: Program, tensors: dict[str, Tensor], *, values: bool) -> nn.Module:

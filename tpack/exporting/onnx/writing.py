@@ -11,6 +11,7 @@ import onnxruntime
 from onnxscript import ir
 
 import tpack
+from tpack.checkpoint import check_whole, map_tensors
 from tpack.container import Checkpoint, new_file
 from tpack.container.atomic import publish, storage_errors, sync_folder
 from tpack.container.header import lay_out
@@ -20,19 +21,21 @@ from tpack.exporting.onnx.running import Comparison, compare
 from tpack.exporting.onnx.signature import signature_of
 from tpack.exporting.onnx.tracing import trace
 from tpack.exporting.onnx.weights import use_stored
-from tpack.exporting.onnx.widening import stored_tensors, wide_module, widened
+from tpack.exporting.onnx.widening import wide_module, widened
 from tpack.exporting.report import ExportedTensor, ExportReport
+from tpack.sources.carried import DESCRIPTION, METADATA
 from tpack.text import listed
 
 
 def write(checkpoint: Checkpoint, target: Path, *, force: bool, form: str) -> ExportReport:
     """Write a model and its weights; see ``export_onnx``."""
     assert checkpoint.document.program is not None
+    check_whole(checkpoint)
     program = widened(checkpoint.document.program)
-    tensors = stored_tensors(checkpoint)
+    tensors = dict(map_tensors(checkpoint))
     module = wide_module(program, tensors, values=False)
     signature = signature_of(module)
-    chosen = Form(form, fast=form == "fast")
+    chosen = Form(fast=form == "fast")
     model = trace(module, signature, chosen)
     data = f"{target.name}.data"
     weights = Weights(checkpoint, data)
@@ -71,8 +74,8 @@ def _description(checkpoint: Checkpoint) -> dict[str, str]:
     entries = lay_out((one.name, one.dtype, one.shape) for one in checkpoint.entries.values())
     document = checkpoint.document
     more = {key: checkpoint.metadata[key] for key in document.metadata}
-    found = {"tpack": document.to_json(entries)}
-    return found | ({"tpack.metadata": json.dumps(more, sort_keys=True)} if more else {})
+    found = {DESCRIPTION: document.to_json(entries)}
+    return found | ({METADATA: json.dumps(more, sort_keys=True)} if more else {})
 
 
 def _rows(checkpoint: Checkpoint) -> Iterator[ExportedTensor]:
