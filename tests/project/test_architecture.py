@@ -91,6 +91,23 @@ def test_every_module_has_its_place():
     assert {name.split(".")[0] for name in MODULES} - FACADE == set(RANK)
 
 
+def test_no_rule_of_gitignore_hides_a_module():
+    """A folder named as a rule names it would be left out of commits, and work only here."""
+    repository = Path(__file__).parents[2]
+    if not (repository / ".git").exists():
+        pytest.skip("not a clone: an archive has no ignored files")
+    listing = ["git", "ls-files", "--others", "--ignored", "--exclude-standard"]
+    done = subprocess.run(
+        [*listing, "--", "tpack/*.py", "cli/*.py", "tests/*.py"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines() == []
+
+
 def test_the_manual_has_these_floors():
     page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (.*?) \|", page, re.MULTILINE)
